@@ -1,0 +1,12 @@
+"""Lightning callbacks: thin adapters of the core to a Trainer, one class per file.
+
+The folder stands at the root of the repository and installs as ``lightning_stable.callbacks``.
+"""
+
+if __name__ != "lightning_stable.callbacks":
+    # Under the bare name every class would exist a second time and isinstance checks between the copies would fail.
+    raise ImportError(f"Import this package as `lightning_stable.callbacks`. Got `{__name__}`.")
+
+from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+
+__all__ = ["StabilityProjectionCallback"]

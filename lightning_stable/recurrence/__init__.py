@@ -1,0 +1,24 @@
+"""Recurrences: directed recurrent layers seen as state maps, one adapter per cell family."""
+
+from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, Recurrence
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.registry import (
+    find_recurrences,
+    is_recurrent,
+    recurrences_of,
+    register_recurrence,
+    register_recurrence_factory,
+)
+
+__all__ = [
+    "Budget",
+    "Contraction",
+    "GatedRecurrence",
+    "Interval",
+    "Recurrence",
+    "find_recurrences",
+    "is_recurrent",
+    "recurrences_of",
+    "register_recurrence",
+    "register_recurrence_factory",
+]

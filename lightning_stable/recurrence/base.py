@@ -1,0 +1,228 @@
+"""The contract: one directed recurrent layer seen as a state map ``h_t = phi(h_{t-1}, x_t)``.
+
+Everything that differs between cells lives behind this contract, in one adapter per cell family. A subclass of
+:class:`Recurrence` is all a new cell needs; :class:`GatedRecurrence` adds what the sharper projections use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable.recurrence.intervals import Interval
+
+State = tuple[Tensor, ...]
+Weights = Mapping[str, Tensor]
+
+
+class Contraction(NamedTuple):
+    """A bound on the Lipschitz constant of a state map, and the norm in which it holds.
+
+    The norm of a state difference ``(d_1, d_2, ...)`` is ``max_p || d_p / scales_p ||_order`` over the parts of the
+    state (``h`` alone, or ``h`` and ``c``); ``order`` is 1, 2 or infinity.
+    """
+
+    rate: Tensor
+    scales: tuple[Tensor, ...]
+    order: float = torch.inf
+
+    def distance(self, state: State, other: State) -> Tensor:
+        """Distance of two states, shape ``(...)`` for states of shape ``(..., size)``."""
+        parts = [
+            torch.linalg.vector_norm((a - b) / scale.to(a), ord=self.order, dim=-1)
+            for a, b, scale in zip(state, other, self.scales, strict=True)
+        ]
+        return torch.stack(parts).amax(0)
+
+
+class Recurrence(ABC):
+    """One directed recurrent layer of a module.
+
+    Args:
+        module: The module that owns the weights. They are looked up by name at every use, so moving or casting the
+            module is seen here.
+        name: Qualified name of this recurrence, for example ``core.l0_reverse``; the cell's name if empty.
+        module_name: Qualified name of the module, ``core``; by default ``name``.
+        layer: Depth inside the module, from 0.
+        direction: ``"forward"`` or ``"backward"``.
+        suffix: Suffix of the parameter names, ``_l0_reverse`` for instance.
+        input_dropout: Probability with which the *module itself* drops entries of this layer's input in training.
+
+    A subclass names its parameters in ``roles``, which of them carry the state in ``recurrent_roles``, its
+    certificates in ``norms`` (the default first), and implements :meth:`step` and :meth:`contraction`.
+    """
+
+    cell: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]] = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    recurrent_roles: ClassVar[tuple[str, ...]] = ("weight_hh",)
+    norms: ClassVar[tuple[str, ...]] = ("row",)
+    methods: ClassVar[tuple[str, ...]] = ("rescale",)
+    needs_drive: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str = "",
+        module_name: str | None = None,
+        layer: int = 0,
+        direction: str = "forward",
+        suffix: str = "",
+        input_dropout: float = 0.0,
+    ) -> None:
+        self.module = module
+        self.name = name or self.cell
+        self.module_name = name if module_name is None else module_name
+        self.layer = layer
+        self.direction = direction
+        self.suffix = suffix
+        self.input_dropout = input_dropout
+
+    # ----------------------------------------------------------------- weights
+    def parameter_names(self) -> dict[str, str]:
+        """Role to attribute name, for the parameters this module has (``bias=False`` leaves some out)."""
+        names = {role: role + self.suffix for role in self.roles}
+        return {role: name for role, name in names.items() if getattr(self.module, name, None) is not None}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The stored parameters by role."""
+        return {role: getattr(self.module, name) for role, name in self.parameter_names().items()}
+
+    def weights(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Detached copies of the parameters by role (never views: they may be changed freely)."""
+        return {role: value.detach().to(dtype, copy=True) for role, value in self.parameters().items()}
+
+    @property
+    def projected_roles(self) -> tuple[str, ...]:
+        """Roles a projection may change."""
+        return self.recurrent_roles
+
+    def leading_rows(self) -> slice:
+        """Rows of ``weight_ih`` whose drive matters most; the fast projection leaves the others unbounded."""
+        return slice(None)
+
+    def recurrent_blocks(self, weights: Weights) -> dict[str, Tensor]:
+        """The recurrent weights by gate name, as views; a single block named ``h`` for cells without gates."""
+        return {"h": weights["weight_hh"]}
+
+    @property
+    def input_size(self) -> int:
+        """Number of input features of this layer."""
+        return int(self.parameters()["weight_ih"].shape[1])
+
+    # --------------------------------------------------------------- state map
+    @abstractmethod
+    def step(self, inputs: Tensor, state: State) -> State:
+        """One application of the state map: ``(..., input_size)`` and a state to the next state."""
+
+    @abstractmethod
+    def initial_state(self, inputs: Tensor) -> State:
+        """The zero state for inputs of shape ``(..., input_size)``."""
+
+    def output(self, state: State) -> Tensor:
+        """What the layer hands to the next one."""
+        return state[0]
+
+    def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
+        """Bound on every output entry, shape ``(output_size,)``, or None if the cell is unbounded."""
+        return None
+
+    # ------------------------------------------------------------- certificate
+    @abstractmethod
+    def contraction(
+        self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
+    ) -> Contraction:
+        """Contraction rate of the state map, valid for every admissible state and input.
+
+        Args:
+            weights: Weights by role, in the dtype to compute in.
+            drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each; None when nothing is known
+                about the inputs.
+            norm: One of ``norms``.
+            state_bound: Admissible states have entries of at most this size (1 covers every zero-started run).
+        """
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Linear conditions ``sum_q coefficients[q] * size_q <= budget`` on the gates' recurrent sizes that imply a rate.
+
+    The sizes are row l1 norms, with one condition per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral
+    norms, with a single condition (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the
+    budget was made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen
+    conditions meet the true ones.
+    """
+
+    coefficients: Tensor
+    limit: Tensor
+
+
+class GatedRecurrence(Recurrence):
+    """A recurrence whose state is kept by a leak gate (LSTM's forget, GRU's update gate).
+
+    Rows of ``weight_ih`` and ``weight_hh`` are stacked by gate in the order of ``gates``. Row ``j`` of gate ``q``
+    has l1 norm ``n_qj``; a certificate in a weighted maximum norm is a condition on these row norms.
+    """
+
+    gates: ClassVar[tuple[str, ...]]
+    leak: ClassVar[str]
+    default_gate_bound: ClassVar[float]
+    norms: ClassVar[tuple[str, ...]] = ("row", "tight", "l2")
+    methods: ClassVar[tuple[str, ...]] = ("shares", "euclidean", "rescale")
+
+    @property
+    def projected_roles(self) -> tuple[str, ...]:
+        """The recurrent weights, and for the leak gate also input weights and biases."""
+        return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+    def leading_rows(self) -> slice:
+        """The rows of the leak gate: the other gates are bounded by 1 whatever drives them."""
+        index, units = self.gates.index(self.leak), self.parameters()["weight_ih"].shape[0] // len(self.gates)
+        return slice(index * units, (index + 1) * units)
+
+    def recurrent_matrix(self, weights: Weights) -> Tensor:
+        """The matrix from the certificate's state to the gates, shape ``(gates * units, units)``."""
+        return weights["weight_hh"]
+
+    def recurrent_blocks(self, weights: Weights) -> dict[str, Tensor]:
+        """The stored recurrent rows by gate name."""
+        return dict(zip(self.gates, weights["weight_hh"].chunk(len(self.gates)), strict=True))
+
+    def row_norms(self, weights: Weights) -> Tensor:
+        """``n_qj``, shape ``(gates, units)``."""
+        return self.recurrent_matrix(weights).abs().sum(1).view(len(self.gates), -1)
+
+    def bias(self, weights: Weights) -> Tensor:
+        """``bias_ih + bias_hh`` or zeros, shape ``(gates * units,)``."""
+        if "bias_ih" in weights:
+            return weights["bias_ih"] + weights["bias_hh"]
+        return torch.zeros_like(weights["weight_hh"][:, 0])
+
+    def pre_activation(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[Interval, ...]:
+        """Intervals of the pre-activations, one per gate, for states of at most ``state_bound``."""
+        reach = self.row_norms(weights).flatten() * state_bound
+        return drive.shift(self.bias(weights)).widen(reach).chunk(len(self.gates))
+
+    def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
+        """Largest value of the leak gate, shape ``(units,)``."""
+        return torch.sigmoid(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high)
+
+    @abstractmethod
+    def budget(
+        self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
+    ) -> Budget:
+        """Conditions that imply ``rate``, with the leak gate lowered to ``leak_bound`` as a gate step will do.
+
+        Args:
+            weights: Weights by role.
+            drive: Interval of ``weight_ih @ x``.
+            rate: Target in (0, 1), above ``leak_bound``.
+            norm: ``"l2"`` for conditions on spectral norms; row conditions otherwise.
+            state_bound: As in :meth:`contraction`.
+            leak_bound: Upper bound on the leak gate.
+        """

@@ -1,0 +1,69 @@
+"""Intervals of gate pre-activations, and what sigmoid and tanh can do on them.
+
+Everything a certificate knows about the inputs enters through the interval of ``weight_ih @ x`` per gate row.
+All functions are elementwise and work in the dtype they are given.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """Elementwise bounds ``low <= value <= high``, both of one shape."""
+
+    low: Tensor
+    high: Tensor
+
+    def shift(self, offset: Tensor) -> Interval:
+        """Move the interval by ``offset``."""
+        return Interval(self.low + offset, self.high + offset)
+
+    def widen(self, radius: Tensor) -> Interval:
+        """Add ``[-radius, radius]``."""
+        return Interval(self.low - radius, self.high + radius)
+
+    def chunk(self, parts: int) -> tuple[Interval, ...]:
+        """Split along the first dimension into equal parts, one per gate."""
+        return tuple(
+            Interval(low, high) for low, high in zip(self.low.chunk(parts), self.high.chunk(parts), strict=True)
+        )
+
+    def times(self, other: Interval) -> Interval:
+        """The interval of all products: its ends are among the four products of the ends."""
+        corners = torch.stack(
+            (self.low * other.low, self.low * other.high, self.high * other.low, self.high * other.high)
+        )
+        return Interval(corners.amin(0), corners.amax(0))
+
+    @property
+    def magnitude(self) -> Tensor:
+        """The largest absolute value."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    @property
+    def distance_to_zero(self) -> Tensor:
+        """The smallest absolute value (0 when the interval contains 0)."""
+        return torch.maximum(self.low, -self.high).clamp(min=0)
+
+
+# Slopes are written as products of sigmoids: 1 - tanh(x)^2 and s(1 - s) cancel to 0 far from the origin,
+# and a slope bound rounded down to 0 would be a false promise.
+def sigmoid_slope(pre: Interval) -> Tensor:
+    """Largest derivative of the sigmoid on the interval, at most 1/4."""
+    nearest = pre.distance_to_zero
+    return torch.sigmoid(nearest) * torch.sigmoid(-nearest)
+
+
+def tanh_slope(pre: Interval) -> Tensor:
+    """Largest derivative of tanh on the interval, at most 1."""
+    nearest = 2 * pre.distance_to_zero
+    return 4 * torch.sigmoid(nearest) * torch.sigmoid(-nearest)
+
+
+def tanh_magnitude(pre: Interval) -> Tensor:
+    """Largest ``|tanh|`` on the interval, at most 1."""
+    return torch.tanh(pre.magnitude)

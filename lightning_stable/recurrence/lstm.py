@@ -1,0 +1,245 @@
+"""``nn.LSTM`` (with or without ``proj_size``) and ``nn.LSTMCell``.
+
+State ``(h, c)``; ``c' = f c + i g`` and ``h' = o tanh(c')``. With gate maxima ``i, f, o``, ``g = max |tanh|`` and
+slope bounds ``s`` on the admissible box, and ``C = i g / (1 - f)`` the box of ``c``, the rows of the Jacobian obey::
+
+    |dc'_j| <= f_j |dc_j| + b_j |dh|        b_j = C_j s_f n_fj + i_j s_g n_gj + g_j s_i n_ij
+    |dh'_j| <= o_j |dc'_j| + e_j |dh|       e_j = tanh(C_j) s_o n_oj
+
+where ``n_qj`` is the l1 norm of row ``j`` of gate ``q``. The state map contracts at ``rate`` in a weighted maximum
+norm as soon as, for every unit, ``e_j + o_j b_j rate / (rate - f_j) <= rate``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable import linalg
+from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, State, Weights
+from lightning_stable.recurrence.intervals import Interval, sigmoid_slope, tanh_magnitude, tanh_slope
+
+# A unit whose cell does not see h at all would need an infinite weight on c; this floor under b keeps it finite.
+_COUPLING_FLOOR = 1e-9
+_TIGHT_ITERATIONS = 60
+
+
+class _Bounds(NamedTuple):
+    """Per-unit bounds, each of shape ``(units,)``."""
+
+    i: Tensor
+    f: Tensor
+    g: Tensor
+    o: Tensor
+    keep: Tensor  # 1 - f, computed without cancellation
+    slope_i: Tensor
+    slope_f: Tensor
+    slope_g: Tensor
+    slope_o: Tensor
+    cell: Tensor  # C, the box of c
+    tanh_cell: Tensor
+
+
+class LSTMRecurrence(GatedRecurrence):
+    """Adapter for LSTM recurrences.
+
+    Norms: ``row`` (formula above, solved for the rate per unit), ``tight`` (nonlinear Perron iteration that uses
+    ``tanh' = 1 - tanh^2``), ``l2`` (spectral norms), ``miller-hardt`` (the paper's conditions, Proposition 2).
+    With ``proj_size`` the certificate's state is ``(m, c)`` with ``h = W_hr m``.
+    """
+
+    cell = "lstm"
+    roles = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    gates = ("i", "f", "g", "o")
+    leak = "f"
+    default_gate_bound: ClassVar[float] = 0.8
+    norms = ("row", "tight", "l2", "miller-hardt")
+    methods = ("shares", "euclidean", "rescale", "miller-hardt")
+
+    # --------------------------------------------------------------- state map
+    def step(self, inputs: Tensor, state: State) -> State:
+        """``(h, c)`` to the next ``(h, c)``; torch's gate order i, f, g, o."""
+        p = self.parameters()
+        pre = torch.nn.functional.linear(inputs, p["weight_ih"], p.get("bias_ih"))
+        pre = pre + torch.nn.functional.linear(state[0], p["weight_hh"], p.get("bias_hh"))
+        i, f, g, o = pre.chunk(4, dim=-1)
+        cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        hidden = torch.sigmoid(o) * torch.tanh(cell)
+        if "weight_hr" in p:
+            hidden = torch.nn.functional.linear(hidden, p["weight_hr"])
+        return hidden, cell
+
+    def initial_state(self, inputs: Tensor) -> State:
+        """Zeros of shapes ``(..., output_size)`` and ``(..., hidden_size)``."""
+        rows, columns = self.parameters()["weight_hh"].shape
+        return inputs.new_zeros(*inputs.shape[:-1], columns), inputs.new_zeros(*inputs.shape[:-1], rows // 4)
+
+    def recurrent_matrix(self, weights: Weights) -> Tensor:
+        """``W_hh``, or the exact product ``W_hh W_hr`` with ``proj_size``."""
+        hidden = weights["weight_hh"]
+        return hidden @ weights["weight_hr"] if "weight_hr" in weights else hidden
+
+    def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor:
+        """``|h| = |o tanh(c)| <= 1`` whatever the input; times ``|W_hr|`` with ``proj_size``."""
+        if "weight_hr" in weights:
+            return weights["weight_hr"].abs().sum(1) * state_bound
+        return torch.full_like(weights["weight_hh"][0], state_bound)
+
+    # ------------------------------------------------------------- certificate
+    def _bounds(
+        self, weights: Weights, drive: Interval, state_bound: float, leak_bound: float | None = None
+    ) -> _Bounds:
+        i, f, g, o = self.pre_activation(weights, drive, state_bound)
+        forget, keep = torch.sigmoid(f.high), torch.sigmoid(-f.high)
+        slope_f = sigmoid_slope(f)
+        if leak_bound is not None:
+            slope_f = torch.where(forget > leak_bound, 0.25, slope_f)
+            forget, keep = forget.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
+        input_gate, candidate = torch.sigmoid(i.high), tanh_magnitude(g)
+        cell = input_gate * candidate / keep
+        if state_bound > 1:  # a user's c_0 of that size starts inside the box too
+            cell = cell.clamp(min=state_bound)
+        return _Bounds(
+            i=input_gate,
+            f=forget,
+            g=candidate,
+            o=torch.sigmoid(o.high),
+            keep=keep,
+            slope_i=sigmoid_slope(i),
+            slope_f=slope_f,
+            slope_g=tanh_slope(g),
+            slope_o=sigmoid_slope(o),
+            cell=cell,
+            tanh_cell=torch.tanh(cell),
+        )
+
+    def contraction(
+        self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
+    ) -> Contraction:
+        """See the class; infinite when nothing is known about the inputs."""
+        norm = norm or self.norms[0]
+        if norm not in self.norms:
+            raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {norm!r}.")
+        matrix = self.recurrent_matrix(weights)
+        one = torch.ones_like(matrix[0])
+        if drive is None:
+            return Contraction(torch.full_like(one[0], torch.inf), (one, one))
+        bounds = self._bounds(weights, drive, state_bound)
+        norms = self.row_norms(weights)
+        if norm == "tight":
+            result = self._tight(matrix, bounds, self._row(norms, bounds))
+        elif norm == "l2":
+            result = self._l2(matrix, bounds)
+        elif norm == "miller-hardt":
+            result = self._miller_hardt(norms, bounds)
+        else:
+            result = self._row(norms, bounds)
+        return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
+
+    @staticmethod
+    def _coupling(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
+        """``b`` and ``e`` of the module docstring from row norms of shape ``(4, units)``."""
+        n_i, n_f, n_g, n_o = norms
+        b = bounds.cell * bounds.slope_f * n_f + bounds.i * bounds.slope_g * n_g + bounds.g * bounds.slope_i * n_i
+        return b.clamp(min=_COUPLING_FLOOR), bounds.tanh_cell * bounds.slope_o * n_o
+
+    def _row(self, norms: Tensor, bounds: _Bounds) -> Contraction:
+        b, e = self._coupling(norms, bounds)
+        rate = _joint_rate(bounds.f, b, bounds.o, e).amax()
+        return Contraction(rate, (torch.ones_like(b), _cell_scale(rate, bounds, b, e)))
+
+    def _tight(self, matrix: Tensor, bounds: _Bounds, start: Contraction) -> Contraction:
+        w_i, w_f, w_g, w_o = matrix.abs().chunk(4)
+
+        def comparison(hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+            cell_out = bounds.f * cell + bounds.cell * bounds.slope_f * (w_f @ hidden)
+            cell_out = cell_out + _saturating(
+                bounds.i * bounds.slope_g * (w_g @ hidden), bounds.slope_i * (w_i @ hidden), bounds.g
+            )
+            return _saturating(bounds.o * cell_out, bounds.slope_o * (w_o @ hidden), bounds.tanh_cell), cell_out
+
+        current = torch.cat(start.scales)
+        best, best_rate = current, start.rate
+        for _ in range(_TIGHT_ITERATIONS):
+            image = torch.cat(comparison(*current.chunk(2)))
+            rate = (image / current).amax()
+            best, best_rate = torch.where(rate < best_rate, current, best), torch.minimum(rate, best_rate)
+            current = 0.5 * (current + image / rate) + linalg.PERRON_FLOOR * current.amax()
+        return Contraction(best_rate, tuple(best.chunk(2)))
+
+    @staticmethod
+    def _l2(matrix: Tensor, bounds: _Bounds) -> Contraction:
+        w_i, w_f, w_g, w_o = matrix.chunk(4)
+
+        def gain(scale: Tensor, block: Tensor) -> Tensor:
+            return linalg.spectral_norm(scale[:, None] * block)
+
+        b = gain(bounds.cell * bounds.slope_f, w_f) + gain(bounds.i * bounds.slope_g, w_g)
+        b = (b + gain(bounds.g * bounds.slope_i, w_i)).clamp(min=_COUPLING_FLOOR)
+        e = gain(bounds.tanh_cell * bounds.slope_o, w_o)
+        f, o = bounds.f.amax(), bounds.o.amax()
+        rate = _joint_rate(f, b, o, e)
+        one = torch.ones_like(bounds.f)
+        worst = bounds._replace(f=f, o=o)
+        return Contraction(rate, (one, one * _cell_scale(rate, worst, b, e)), order=2)
+
+    def _miller_hardt(self, norms: Tensor, bounds: _Bounds) -> Contraction:
+        """Proposition 2: its explicit rate if its conditions hold, else infinity."""
+        f, keep = bounds.f.amax(), bounds.keep.amin()
+        b, e = self._coupling(norms, bounds)
+        holds = (norms < miller_hardt_radii(keep)[:, None]).all() & (f < 1) & (bounds.cell <= 1 / keep).all()
+        rate = torch.where(holds, (1 + (1 - f * keep).sqrt()) / 2, torch.inf)
+        return Contraction(rate, (torch.ones_like(b), _cell_scale(rate.clamp(max=1), bounds, b, e)))
+
+    def budget(
+        self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
+    ) -> Budget:
+        """``sum_q a_q n_q <= rate`` with ``a_o = tanh(C) s_o`` and the others multiplied by ``o rate/(rate - f)``."""
+        bounds = self._bounds(weights, drive, state_bound, leak_bound)
+        if norm == "l2":
+            bounds = _Bounds(*(bound.amax(0, keepdim=True) for bound in bounds))
+        loop = bounds.o * rate / (rate - bounds.f)
+        coefficients = torch.stack(
+            (
+                loop * bounds.g * bounds.slope_i,
+                loop * bounds.cell * bounds.slope_f,
+                loop * bounds.i * bounds.slope_g,
+                bounds.tanh_cell * bounds.slope_o,
+            )
+        )
+        return Budget(coefficients, (rate - _COUPLING_FLOOR * loop).clamp(min=0))
+
+
+def miller_hardt_radii(keep: Tensor) -> Tensor:
+    """Largest row l1 norms of i, f, g, o in Miller & Hardt's Proposition 2, for ``keep = 1 - f``; shape ``(4,)``."""
+    return torch.stack((keep, keep.square(), keep / 4, keep))
+
+
+def miller_hardt_forget_bound(rate: float) -> float:
+    """The largest forget bound ``f <= 1/2..1`` whose Miller-Hardt rate ``(1 + sqrt(1 - f (1 - f))) / 2`` is ``rate``.
+
+    Rates below 0.933 are out of its reach; the bound that comes nearest, 1/2, is returned then.
+    """
+    product = 1 - (2 * rate - 1) ** 2
+    return 0.5 * (1 + math.sqrt(max(0.0, 1 - 4 * product)))
+
+
+def _joint_rate(f: Tensor, b: Tensor, o: Tensor, e: Tensor) -> Tensor:
+    """Spectral radius of ``[[f, b], [o f, o b + e]]``, elementwise."""
+    trace = f + o * b + e
+    return (trace + (trace.square() - 4 * f * e).clamp(min=0).sqrt()) / 2
+
+
+def _cell_scale(rate: Tensor, bounds: _Bounds, b: Tensor, e: Tensor) -> Tensor:
+    """The largest weight ``w`` on ``|dc|`` with ``f w + b <= rate w`` and ``o (f w + b) + e <= rate``."""
+    largest = ((rate - e) / bounds.o - b) / bounds.f
+    return largest.maximum(b / (rate - bounds.f).clamp(min=1e-30)).clamp(min=1e-12)
+
+
+def _saturating(slope_part: Tensor, value_part: Tensor, bound: Tensor) -> Tensor:
+    """``max over 0 <= u <= bound of (1 - u^2) P + u Q``: tanh cannot be steep and large at once."""
+    vertex = (value_part / (2 * slope_part).clamp(min=torch.finfo(slope_part.dtype).tiny)).minimum(bound)
+    return (1 - vertex.square()) * slope_part + vertex * value_part

@@ -1,0 +1,86 @@
+"""``nn.RNN`` and ``nn.RNNCell``: ``h' = phi(W h + U x + b)`` with ``phi`` = tanh or relu.
+
+Both nonlinearities are 1-Lipschitz and act entry by entry, so every norm of ``W`` that is monotone under them is a
+contraction rate, for all states and all inputs (Miller & Hardt, Stable Recurrent Models, section 2).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_stable import linalg
+from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
+from lightning_stable.recurrence.intervals import Interval, tanh_magnitude
+
+
+class RNNRecurrence(Recurrence):
+    """Adapter for tanh and relu recurrences.
+
+    Norms: ``l2`` (largest singular value), ``linf`` and ``l1`` (largest row and column sum), ``perron`` (maximum
+    norm with the best positive weights), ``diagonal`` (Euclidean norm with the best positive weights).
+    """
+
+    cell = "rnn"
+    norms: ClassVar[tuple[str, ...]] = ("l2", "linf", "l1", "perron", "diagonal")
+    methods: ClassVar[tuple[str, ...]] = ("euclidean", "rescale")
+    needs_drive = False
+
+    @property
+    def nonlinearity(self) -> str:
+        """``"tanh"`` or ``"relu"``."""
+        return str(self.module.nonlinearity)
+
+    def step(self, inputs: Tensor, state: State) -> State:
+        """``(h,) -> (phi(W h + U x + b),)``."""
+        p = self.parameters()
+        pre = torch.nn.functional.linear(inputs, p["weight_ih"], p.get("bias_ih"))
+        pre = pre + torch.nn.functional.linear(state[0], p["weight_hh"], p.get("bias_hh"))
+        return (torch.tanh(pre) if self.nonlinearity == "tanh" else torch.relu(pre),)
+
+    def initial_state(self, inputs: Tensor) -> State:
+        """Zeros of shape ``(..., hidden_size)``."""
+        return (inputs.new_zeros(*inputs.shape[:-1], self.parameters()["weight_hh"].shape[1]),)
+
+    def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
+        """1 for tanh (less where the drive is small); relu is bounded by ``beta / (1 - rate)`` in the sup norm."""
+        hidden = weights["weight_hh"]
+        bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else torch.zeros_like(hidden[:, 0])
+        if self.nonlinearity == "tanh":
+            one = torch.ones_like(bias)
+            if drive is None:
+                return one
+            return tanh_magnitude(drive.shift(bias).widen(hidden.abs().sum(1) * state_bound))
+        if drive is None:
+            return None
+        # ||h'||_2 <= ||W||_2 ||h||_2 + beta bounds zero-started runs, and every entry is at most the norm.
+        rate = linalg.spectral_norm(hidden)
+        beta = drive.shift(bias).high.clamp(min=0).norm()
+        start = state_bound * hidden.shape[1] ** 0.5
+        bound = torch.where(rate < 1, beta / (1 - rate).clamp(min=1e-30), torch.inf).clamp(min=start)
+        return bound.expand_as(bias)
+
+    def contraction(
+        self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
+    ) -> Contraction:
+        """The chosen norm of ``W``; ``drive`` and ``state_bound`` are not needed."""
+        hidden = weights["weight_hh"]
+        one = torch.ones_like(hidden[0])
+        match norm or self.norms[0]:
+            case "l2":
+                result = Contraction(linalg.spectral_norm(hidden), (one,), order=2)
+            case "linf":
+                result = Contraction(linalg.row_norm(hidden), (one,))
+            case "l1":
+                result = Contraction(linalg.column_norm(hidden), (one,), order=1)
+            case "perron":
+                scale = linalg.perron_weights(hidden)
+                result = Contraction(linalg.weighted_row_norm(hidden, scale), (scale,))
+            case "diagonal":
+                scale = linalg.diagonal_weights(hidden)
+                result = Contraction(linalg.diagonal_norm(hidden, scale), (1 / scale,), order=2)
+            case unknown:
+                raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {unknown!r}.")
+        return result._replace(rate=result.rate * linalg.inflation(hidden.shape[1]))

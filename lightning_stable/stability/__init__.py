@@ -1,0 +1,33 @@
+"""Stability: certificates, input sets, set projections, and :func:`project_`."""
+
+from lightning_stable.stability.certify import certify
+from lightning_stable.stability.input_sets import (
+    ActiveEntries,
+    Box,
+    FiniteSet,
+    InputSet,
+    L2Ball,
+    LayerNormOutput,
+    Recorded,
+    SupNorm,
+)
+from lightning_stable.stability.monitor import record_inputs
+from lightning_stable.stability.project import Constraint, project_
+from lightning_stable.stability.report import LayerCertificate, StabilityReport
+
+__all__ = [
+    "ActiveEntries",
+    "Box",
+    "Constraint",
+    "FiniteSet",
+    "InputSet",
+    "L2Ball",
+    "LayerCertificate",
+    "LayerNormOutput",
+    "Recorded",
+    "StabilityReport",
+    "SupNorm",
+    "certify",
+    "project_",
+    "record_inputs",
+]

@@ -1,0 +1,153 @@
+"""Certify a model: the contraction rate of every recurrence, in float64, from the weights as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_stable.recurrence.base import Recurrence, Weights
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.stability.input_sets import InputSet
+from lightning_stable.stability.inputs import LayerInputs, Sources, drive_of, leading_drive_of, resolve_sources
+from lightning_stable.stability.report import LayerCertificate, StabilityReport
+
+
+@torch.no_grad()
+def certify(
+    module: nn.Module,
+    *,
+    input_bound: Any = None,
+    norm: str | None = None,
+    state_bound: float = 1.0,
+    modules: str | Iterable[str] | None = None,
+) -> StabilityReport:
+    """Certify the contraction rate of every recurrence in a module.
+
+    A layer with rate ``r`` maps any two admissible states, given the same input, to states whose distance is at most
+    ``r`` times as large (:meth:`LayerCertificate.distance`). Admissible are all inputs of the layer's input set and
+    all states a run from zero can reach, enlarged to ``|h| <= state_bound``; nn.RNN needs no restriction at all. The
+    claim is about the stored weights in exact arithmetic; layers with dropout between them are certified for
+    training mode while ``module.training`` is set, which covers evaluation.
+
+    Args:
+        module: Any module; recurrences are found at any depth.
+        input_bound: A number (``|x_k| <= B``), an input set (``ActiveEntries(8)``, ``L2Ball(3.0)``, ...), a mapping
+            from names of recurrent modules or layers to those, or None: use what follows from the model itself
+            (embedding tables, LayerNorm, clamps, bounded layers below).
+        norm: Certificate to use, the cell's default if None. RNN: ``l2``, ``linf``, ``l1``, ``perron``,
+            ``diagonal``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
+        state_bound: At least 1; larger if runs start from a user's ``h_0`` or ``c_0`` of that size.
+        modules: Shell-style patterns of the names of the recurrent modules to certify; None takes all.
+
+    Returns:
+        The report. A gated recurrence whose inputs are unknown has an infinite rate and the guarantee ``"none"``.
+
+    Raises:
+        ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
+    """
+    recurrences = find_recurrences(module, modules)
+    return certify_recurrences(recurrences, resolve_sources(module, recurrences, input_bound), norm, state_bound)
+
+
+@torch.no_grad()
+def certify_recurrences(
+    recurrences: Sequence[Recurrence],
+    sources: Sources,
+    norm: str | None = None,
+    state_bound: float = 1.0,
+    *,
+    training: bool | None = None,
+    leading_only: bool = False,
+) -> StabilityReport:
+    """:func:`certify` for recurrences whose input sets are known already.
+
+    Args:
+        recurrences: In the order of :func:`find_recurrences`.
+        sources: Their input sets.
+        norm: As in :func:`certify`.
+        state_bound: As in :func:`certify`.
+        training: Whether dropout between layers is active; None asks each module.
+        leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
+    """
+    check_state_bound(state_bound)
+    check_finite(recurrences)
+    layers, certificates = LayerInputs(sources, state_bound, training), []
+    for recurrence in recurrences:
+        inputs, weights = layers.input_set(recurrence), recurrence.weights()
+        drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(inputs, weights)
+        certificates.append(
+            _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
+        )
+        layers.record(recurrence, weights, inputs, drive)
+    return StabilityReport(tuple(certificates))
+
+
+def _certify_layer(
+    recurrence: Recurrence,
+    weights: Weights,
+    inputs: InputSet | None,
+    drive: Interval | None,
+    norm: str,
+    state_bound: float,
+) -> LayerCertificate:
+    contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
+    rate = contraction.rate.item()
+    if not rate < float("inf"):
+        guarantee = "none"
+    elif recurrence.needs_drive and inputs is not None:
+        guarantee = inputs.guarantee
+    else:
+        guarantee = "guaranteed"
+    return LayerCertificate(
+        name=recurrence.name,
+        layer=recurrence.layer,
+        direction=recurrence.direction,
+        cell=recurrence.cell,
+        rate=rate,
+        norm=norm,
+        input_bound=inputs.describe() if inputs is not None and recurrence.needs_drive else None,
+        guarantee=guarantee,
+        recurrent_norm={gate: block.norm().item() for gate, block in recurrence.recurrent_blocks(weights).items()},
+        contraction=contraction,
+    )
+
+
+def check_norm(recurrence: Recurrence, norm: str | None) -> str:
+    """The norm, or the cell's default.
+
+    Raises:
+        ValueError: If the cell has no such certificate.
+    """
+    if norm is None:
+        return recurrence.norms[0]
+    if norm not in recurrence.norms:
+        raise ValueError(
+            f"`norm` must be one of {recurrence.norms} for the {recurrence.cell} recurrence {recurrence.name!r}. "
+            f"Got {norm!r}."
+        )
+    return norm
+
+
+def check_state_bound(state_bound: float) -> None:
+    """Raise ValueError unless the bound is finite and at least 1."""
+    if not 1 <= state_bound < float("inf"):
+        raise ValueError(
+            f"`state_bound` must be finite and at least 1 (zero-started states reach 1). Got {state_bound!r}."
+        )
+
+
+def check_finite(recurrences: Sequence[Recurrence]) -> None:
+    """Raise ValueError naming the first parameter with NaN or infinite entries (one host read for all)."""
+    named = [(r, role, value.detach()) for r in recurrences for role, value in r.parameters().items()]
+    finite = torch.stack([torch.isfinite(value).all().to(named[0][2].device) for _, _, value in named])
+    if not finite.all():
+        recurrence, role, _ = named[int(finite.to(torch.uint8).argmin())]
+        prefix = f"{recurrence.module_name}." if recurrence.module_name else ""
+        raise ValueError(
+            f"Recurrent weights must be finite. Got NaN or Inf in '{prefix}{recurrence.parameter_names()[role]}'; "
+            "all weights were left as they are. Lower the learning rate or clip gradients."
+        )

@@ -1,0 +1,269 @@
+"""What is known about the inputs of a recurrence: sets, each of which can bound ``W @ x`` over all its members.
+
+Certificates of gated cells depend on their inputs. The sharper the set, the more recurrence a certified cell can
+keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key between 0 and 1'.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.intervals import Interval
+
+
+class InputSet(ABC):
+    """A set of admissible inputs ``x`` of shape ``(features,)``.
+
+    ``guarantee`` says what a certificate built on it is worth: ``"guaranteed"``, or ``"data"`` when the set was
+    only observed.
+    """
+
+    guarantee: str = "guaranteed"
+
+    @abstractmethod
+    def drive(self, weight: Tensor) -> Interval:
+        """Interval of ``weight @ x`` over the set.
+
+        Args:
+            weight: Shape ``(rows, features)``; results have shape ``(rows,)`` and its dtype and device.
+        """
+
+    @abstractmethod
+    def dropped(self, probability: float) -> InputSet:
+        """The set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Short description for reports."""
+
+    def box(self, features: int, like: Tensor) -> Interval:
+        """Interval of every single entry, shape ``(features,)``."""
+        return self.drive(torch.eye(features, dtype=like.dtype, device=like.device))
+
+    def excess(self, inputs: Tensor) -> Tensor:
+        """How far observed inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside. Scalar tensor."""
+        box = self.box(inputs.shape[-1], inputs)
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        return torch.maximum(flat.amax(0) - box.high, box.low - flat.amin(0)).amax().clamp(min=0)
+
+
+class Box(InputSet):
+    """``low <= x <= high``, entry by entry; a number bounds every entry.
+
+    Args:
+        low: Number or tensor of shape ``(features,)``.
+        high: Number or tensor of shape ``(features,)``.
+    """
+
+    def __init__(
+        self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
+    ) -> None:
+        self.low, self.high, self._label = torch.as_tensor(low), torch.as_tensor(high), label
+        # Checking reads values on the host, which bounds computed during training must not.
+        if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
+            raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
+
+    def drive(self, weight: Tensor) -> Interval:
+        """Centre ``W (low + high) / 2``, radius ``|W| (high - low) / 2``."""
+        low, high = (end.to(weight).expand(weight.shape[1]) for end in (self.low, self.high))
+        centre, radius = weight @ ((low + high) / 2), weight.abs() @ ((high - low) / 2)
+        return Interval(centre - radius, centre + radius)
+
+    def dropped(self, probability: float) -> InputSet:
+        """The box around 0 and the scaled box."""
+        scale = 1 / (1 - probability)
+        return self._rescaled((self.low * scale).clamp(max=0), (self.high * scale).clamp(min=0))
+
+    def _rescaled(self, low: Tensor, high: Tensor) -> InputSet:
+        label = self._label and f"{self._label} with dropout"
+        return Box(low, high, label=label, checked=False)
+
+    def describe(self) -> str:
+        """``|x| <= B`` when symmetric."""
+        if self._label:
+            return self._label
+        low, high = self.low.amin().item(), self.high.amax().item()
+        return f"|x| <= {high:g}" if low == -high else f"{low:g} <= x <= {high:g}"
+
+
+class SupNorm(Box):
+    """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
+
+    def __init__(self, bound: float | Tensor) -> None:
+        value = torch.as_tensor(bound)
+        if not (_finite(value) and (value >= 0).all()):
+            raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
+        super().__init__(-value, value)
+
+
+class L2Ball(InputSet):
+    """``||x||_2 <= radius``."""
+
+    def __init__(self, radius: float) -> None:
+        if not 0 <= radius < float("inf"):
+            raise ValueError(f"`radius` of an L2Ball must be finite and nonnegative. Got {radius!r}.")
+        self.radius = radius
+
+    def drive(self, weight: Tensor) -> Interval:
+        """Radius ``||w_j||_2 radius``."""
+        reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
+        return Interval(-reach, reach)
+
+    def dropped(self, probability: float) -> InputSet:
+        """Dropping entries only lowers the norm; scaling multiplies it."""
+        return L2Ball(self.radius / (1 - probability))
+
+    def describe(self) -> str:
+        """``||x||_2 <= r``."""
+        return f"||x||_2 <= {self.radius:g}"
+
+    def excess(self, inputs: Tensor) -> Tensor:
+        """By how much the largest norm exceeds the radius."""
+        largest: Tensor = torch.linalg.vector_norm(inputs, dim=-1).amax()
+        return (largest - self.radius).clamp(min=0)
+
+
+class ActiveEntries(InputSet):
+    """At most ``count`` entries are active, each in ``[0, height]``; the others are 0.
+
+    The set of piano rolls, bags of words and other multi-hot inputs; ``count=1`` is one-hot.
+    """
+
+    def __init__(self, count: int, height: float = 1.0) -> None:
+        if count < 1 or int(count) != count:
+            raise ValueError(f"`count` of ActiveEntries must be a positive integer. Got {count!r}.")
+        if not 0 < height < float("inf"):
+            raise ValueError(f"`height` of ActiveEntries must be positive and finite. Got {height!r}.")
+        self.count, self.height = int(count), float(height)
+
+    def drive(self, weight: Tensor) -> Interval:
+        """Sums of the ``count`` largest positive (negative) weights of a row."""
+        count = min(self.count, weight.shape[1])
+        high = weight.clamp(min=0).topk(count, dim=1).values.sum(1)
+        low = -(-weight).clamp(min=0).topk(count, dim=1).values.sum(1)
+        return Interval(low * self.height, high * self.height)
+
+    def dropped(self, probability: float) -> InputSet:
+        """Dropping entries stays inside; scaling raises the height."""
+        return ActiveEntries(self.count, self.height / (1 - probability))
+
+    def describe(self) -> str:
+        """Count and height."""
+        return f"at most {self.count} entries active in [0, {self.height:g}]"
+
+    def excess(self, inputs: Tensor) -> Tensor:
+        """By how much entries leave the interval or the number of active ones exceeds the count."""
+        active = (inputs != 0).sum(-1).amax() - self.count
+        range_excess = torch.maximum(inputs.amax() - self.height, -inputs.amin())
+        return torch.maximum(range_excess, active.to(inputs.dtype)).clamp(min=0)
+
+
+class FiniteSet(InputSet):
+    """A finite set of inputs, for example all rows of an embedding table: exact.
+
+    Args:
+        points: Shape ``(points, features)``. A live parameter may be given: it is read at every use.
+        drop_probability: Entries may be dropped with dropout of this probability (0: never).
+    """
+
+    def __init__(self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None) -> None:
+        if points.ndim != 2 or points.shape[0] == 0:
+            raise ValueError(f"`points` of a FiniteSet must have shape (points, features). Got {tuple(points.shape)}.")
+        self.points, self.drop_probability, self._label = points, drop_probability, label
+
+    def drive(self, weight: Tensor) -> Interval:
+        """Smallest and largest product with a point; under dropout with the worst subset of its entries."""
+        points = self.points.detach().to(weight)
+        if self.drop_probability == 0:
+            products = points @ weight.mT
+            return Interval(products.amin(0), products.amax(0))
+        # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
+        total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
+        scale = 0.5 / (1 - self.drop_probability)
+        return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
+
+    def dropped(self, probability: float) -> InputSet:
+        """The same points under dropout (of both dropouts, if there was one before)."""
+        keep = (1 - self.drop_probability) * (1 - probability)
+        return FiniteSet(self.points, 1 - keep, label=self._label)
+
+    def describe(self) -> str:
+        """Number of points."""
+        label = self._label or f"{self.points.shape[0]} points"
+        return label if self.drop_probability == 0 else f"{label}, dropout {self.drop_probability:.2g}"
+
+    def box(self, features: int, like: Tensor) -> Interval:
+        """Entrywise extremes of the points, without the product by an identity matrix."""
+        points = self.points.detach().to(like)
+        low, high = points.amin(0), points.amax(0)
+        if self.drop_probability == 0:
+            return Interval(low, high)
+        scale = 1 / (1 - self.drop_probability)
+        return Interval(low.clamp(max=0) * scale, high.clamp(min=0) * scale)
+
+
+class LayerNormOutput(InputSet):
+    r"""Outputs of a LayerNorm: ``gamma * y + beta`` with ``sum y = 0`` and ``||y||_2 <= sqrt(n)`` (eps only lowers it).
+
+    Args:
+        gamma: Live scale of shape ``(features,)`` or None.
+        beta: Live shift of shape ``(features,)`` or None.
+        features: ``n``.
+    """
+
+    def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int) -> None:
+        self.gamma, self.beta, self.features = gamma, beta, features
+
+    def drive(self, weight: Tensor) -> Interval:
+        r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries."""
+        scaled = weight if self.gamma is None else weight * self.gamma.detach().to(weight)
+        radius = self.features**0.5 * torch.linalg.vector_norm(scaled - scaled.mean(1, keepdim=True), dim=1)
+        centre = torch.zeros_like(radius) if self.beta is None else weight @ self.beta.detach().to(weight)
+        return Interval(centre - radius, centre + radius)
+
+    def dropped(self, probability: float) -> InputSet:
+        """The box of the entries under dropout."""
+        like = torch.zeros(0, dtype=torch.float64) if self.gamma is None else self.gamma.detach().double()
+        box = self.box(self.features, like)
+        return Box(box.low, box.high, label=self.describe(), checked=False).dropped(probability)
+
+    def describe(self) -> str:
+        """Name."""
+        return "LayerNorm output"
+
+
+class Recorded(Box):
+    """The box of the inputs seen so far: true for that data, no promise for other data."""
+
+    guarantee = "data"
+
+    def _rescaled(self, low: Tensor, high: Tensor) -> InputSet:
+        return Recorded(low, high, checked=False)
+
+    def describe(self) -> str:
+        """Recorded range."""
+        return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
+
+
+def as_input_set(value: Any) -> InputSet:
+    """A set as it is; a number or tensor as :class:`SupNorm`.
+
+    Raises:
+        ValueError: If ``value`` is neither.
+    """
+    if isinstance(value, InputSet):
+        return value
+    if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
+        return SupNorm(value)
+    raise ValueError(
+        "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
+        f"those. Got {value!r}."
+    )
