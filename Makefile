@@ -1,0 +1,36 @@
+# The first call of any target builds .venv once, from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test test-slow lint types bench clean
+demo: $(STAMP)  ## train an unconstrained and a stable LSTM on Python's documentation (about 3 minutes)
+	$(BIN)/lightning-stable demo
+
+test: $(STAMP)  ## the fast test suite, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## everything this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## ratios, both sides interleaved, one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed. Got %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)

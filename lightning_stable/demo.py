@@ -1,0 +1,217 @@
+"""The demo: the same LSTM twice on the text every Python carries, once unconstrained and once certified stable."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from lightning_stable import certify
+from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.datamodules import PythonDocsDataModule
+from lightning_stable.models import LanguageModel
+from lightning_stable.stability import StabilityReport
+from lightning_stable.stability.report import format_rate
+
+RATE = 0.99
+
+
+@dataclass
+class Run:
+    """What one training left behind."""
+
+    name: str
+    perplexity: list[float] = field(default_factory=list)  # validation, after every epoch
+    rates: list[float] = field(default_factory=list)  # certified, after every epoch
+    step_seconds: list[float] = field(default_factory=list)
+    projection_seconds: list[float] = field(default_factory=list)
+    test_perplexity: float = float("nan")
+    report: StabilityReport | None = None
+
+    @property
+    def best(self) -> float:
+        """Best validation perplexity; the epoch that is tested."""
+        return min(self.perplexity)
+
+
+class _Recorder(Callback):
+    """Keeps the validation curve and the durations of the training steps."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._start = time.perf_counter()
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._run.step_seconds.append(time.perf_counter() - self._start)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._run.perplexity.append(trainer.callback_metrics["val_perplexity"].item())
+            self._run.rates.append(certify(pl_module).rate)
+
+
+class _AfterStep(Callback):
+    """Calls a function after every optimizer step; one on each side of the projection gives its duration."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self._function())
+
+
+def run_demo(
+    out: Path, *, epochs: int = 8, hidden_size: int = 200, seed: int = 1, limit_batches: int | None = None
+) -> int:
+    """Train both models, print the comparison, write TensorBoard runs and a figure.
+
+    Args:
+        out: Folder for everything written.
+        epochs: Epochs of each of the two trainings.
+        hidden_size: LSTM units.
+        seed: Same for both trainings.
+        limit_batches: Batches per epoch and stage, for a quick look; None trains on everything.
+
+    Returns:
+        Exit status: 0 if the stable model is certified, 1 otherwise.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Small text on a few cores: workers would cost more than they bring.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    console = Console()
+    data = PythonDocsDataModule()
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    floor = data.unigram_perplexity("test")
+    console.print(
+        f"Python's own documentation: vocabulary of {len(data.vocab)}. A model that knows only word frequencies "
+        f"has test perplexity {floor:.1f}."
+    )
+    runs = []
+    for name, projection in (("unconstrained", None), ("stable", StabilityProjectionCallback(RATE))):
+        console.print(f"Training the {name} LSTM: {epochs} epochs, {hidden_size} units")
+        runs.append(_train(name, projection, data, out, epochs, hidden_size, seed, limit_batches))
+    console.print(_table(runs, floor))
+    stable = runs[1].report
+    assert stable is not None
+    console.print(stable.table())
+    figure = plot_runs(runs, floor, out / "learning_curves.png")
+    console.print(f"Learning curves: {figure}\nTensorBoard:     tensorboard --logdir {out}", highlight=False)
+    return 0 if stable.is_stable else 1
+
+
+def _train(
+    name: str,
+    projection: StabilityProjectionCallback | None,
+    data: PythonDocsDataModule,
+    out: Path,
+    epochs: int,
+    hidden_size: int,
+    seed: int,
+    limit_batches: int | None,
+) -> Run:
+    seed_everything(seed, verbose=False)
+    model = LanguageModel(len(data.vocab), cell="lstm", hidden_size=hidden_size)
+    run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
+    checkpoint = ModelCheckpoint(dirpath=out / name, monitor="val_perplexity", filename="best")
+    callbacks: list[Callback] = [_Recorder(run), checkpoint, RichProgressBar(leave=True)]
+    if projection is not None:
+        clock = time.perf_counter
+        callbacks += [_AfterStep(lambda: starts.append(clock())), projection, _AfterStep(lambda: ends.append(clock()))]
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=TensorBoardLogger(out, name="", version=name),
+        callbacks=callbacks,
+        enable_model_summary=False,
+        limit_train_batches=limit_batches,
+        limit_val_batches=limit_batches,
+        limit_test_batches=limit_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+    )
+    trainer.fit(model, datamodule=data)
+    (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=False)
+    run.test_perplexity = metrics["test_perplexity"]
+    run.projection_seconds = [end - start for start, end in zip(starts, ends, strict=True)]
+    run.report = certify(model)
+    return run
+
+
+def _table(runs: list[Run], floor: float) -> Table:
+    table = Table(title="The same LSTM, unconstrained and stable", caption=f"unigram floor: {floor:.1f}")
+    for column in (
+        "",
+        "validation\nperplexity",
+        "test\nperplexity",
+        "certified\nrate",
+        "ms per\nstep",
+        "of it\nprojection",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    for run in runs:
+        assert run.report is not None
+        step, projection = median(run.step_seconds), median(run.projection_seconds or [0.0])
+        table.add_row(
+            run.name,
+            f"{run.best:.1f}",
+            f"{run.test_perplexity:.1f}",
+            " ".join(format_rate(layer.rate) for layer in run.report.layers),
+            f"{step * 1e3:.1f}",
+            f"{projection * 1e3:.2f} ms ({projection / step:.1%})" if projection else "-",
+        )
+    return table
+
+
+def plot_runs(runs: list[Run], floor: float, path: Path) -> Path:
+    """Draw the validation curves with the certified rate underneath, and write a PNG."""
+    # Drawn without pyplot: no display, and no state left in the user's process.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    colours = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb"}
+    for run in runs:
+        epochs = range(1, len(run.perplexity) + 1)
+        label = f"{run.name}: test {run.test_perplexity:.1f}"
+        top.plot(epochs, run.perplexity, marker="o", color=colours[run.name], label=label)
+    top.axhline(floor, color="black", linestyle=":", linewidth=1)
+    top.annotate(f"unigram model {floor:.0f}", (1, floor), xytext=(0, -12), textcoords="offset points", fontsize=9)
+    top.set(
+        yscale="log", ylabel="validation perplexity", title="A certified LSTM learns as well as an unconstrained one"
+    )
+    top.legend(frameon=False)
+    free, stable = runs
+    bottom.plot(range(1, len(stable.rates) + 1), stable.rates, marker="o", color=colours["stable"], label="stable")
+    bottom.axhline(RATE, color="#c0392b", linewidth=1, label=f"target {RATE}")
+    low = min([*stable.rates, RATE]) - 0.01
+    bottom.set(ylim=(low, 1.005), ylabel="certified rate per step", xlabel="epoch")
+    bottom.text(0.02, 0.06, f"unconstrained: {min(free.rates):.3g} and more, off the scale", transform=bottom.transAxes,
+                color=colours["unconstrained"], fontsize=9)  # fmt: skip
+    bottom.legend(frameon=False, loc="center right")
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
