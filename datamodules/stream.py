@@ -1,0 +1,90 @@
+"""A long token stream read in parallel columns, so that a recurrent state can be carried from batch to batch."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lightning_stable.datamodules.checks import require_positive_int
+
+
+def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
+    """Cut a stream into equally long consecutive pieces, one per column.
+
+    Each piece is a row of the result, batch first. The ``len(stream) % columns`` tokens that do not fill a row are
+    trimmed from the end.
+
+    Args:
+        stream: token ids, shape ``(tokens,)``.
+        columns: how many pieces.
+
+    Returns:
+        Shape ``(columns, tokens // columns)``; row by row it is the beginning of the stream.
+
+    Raises:
+        ValueError: if the stream is not one-dimensional or ``columns`` is not a positive integer.
+    """
+    require_positive_int("columns", columns)
+    if stream.dim() != 1:
+        raise ValueError(f"`stream` must be one-dimensional; flatten it first. Got shape {tuple(stream.shape)}.")
+    length = stream.numel() // columns
+    return stream[: columns * length].view(columns, length)
+
+
+class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Consecutive chunks ``(inputs, targets)`` of the columns, the targets one token ahead.
+
+    Row ``i`` of a chunk continues row ``i`` of the chunk before it. The last chunk may be shorter. Every token of the
+    columns is a target exactly once, except the first of each column, which nothing precedes: of a column of ``n``
+    tokens ``n - 1`` are scored. The chunks are whole batches, so a ``DataLoader`` around them needs
+    ``batch_size=None``.
+
+    With several processes the stream is laid out in ``world_size * batch_size`` columns and each process reads its own
+    ``batch_size`` of them. All columns are equally long, so every process sees the same number of chunks.
+
+    Args:
+        stream: token ids, shape ``(tokens,)``.
+        batch_size: columns read by this process.
+        chunk_length: time steps per chunk.
+        rank: index of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if a size is not a positive integer, the rank is not below ``world_size``, or the columns are
+            shorter than one full chunk.
+    """
+
+    def __init__(
+        self, stream: Tensor, batch_size: int, chunk_length: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        require_positive_int("batch_size", batch_size)
+        require_positive_int("chunk_length", chunk_length)
+        require_positive_int("world_size", world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must lie in 0 .. world_size - 1 = {world_size - 1}. Got {rank}.")
+        total = world_size * batch_size
+        columns = lay_out_columns(stream, total)
+        if columns.size(1) <= chunk_length:
+            raise ValueError(
+                f"The stream is shorter than one chunk per column: {total} columns of {chunk_length} + 1 tokens need "
+                f"{total * (chunk_length + 1)}; lower the batch size or `chunk_length`, or give more text. "
+                f"Got {stream.numel()} tokens."
+            )
+        self.columns = columns[rank * batch_size : (rank + 1) * batch_size]
+        self.chunk_length = chunk_length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # The workers of a DataLoader are read in turn, so dealing the chunks out in turn keeps them in order.
+        worker = get_worker_info()
+        chunks = (self._chunk(index) for index in range(len(self)))
+        return chunks if worker is None else islice(chunks, worker.id, None, worker.num_workers)
+
+    def __len__(self) -> int:
+        return -(-(self.columns.size(1) - 1) // self.chunk_length)
+
+    def _chunk(self, index: int) -> tuple[Tensor, Tensor]:
+        start = index * self.chunk_length
+        window = self.columns[:, start : start + self.chunk_length + 1]
+        return window[:, :-1], window[:, 1:]

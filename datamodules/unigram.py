@@ -1,0 +1,30 @@
+"""The floor of language modelling: a model that ignores the context."""
+
+import torch
+from torch import Tensor
+
+
+def unigram_perplexity(train_ids: Tensor, test_ids: Tensor, vocab_size: int) -> float:
+    """Perplexity of the token frequencies alone, with add-one smoothing.
+
+    ``exp(-mean_t log p(test_t))`` with ``p(v) = (count_train(v) + 1) / (len(train) + vocab_size)``.
+
+    Args:
+        train_ids: token ids that are counted, shape ``(tokens,)``.
+        test_ids: token ids that are scored, shape ``(tokens,)``.
+        vocab_size: number of ids.
+
+    Raises:
+        ValueError: if there is nothing to score or an id lies outside ``0 .. vocab_size - 1``.
+    """
+    if test_ids.numel() == 0:
+        raise ValueError("`test_ids` must hold at least one token. Got none.")
+    for name, ids in (("train_ids", train_ids), ("test_ids", test_ids)):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+            raise ValueError(
+                f"`{name}` must lie in 0 .. vocab_size - 1 = {vocab_size - 1}. "
+                f"Got {int(ids.min())} .. {int(ids.max())}."
+            )
+    counts = torch.bincount(train_ids, minlength=vocab_size).double() + 1
+    log_probabilities = (counts / counts.sum()).log()
+    return float(log_probabilities[test_ids].mean().neg().exp())

@@ -1,0 +1,5 @@
+"""Metrics: subclasses of :class:`torchmetrics.Metric`."""
+
+from lightning_stable.metrics.perplexity import Perplexity
+
+__all__ = ["Perplexity"]

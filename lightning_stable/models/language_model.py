@@ -1,0 +1,176 @@
+"""A recurrent language model that carries its state along a text."""
+
+from typing import cast
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_stable.metrics import Perplexity
+from lightning_stable.models.cells import build_recurrence
+
+State = Tensor | tuple[Tensor, ...]
+Batch = tuple[Tensor, Tensor]
+
+
+def detach(state: State, dtype: torch.dtype) -> State:
+    """Cut a state from its history and give it a dtype."""
+    if isinstance(state, tuple):
+        return tuple(part.detach().to(dtype) for part in state)
+    return state.detach().to(dtype)
+
+
+def batch_size(state: State) -> int:
+    """Return the batch size of a state whose parts have shape ``(layers, batch, units)``."""
+    return (state[0] if isinstance(state, tuple) else state).size(1)
+
+
+class LanguageModel(LightningModule):
+    """Predicts the next token: embedding, dropout, recurrent core, dropout, linear decoder.
+
+    The batches of a data set are taken as consecutive pieces of the same columns, as
+    :class:`~lightning_stable.datamodules.stream.ColumnStream` yields them: the state after one batch, cut from its
+    history, is the state before the next (truncated backpropagation through time). It starts from zeros at the first
+    batch of every epoch and data loader, separately for each stage, and when the batch size changes.
+
+    Logs ``train_loss`` per step and ``val_loss``, ``val_perplexity``, ``test_loss``, ``test_perplexity`` per epoch, in
+    nats per token; the latter four average over tokens, not over batches.
+
+    Args:
+        vocab_size: number of token ids.
+        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        embedding_size: features per token.
+        hidden_size: units per layer.
+        num_layers: number of layers.
+        dropout: dropout after the embedding, between the layers and before the decoder.
+        tie_weights: let the decoder share the weight of the embedding.
+        learning_rate: of the default optimizer, Adam.
+
+    Raises:
+        MisconfigurationException: naming the argument that has a wrong type or range.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        cell: str = "lstm",
+        embedding_size: int = 200,
+        hidden_size: int = 200,
+        num_layers: int = 1,
+        dropout: float = 0.2,
+        tie_weights: bool = False,
+        learning_rate: float = 2e-3,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "vocab_size": vocab_size,
+            "embedding_size": embedding_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+        }
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise MisconfigurationException(f"`{name}` must be a positive integer. Got {size!r}.")
+        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+            raise MisconfigurationException(f"`dropout` must lie in [0, 1). Got {dropout!r}.")
+        if not (isinstance(learning_rate, (int, float)) and learning_rate > 0):
+            raise MisconfigurationException(f"`learning_rate` must be positive. Got {learning_rate!r}.")
+        if tie_weights and embedding_size != hidden_size:
+            raise MisconfigurationException(
+                "`tie_weights` shares one matrix, so `embedding_size` and `hidden_size` must be equal. "
+                f"Got {embedding_size} and {hidden_size}."
+            )
+        self.save_hyperparameters()
+        self.learning_rate = learning_rate
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.core = build_recurrence(cell, embedding_size, hidden_size, num_layers=num_layers, dropout=dropout)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        # Small weights start the model near the uniform distribution, also where the embedding is the decoder.
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
+        nn.init.zeros_(self.decoder.bias)
+        if tie_weights:
+            self.decoder.weight = self.embedding.weight
+        # One per stage and data loader, made when first needed.
+        self.perplexities = nn.ModuleDict()
+        # Plain tensors, so neither in state_dict nor in a checkpoint.
+        self._carried: dict[str, State] = {}
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Score the next token at every position.
+
+        Free of control flow that depends on data, so that it can be traced and exported.
+
+        Args:
+            tokens: ids, shape ``(batch, time)``.
+            state: the core's state before the first token; zeros by default.
+
+        Returns:
+            Logits of shape ``(batch, time, vocab_size)`` and the core's state after the last token.
+        """
+        output, state = self.core(self.dropout(self.embedding(tokens)), state)
+        logits: Tensor = self.decoder(self.dropout(output))
+        return logits, state
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch ``(inputs, targets)``."""
+        nll, count = self._score("train", batch, batch_idx)
+        loss = nll / count
+        self.log("train_loss", loss, prog_bar=True, batch_size=count)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and perplexity."""
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and perplexity."""
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Tensor | Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the logits of a batch of inputs, with or without targets."""
+        return self._advance("predict", batch if isinstance(batch, Tensor) else batch[0], batch_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def teardown(self, stage: str) -> None:
+        """Drop the carried state, which means nothing after the run."""
+        self._carried.clear()
+
+    def _advance(self, stage: str, tokens: Tensor, batch_idx: int) -> Tensor:
+        """Return the logits of the next piece of a stage and carry the state on."""
+        # Each stage has its own state, so validation in the middle of an epoch does not disturb training. Data loaders
+        # of one stage come one after the other, each with a batch 0.
+        state = self._carried.get(stage) if batch_idx > 0 else None
+        if state is not None and batch_size(state) != tokens.size(0):
+            state = None
+        logits: Tensor
+        logits, state = self(tokens, state)
+        # Under autocast the core may answer in half precision; carried on, a state has the dtype that zeros would have.
+        self._carried[stage] = detach(state, self.embedding.weight.dtype)
+        return logits
+
+    def _score(self, stage: str, batch: Batch, batch_idx: int) -> tuple[Tensor, int]:
+        """Return the summed negative log-likelihood of a batch and its number of tokens."""
+        inputs, targets = batch
+        logits = self._advance(stage, inputs, batch_idx)
+        # A sum over hundreds of tokens needs more digits than half precision has.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return nll, targets.numel()
+
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
+        nll, count = self._score(stage, batch, batch_idx)
+        key = f"{stage}_{dataloader_idx}"
+        if key not in self.perplexities:
+            self.perplexities[key] = Perplexity().to(self.device)
+        perplexity = cast(Perplexity, self.perplexities[key])
+        perplexity.update(nll, count)
+        self.log(f"{stage}_loss", nll / count, batch_size=count, sync_dist=True)
+        self.log(f"{stage}_perplexity", perplexity, metric_attribute=f"perplexities.{key}", prog_bar=True)
