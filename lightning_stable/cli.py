@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from lightning_stable.version import __version__
@@ -27,11 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train the same LSTM twice on Python's own documentation (no download), unconstrained and "
         "certified stable, and compare them. About 3 minutes on 2 CPU cores.",
     )
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s)")
-    demo.add_argument("--epochs", type=_positive, default=8, help="epochs per model (default: %(default)s)")
-    demo.add_argument("--hidden-size", type=_positive, default=200, help="LSTM units (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=1, help="seed of both trainings (default: %(default)s)")
-    demo.add_argument("--limit-batches", type=_positive, help="batches per epoch, for a quick look")
+    add = demo.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s)")
+    add("--epochs", type=_positive, default=12, help="epochs per model (default: %(default)s)")
+    add("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="recurrent cell (default: %(default)s)")
+    add("--hidden-size", type=_positive, default=200, help="recurrent units (default: %(default)s)")
+    add("--rate", type=float, default=0.99, help="largest certified rate (default: %(default)s)")
+    add("--gate-bound", type=float, help="largest value of the forget or update gate (default: rate squared)")
+    add("--seed", type=int, default=1, help="seed of both trainings (default: %(default)s)")
+    add("--limit-batches", type=_positive, help="batches per epoch, for a quick look (default: all)")
     return parser
 
 
@@ -39,16 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is returned. Errors take one line unless ``--traceback`` is given."""
     options = build_parser().parse_args(arguments)
     # Imported late: --help should not have to wait for torch.
-    from lightning_stable.demo import run_demo
+    from lightning_stable import demo
 
+    chosen = {field.name: getattr(options, field.name) for field in fields(demo.Options)}
     try:
-        return run_demo(
-            options.out,
-            epochs=options.epochs,
-            hidden_size=options.hidden_size,
-            seed=options.seed,
-            limit_batches=options.limit_batches,
-        )
+        return demo.run_demo(options.out, demo.Options(**chosen))
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -44,7 +44,9 @@ class LanguageModel(LightningModule):
         embedding_size: features per token.
         hidden_size: units per layer.
         num_layers: number of layers.
-        dropout: dropout after the embedding, between the layers and before the decoder.
+        dropout: dropout between the layers and before the decoder.
+        input_dropout: dropout after the embedding; as ``dropout`` if None. A certificate that covers training must
+            hold for every dropout mask, so for a stable gated model 0 is the better choice.
         tie_weights: let the decoder share the weight of the embedding.
         learning_rate: of the default optimizer, Adam.
 
@@ -61,6 +63,7 @@ class LanguageModel(LightningModule):
         hidden_size: int = 200,
         num_layers: int = 1,
         dropout: float = 0.2,
+        input_dropout: float | None = None,
         tie_weights: bool = False,
         learning_rate: float = 2e-3,
     ) -> None:
@@ -74,8 +77,10 @@ class LanguageModel(LightningModule):
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise MisconfigurationException(f"`{name}` must be a positive integer. Got {size!r}.")
-        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
-            raise MisconfigurationException(f"`dropout` must lie in [0, 1). Got {dropout!r}.")
+        input_dropout = dropout if input_dropout is None else input_dropout
+        for name, probability in (("dropout", dropout), ("input_dropout", input_dropout)):
+            if not (isinstance(probability, (int, float)) and 0 <= probability < 1):
+                raise MisconfigurationException(f"`{name}` must lie in [0, 1). Got {probability!r}.")
         if not (isinstance(learning_rate, (int, float)) and learning_rate > 0):
             raise MisconfigurationException(f"`learning_rate` must be positive. Got {learning_rate!r}.")
         if tie_weights and embedding_size != hidden_size:
@@ -88,6 +93,7 @@ class LanguageModel(LightningModule):
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.core = build_recurrence(cell, embedding_size, hidden_size, num_layers=num_layers, dropout=dropout)
         self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)
         # Small weights start the model near the uniform distribution, also where the embedding is the decoder.
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -112,7 +118,7 @@ class LanguageModel(LightningModule):
         Returns:
             Logits of shape ``(batch, time, vocab_size)`` and the core's state after the last token.
         """
-        output, state = self.core(self.dropout(self.embedding(tokens)), state)
+        output, state = self.core(self.input_dropout(self.embedding(tokens)), state)
         logits: Tensor = self.decoder(self.dropout(output))
         return logits, state
 

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of two sides, interleaved in one run, medians."""
