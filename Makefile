@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test test-slow lint types bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM on Python's documentation (about 3 minutes)

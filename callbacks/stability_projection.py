@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_stable.stability.monitor import Hook
 from lightning_stable.stability.project import Constraint
 from lightning_stable.stability.projector import Projector
 from lightning_stable.stability.report import StabilityReport
@@ -41,6 +42,9 @@ class StabilityProjectionCallback(Callback):
     not be an emptied one), ``stability/<layer>/recurrent_norm_kept`` (over the norm before the first projection), and
     ``stability/projection_distance`` (how far the last step's projection moved the weights).
 
+    Callbacks that replace weights (averaging, swapping) belong before this one, so that what they leave is projected;
+    averaged weights that such a callback writes into a checkpoint are not what the certificate in it speaks of.
+
     Momentum and Adam's moments are left alone: they are averages of gradients, and the gradient of a projected step
     is still the gradient. A moment that keeps pushing outwards is cut back at every step.
 
@@ -52,15 +56,15 @@ class StabilityProjectionCallback(Callback):
             RNNs need nothing. For a gated recurrence whose input set is neither given nor derived from the model, the
             range of the inputs seen in training is used, and the certificate's guarantee is ``"data"``.
         every_n_steps: Project after every n-th optimizer step. Between projections the weights may leave the set;
-            validation, checkpoints and the end of training project first.
+            validation, checkpoints and the end of an epoch project first.
         norm: Certificate, see :func:`lightning_stable.certify`; None takes the cell's default.
         method: Projection, see :func:`lightning_stable.project_`; None takes the cell's default.
         gate_bound: Largest value of LSTM's forget or GRU's update gate; None takes the cell's default.
         state_bound: Admissible states have entries of at most this size; 1 covers runs that start from zero.
 
     Attributes:
-        report: The latest :class:`~lightning_stable.stability.StabilityReport`.
-        num_projections: Projections made after optimizer steps.
+        report: The latest :class:`~lightning_stable.stability.StabilityReport`; None after a run that failed.
+        num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
 
     Raises:
         ValueError: For arguments out of range; when training starts, if no recurrence is found, a pattern matches
@@ -87,6 +91,8 @@ class StabilityProjectionCallback(Callback):
             raise ValueError(f"`every_n_steps` must be a positive integer. Got {every_n_steps!r}.")
         self.constraint = Constraint(rate, norm, method, gate_bound, state_bound)
         self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
+        if self.modules == []:
+            raise ValueError("`modules` must name at least one pattern, or be None for all modules. Got [].")
         self.input_bound = input_bound
         self.every_n_steps = every_n_steps
         self.report: StabilityReport | None = None
@@ -109,38 +115,55 @@ class StabilityProjectionCallback(Callback):
     # ------------------------------------------------------------ start and end
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, _SHARDED):
+        if stage in ("fit", "validate") and isinstance(trainer.strategy, _SHARDED):
             raise MisconfigurationException(
                 "StabilityProjectionCallback needs whole recurrent matrices on every device, which strategies that "
                 f"shard parameters do not give. Got strategy {type(trainer.strategy).__name__}; use 'ddp' or 'auto'."
             )
+        if stage == "fit":  # a new run; what a checkpoint knows is restored after this
+            self.report, self._distance, self._warned = None, None, set()
+            self._steps = self.num_projections = 0
+            self._input_ranges, self._norms_before = {}, {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         projector = self._watch(trainer, pl_module, training=True)
         self._log_interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        norms = projector.recurrent_norms()
-        if self._norms_before.keys() != norms.keys():  # not restored from a checkpoint
-            self._norms_before = norms
-        projector.project(strict=True)
-        self._certify(projector)
+        self._norms_before = self._norms_before or projector.recurrent_norms()
+        self._settle()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+        if trainer.world_size == 1:
+            # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
+            # done: the user may read the weights on one of them.
+            hook = Hook(lambda *_: self._settle() if self._steps % self.every_n_steps else None)
+            self._hooks.append(pl_module.register_state_dict_pre_hook(hook))  # type: ignore[no-untyped-call]
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # For callbacks that monitor the rate, also without a validation set.
+        pl_module.log_dict(self._metrics(self._settle()), logger=False, sync_dist=True, reduce_fx="max")
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._projector is not None:
-            self._projector.project(strict=True)
-            self._certify(self._projector)
+        self._settle()
+        if unseen := self._attached.unseen_inputs():
+            rank_zero_warn(
+                f"The recurrences {unseen} were not projected: no inputs reached them through the forward of their "
+                "modules. Pass `input_bound`, or call the modules instead of their functions."
+            )
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Lightning runs no teardown after an exception. Other processes may be alive: no collective operation here.
+        self.report = None
+        self._detach()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-        if self._projector is not None:
-            self._projector.detach()
-            self._input_ranges = dict(self._projector.monitor.ranges)
-        self._projector = None
+        self._detach()
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule, *, training: bool) -> Projector:
         self._projector = Projector(
@@ -151,64 +174,82 @@ class StabilityProjectionCallback(Callback):
             training=training,
             margin=_AUTOCAST_MARGIN.get(str(trainer.precision), 0.0),
             ranges=self._input_ranges,
-            reduce_max=partial(trainer.strategy.reduce, reduce_op="max") if trainer.world_size > 1 else None,
+            reduce_max=_reduce_max if trainer.world_size > 1 else None,
         )
+        self._projector.monitor.recording = not training  # only what the model trains on, see on_train_batch_start
         self._projector.attach()
+        return self._projector
+
+    def _detach(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        if self._projector is not None:
+            self._projector.detach()
+            self._input_ranges = {name: seen.clone() for name, seen in self._projector.monitor.ranges.items()}
+        self._projector = None
+
+    @property
+    def _attached(self) -> Projector:
+        assert self._projector is not None
         return self._projector
 
     # ------------------------------------------------------- after every step
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Torch's step_post_hook: called after each step an optimizer really made, also under manual optimization."""
         self._steps += 1
-        due = self._log_interval > 0 and self._steps % self._log_interval == 0
-        if self._steps % self.every_n_steps == 0 and self._projector is not None:
-            distance = self._projector.project(strict=False, measure=due)
-            self._distance = distance if due else self._distance
+        self._log_due |= self._log_interval > 0 and self._steps % self._log_interval == 0
+        if self._steps % self.every_n_steps == 0:
+            # The last projection before the values are logged is measured.
+            measure = self._log_interval > 0 and -self._steps % self._log_interval < self.every_n_steps
+            distance = self._attached.project(strict=False, measure=measure)
+            self._distance = distance if measure else self._distance
             self.num_projections += 1
-        self._log_due |= due
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._projector is not None:
-            # Comparing inputs with their sets costs a little: only where the result is looked at.
-            interval = max(1, self._log_interval)
-            self._projector.monitor.checking = self._steps == 0 or self._steps % interval == interval - 1
+        monitor = self._attached.monitor
+        monitor.recording = True
+        # Comparing inputs with their sets costs a little: only where the result is looked at.
+        interval = max(1, self._log_interval)
+        monitor.checking = self._steps == 0 or self._steps % interval == interval - 1
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._log_due and self._projector is not None:
+        if self._log_due:
             self._log_due = False
-            metrics = self._metrics(self._certify(self._projector, leading_only=True))
+            metrics = self._metrics(self._certify(leading_only=True))
             # Lightning would drop values logged outside its own rhythm, which manual optimization does not keep to.
+            # Its axis are steps or, under manual optimization, batches.
+            automatic = pl_module.automatic_optimization
+            step = trainer.global_step - 1 if automatic else trainer.fit_loop.total_batch_idx
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=max(trainer.global_step - 1, 0))
+                logger.log_metrics(metrics, step=step)
             pl_module.log_dict(metrics, logger=False)
 
     # ----------------------------------------------- validation and checkpoints
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._projector is None:  # trainer.validate: certify, never change weights
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._attached.project(strict=True)
+            self._attached.monitor.recording = False
+            self._attached.monitor.checking = True
+        else:  # trainer.validate: certify, never change weights
             self._watch(trainer, pl_module, training=False)
-        elif trainer.state.fn == TrainerFn.FITTING:
-            self._projector.project(strict=True)
-        if self._projector is not None:
-            self._projector.monitor.checking = True
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._projector is not None:
-            metrics = self._metrics(self._certify(self._projector))
-            if not trainer.sanity_checking:
-                pl_module.log_dict(metrics)
+        metrics = self._metrics(self._certify())
+        if not trainer.sanity_checking:
+            pl_module.log_dict(metrics, sync_dist=True, reduce_fx="max")
 
     @override
     def state_dict(self) -> dict[str, Any]:
         # Lightning asks for this while it makes a checkpoint, holding references to the weights.
-        if self._projector is not None and self._hooks:
-            self._projector.project(strict=True)
-            self._certify(self._projector)
+        if self._hooks:
+            self._settle()
         ranges = self._input_ranges if self._projector is None else self._projector.monitor.ranges
         return {
             "report": None if self.report is None else self.report.to_dict(),
@@ -225,11 +266,19 @@ class StabilityProjectionCallback(Callback):
         self.num_projections = state_dict["num_projections"]
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
+        if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
+            self._projector.remember(self._input_ranges)
+            self._settle()
 
     # ------------------------------------------------------------- certificates
-    def _certify(self, projector: Projector, *, leading_only: bool = False) -> StabilityReport:
-        self.report = projector.certify(leading_only=leading_only)
-        for name, message in projector.uncovered_inputs().items():
+    def _settle(self) -> StabilityReport:
+        """Project what steps since the last projection have moved, verified in float64, and certify."""
+        self._attached.project(strict=True)
+        return self._certify()
+
+    def _certify(self, *, leading_only: bool = False) -> StabilityReport:
+        self.report = self._attached.certify(leading_only=leading_only)
+        for name, message in self._attached.uncovered_inputs().items():
             if name not in self._warned:
                 self._warned.add(name)
                 rank_zero_warn(message)
@@ -248,3 +297,9 @@ class StabilityProjectionCallback(Callback):
         if self._distance is not None:
             metrics["stability/projection_distance"] = self._distance.item()
         return metrics
+
+
+def _reduce_max(tensor: Tensor) -> Tensor:
+    # strategy.reduce would wait for all processes at a barrier first, and the device with them, after every step.
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return tensor

@@ -24,9 +24,10 @@ def inflation(size: int) -> float:
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
-    """``||W||_2``, the largest singular value."""
-    norm: Tensor = torch.linalg.matrix_norm(weight, ord=2)
-    return norm
+    """``||W||_2``, the largest singular value; infinite where ``W`` is not finite."""
+    finite = torch.isfinite(weight)
+    norm: Tensor = torch.linalg.matrix_norm(weight.where(finite, 0), ord=2)
+    return norm.where(finite.all(), torch.inf)
 
 
 def row_norm(weight: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def perron_weights(weight: Tensor, iterations: int = 60) -> Tensor:
         image = magnitude @ current
         rate = (image / current).amax()
         best = torch.where(rate < best_rate, current, best)
-        best_rate = torch.minimum(rate, best_rate)
+        best_rate = torch.fmin(rate, best_rate)
         current = 0.5 * (current + image / image.amax().clamp(min=torch.finfo(image.dtype).tiny)) + PERRON_FLOOR
         current = current / current.amax()
     return best

@@ -171,7 +171,7 @@ class GatedRecurrence(Recurrence):
 
     gates: ClassVar[tuple[str, ...]]
     leak: ClassVar[str]
-    default_gate_bound: ClassVar[float]
+    shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projections.share_budget
     norms: ClassVar[tuple[str, ...]] = ("row", "tight", "l2")
     methods: ClassVar[tuple[str, ...]] = ("shares", "euclidean", "rescale")
 

@@ -13,14 +13,14 @@ for the other variant do not hold here.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, State, Weights
-from lightning_stable.recurrence.intervals import Interval, tanh_magnitude, tanh_slope
+from lightning_stable.recurrence.intervals import Interval, saturating, tanh_least, tanh_magnitude, tanh_slope
 
 _TIGHT_ITERATIONS = 60
 
@@ -33,6 +33,7 @@ class _Bounds(NamedTuple):
     keep: Tensor  # 1 - z, computed without cancellation
     r: Interval
     n: Tensor
+    n_least: Tensor  # min |tanh|
     slope_n: Tensor
     q: Tensor
     state: float
@@ -47,7 +48,7 @@ class GRURecurrence(GatedRecurrence):
     cell = "gru"
     gates = ("r", "z", "n")
     leak = "z"
-    default_gate_bound: ClassVar[float] = 0.9
+    shares = (1 / 3, 1 / 3, 1 / 3)
 
     # --------------------------------------------------------------- state map
     def step(self, inputs: Tensor, state: State) -> State:
@@ -91,6 +92,7 @@ class GRURecurrence(GatedRecurrence):
             keep=keep,
             r=reset,
             n=tanh_magnitude(pre_n),
+            n_least=tanh_least(pre_n),
             slope_n=tanh_slope(pre_n),
             q=hidden_part.magnitude,
             state=state_bound,
@@ -114,7 +116,8 @@ class GRURecurrence(GatedRecurrence):
             result = self._l2(matrix, bounds)
         else:
             n_r, n_z, n_n = self.row_norms(weights)
-            coupling = _candidate_gain(bounds, n_n, n_r) + bounds.z * (bounds.state + bounds.n) * n_z
+            coupling = bounds.slope_n * _candidate_gain(bounds, n_n, n_r)
+            coupling = coupling + bounds.z * (bounds.state + bounds.n) * n_z
             result = Contraction(_mixed_rate(bounds, coupling).amax(), (one,))
         return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
 
@@ -124,10 +127,8 @@ class GRURecurrence(GatedRecurrence):
 
         def rates(scale: Tensor) -> Tensor:
             reset, update, candidate = w_r @ scale / scale, w_z @ scale / scale, w_n @ scale / scale
-            slope_part = _candidate_gain(bounds, candidate, reset)
-            value_part = bounds.z * update
-            vertex = (value_part / (2 * slope_part).clamp(min=torch.finfo(slope_part.dtype).tiny)).minimum(bounds.n)
-            coupling = (1 - vertex.square()) * slope_part + vertex * value_part + bounds.z * bounds.state * update
+            steep, large = _candidate_gain(bounds, candidate, reset), bounds.z * update
+            coupling = saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state
             return _mixed_rate(bounds, coupling)
 
         best = current = torch.ones_like(matrix[0])
@@ -135,7 +136,7 @@ class GRURecurrence(GatedRecurrence):
         for _ in range(_TIGHT_ITERATIONS):
             values = rates(current)
             rate = values.amax()
-            best, best_rate = torch.where(rate < best_rate, current, best), torch.minimum(rate, best_rate)
+            best, best_rate = torch.where(rate < best_rate, current, best), torch.fmin(rate, best_rate)
             current = 0.5 * current * (1 + values / rate) + linalg.PERRON_FLOOR
             current = current / current.amax()
         return Contraction(best_rate, (best,))
@@ -176,11 +177,11 @@ class GRURecurrence(GatedRecurrence):
 
 
 def _candidate_gain(bounds: _Bounds, candidate: Tensor, reset: Tensor) -> Tensor:
-    """``s_n max over r of (r A + r (1 - r) q R)``: a concave parabola, at its vertex or at an end of the interval."""
+    """``max over r of (r A + r (1 - r) q R)``: a concave parabola, at its vertex or at an end of the interval."""
     linear, curved = candidate, bounds.q * reset
     vertex = (linear + curved) / (2 * curved).clamp(min=torch.finfo(curved.dtype).tiny)
     r = vertex.maximum(bounds.r.low).minimum(bounds.r.high)
-    return bounds.slope_n * (r * linear + r * (1 - r) * curved)
+    return r * linear + r * (1 - r) * curved
 
 
 def _mixed_rate(bounds: _Bounds, coupling: Tensor) -> Tensor:

@@ -67,3 +67,19 @@ def tanh_slope(pre: Interval) -> Tensor:
 def tanh_magnitude(pre: Interval) -> Tensor:
     """Largest ``|tanh|`` on the interval, at most 1."""
     return torch.tanh(pre.magnitude)
+
+
+def tanh_least(pre: Interval) -> Tensor:
+    """Smallest ``|tanh|`` on the interval."""
+    return torch.tanh(pre.distance_to_zero)
+
+
+def saturating(slope_part: Tensor, value_part: Tensor, least: Tensor, largest: Tensor) -> Tensor:
+    """``max over u in [least, largest] of (1 - u^2) P + u Q``: tanh cannot be steep and large at once.
+
+    ``slope_part`` is the factor of ``tanh'`` without a slope bound of its own: away from 0 that bound is
+    ``1 - least^2`` already, and counting it twice would lose what ``value_part`` adds there.
+    """
+    limits = torch.finfo(slope_part.dtype)
+    u = (value_part / (2 * slope_part).clamp(min=limits.tiny)).maximum(least).minimum(largest)
+    return (1 - u.square()).clamp(min=limits.eps) * slope_part + u * value_part

@@ -49,8 +49,10 @@ def certify(
     Raises:
         ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
     """
+    check_state_bound(state_bound)
     recurrences = find_recurrences(module, modules)
-    return certify_recurrences(recurrences, resolve_sources(module, recurrences, input_bound), norm, state_bound)
+    sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
+    return certify_recurrences(recurrences, sources, norm, state_bound)
 
 
 @torch.no_grad()
@@ -134,10 +136,15 @@ def check_norm(recurrence: Recurrence, norm: str | None) -> str:
 
 def check_state_bound(state_bound: float) -> None:
     """Raise ValueError unless the bound is finite and at least 1."""
-    if not 1 <= state_bound < float("inf"):
+    if not is_number(state_bound) or not 1 <= state_bound < float("inf"):
         raise ValueError(
             f"`state_bound` must be finite and at least 1 (zero-started states reach 1). Got {state_bound!r}."
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is an int or a float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_finite(recurrences: Sequence[Recurrence]) -> None:

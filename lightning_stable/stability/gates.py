@@ -20,6 +20,39 @@ class GateRows(NamedTuple):
     bias_hh: Tensor | None
 
 
+def leave_worst_input(
+    rows: GateRows, worst: Tensor, image: Tensor | None, state_bound: float, bound: float
+) -> GateRows:
+    r"""Nearest ``(u, w)`` with ``sigmoid(u x + max(w h) + b) <= bound`` for one input per unit, the worst one.
+
+    Moving along that input changes what the gate does to it and to inputs like it, and little else; scaling the row
+    or lowering its bias would change the gate for every input. The biases stay, the worst input may be another one
+    afterwards: :func:`bound_gate` finishes.
+
+    Args:
+        rows: The gate's weights.
+        worst: Input at which each row is largest, ``(units, features)``.
+        image: Output projection ``(states, units)``, if there is one: ``h = image.T m``.
+        state_bound: States, or ``m``, have entries of at most this size.
+        bound: In (0, 1).
+    """
+    product = rows.weight_hh if image is None else rows.weight_hh @ image
+    slope = state_bound * (product.sign() if image is None else product.sign() @ image.mT)
+    top = (rows.weight_ih * worst).sum(1) + state_bound * product.abs().sum(1)
+    bias = 0 if rows.bias_ih is None or rows.bias_hh is None else rows.bias_ih + rows.bias_hh
+    # At most what vanishes with the row: the biases carry the rest.
+    excess = (top + bias - math.log(bound / (1 - bound))).minimum(top).clamp(min=0)
+    size = worst.square().sum(1) + slope.square().sum(1)
+    step = (excess / size.clamp(min=torch.finfo(size.dtype).tiny))[:, None]
+    hidden = rows.weight_hh - step * slope
+    # An entry that would change its sign ends at 0, as in soft-thresholding.
+    hidden = torch.where(hidden * rows.weight_hh < 0, torch.zeros_like(hidden), hidden)
+    if image is not None:  # the image of a row whose entries all shrink may still grow, and budgets rest on it
+        size = product.abs().sum(1) / (hidden @ image).abs().sum(1).clamp(min=torch.finfo(hidden.dtype).tiny)
+        hidden = hidden * size.clamp(max=1)[:, None]
+    return rows._replace(weight_ih=rows.weight_ih - step * worst, weight_hh=hidden)
+
+
 def bound_gate(rows: GateRows, drive: Interval, reach: Tensor, bound: float) -> GateRows:
     r"""Nearest rows of the same directions with ``max sigmoid(w x + u h + b) <= bound`` over all inputs and states.
 
@@ -37,7 +70,7 @@ def bound_gate(rows: GateRows, drive: Interval, reach: Tensor, bound: float) -> 
     limit = math.log(bound / (1 - bound))
     largest = (drive.high + reach).clamp(min=0)
     if rows.bias_ih is None or rows.bias_hh is None:
-        scale = (limit / largest.clamp(min=torch.finfo(largest.dtype).tiny)).clamp(max=1)[:, None]
+        scale = (limit / largest.clamp(min=torch.finfo(largest.dtype).tiny)).clamp(0, 1)[:, None]
         return GateRows(rows.weight_ih * scale, rows.weight_hh * scale, None, None)
     excess = (drive.high + reach + rows.bias_ih + rows.bias_hh - limit).clamp(min=0)
     size = (rows.weight_ih.square().sum(1) + rows.weight_hh.square().sum(1)).clamp(min=torch.finfo(excess.dtype).tiny)

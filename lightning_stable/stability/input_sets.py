@@ -33,6 +33,10 @@ class InputSet(ABC):
         """
 
     @abstractmethod
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """For every row an input of the set at which ``weight_j @ x`` is largest, shape ``(rows, features)``."""
+
+    @abstractmethod
     def dropped(self, probability: float) -> InputSet:
         """The set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
 
@@ -62,16 +66,26 @@ class Box(InputSet):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
-        self.low, self.high, self._label = torch.as_tensor(low), torch.as_tensor(high), label
+        self.low, self.high, self._label = _exact(low), _exact(high), label
         # Checking reads values on the host, which bounds computed during training must not.
         if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
             raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
         """Centre ``W (low + high) / 2``, radius ``|W| (high - low) / 2``."""
-        low, high = (end.to(weight).expand(weight.shape[1]) for end in (self.low, self.high))
+        low, high = (end.expand(weight.shape[1]) for end in self._ends(weight))
         centre, radius = weight @ ((low + high) / 2), weight.abs() @ ((high - low) / 2)
         return Interval(centre - radius, centre + radius)
+
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """The corner the row points to."""
+        low, high = self._ends(weight)
+        return torch.where(weight > 0, high, low)
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        # Kept on the device after the first use: the host waits for every copy.
+        self.low, self.high = self.low.to(like.device), self.high.to(like.device)
+        return self.low.to(like.dtype), self.high.to(like.dtype)
 
     def dropped(self, probability: float) -> InputSet:
         """The box around 0 and the scaled box."""
@@ -94,7 +108,7 @@ class SupNorm(Box):
     """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
 
     def __init__(self, bound: float | Tensor) -> None:
-        value = torch.as_tensor(bound)
+        value = _exact(bound)
         if not (_finite(value) and (value >= 0).all()):
             raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
         super().__init__(-value, value)
@@ -112,6 +126,11 @@ class L2Ball(InputSet):
         """Radius ``||w_j||_2 radius``."""
         reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
         return Interval(-reach, reach)
+
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """The point of the sphere in the direction of the row."""
+        size: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+        return weight * (self.radius / size.clamp(min=torch.finfo(weight.dtype).tiny))
 
     def dropped(self, probability: float) -> InputSet:
         """Dropping entries only lowers the norm; scaling multiplies it."""
@@ -146,6 +165,11 @@ class ActiveEntries(InputSet):
         high = weight.clamp(min=0).topk(count, dim=1).values.sum(1)
         low = -(-weight).clamp(min=0).topk(count, dim=1).values.sum(1)
         return Interval(low * self.height, high * self.height)
+
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """The largest positive weights switched on."""
+        values, entries = weight.topk(min(self.count, weight.shape[1]), dim=1)
+        return torch.zeros_like(weight).scatter(1, entries, (values > 0).to(weight.dtype) * self.height)
 
     def dropped(self, probability: float) -> InputSet:
         """Dropping entries stays inside; scaling raises the height."""
@@ -186,6 +210,15 @@ class FiniteSet(InputSet):
         scale = 0.5 / (1 - self.drop_probability)
         return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
 
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """The point with the largest product; under dropout with the entries that lower it dropped."""
+        points = self.points.detach().to(weight)
+        products = points @ weight.mT
+        if self.drop_probability == 0:
+            return points[products.argmax(0)]
+        best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)
+        return torch.where(best * weight > 0, best, torch.zeros_like(best))
+
     def dropped(self, probability: float) -> InputSet:
         """The same points under dropout (of both dropouts, if there was one before)."""
         keep = (1 - self.drop_probability) * (1 - probability)
@@ -213,27 +246,47 @@ class LayerNormOutput(InputSet):
         gamma: Live scale of shape ``(features,)`` or None.
         beta: Live shift of shape ``(features,)`` or None.
         features: ``n``.
+        drop_probability: Entries may be dropped with dropout of this probability (0: never).
     """
 
-    def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int) -> None:
-        self.gamma, self.beta, self.features = gamma, beta, features
+    def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int, drop_probability: float = 0.0) -> None:
+        self.gamma, self.beta, self.features, self.drop_probability = gamma, beta, features, drop_probability
 
     def drive(self, weight: Tensor) -> Interval:
-        r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries."""
+        r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries.
+
+        Under dropout that of the box of the entries.
+        """
+        if self.drop_probability > 0:
+            return self._entries(weight).drive(weight)
         scaled = weight if self.gamma is None else weight * self.gamma.detach().to(weight)
         radius = self.features**0.5 * torch.linalg.vector_norm(scaled - scaled.mean(1, keepdim=True), dim=1)
         centre = torch.zeros_like(radius) if self.beta is None else weight @ self.beta.detach().to(weight)
         return Interval(centre - radius, centre + radius)
 
+    def maximizer(self, weight: Tensor) -> Tensor:
+        """The normalised direction of the row, centred; under dropout a corner of the box of the entries."""
+        if self.drop_probability > 0:
+            return self._entries(weight).maximizer(weight)
+        gamma = torch.ones_like(weight[:1]) if self.gamma is None else self.gamma.detach().to(weight)
+        centred = weight * gamma - (weight * gamma).mean(1, keepdim=True)
+        size = torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        outputs: Tensor = gamma * centred * (self.features**0.5 / size)
+        return outputs if self.beta is None else outputs + self.beta.detach().to(weight)
+
     def dropped(self, probability: float) -> InputSet:
-        """The box of the entries under dropout."""
-        like = torch.zeros(0, dtype=torch.float64) if self.gamma is None else self.gamma.detach().double()
-        box = self.box(self.features, like)
-        return Box(box.low, box.high, label=self.describe(), checked=False).dropped(probability)
+        """The same outputs under dropout (of both dropouts, if there was one before)."""
+        keep = (1 - self.drop_probability) * (1 - probability)
+        return LayerNormOutput(self.gamma, self.beta, self.features, 1 - keep)
+
+    def _entries(self, like: Tensor) -> InputSet:
+        box = LayerNormOutput(self.gamma, self.beta, self.features).box(self.features, like)
+        return Box(box.low, box.high, checked=False).dropped(self.drop_probability)
 
     def describe(self) -> str:
         """Name."""
-        return "LayerNorm output"
+        dropping = self.drop_probability > 0
+        return "LayerNorm output" + (f", dropout {self.drop_probability:.2g}" if dropping else "")
 
 
 class Recorded(Box):
@@ -247,6 +300,11 @@ class Recorded(Box):
     def describe(self) -> str:
         """Recorded range."""
         return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
+
+
+def _exact(value: float | Tensor) -> Tensor:
+    """A tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _finite(value: Tensor) -> bool:

@@ -17,7 +17,11 @@ Sources = dict[str, InputSet]
 
 
 def resolve_sources(
-    model: nn.Module, recurrences: Sequence[Recurrence], input_bound: Any, training: bool | None = None
+    model: nn.Module,
+    recurrences: Sequence[Recurrence],
+    input_bound: Any,
+    training: bool | None = None,
+    state_bound: float = 1.0,
 ) -> Sources:
     """Input sets by the name of a recurrent module or of one of its layers.
 
@@ -27,6 +31,7 @@ def resolve_sources(
         input_bound: None; a number or an input set for the first layer of every recurrent module; or a mapping from
             module names (``"core"``) or layer names (``"core.l1"``) to those.
         training: Whether dropout before a recurrence is active; None asks each layer.
+        state_bound: States given to a recurrence have entries of at most this size.
 
     Raises:
         ValueError: If a key of the mapping names nothing, or a value is not a bound.
@@ -37,11 +42,11 @@ def resolve_sources(
             if key not in names:
                 raise ValueError(f"`input_bound` names no recurrence. Got key {key!r}; there are {sorted(names)}.")
         given = {key: as_input_set(value) for key, value in input_bound.items()}
-        return derive_input_sets(model, training) | given
+        return derive_input_sets(model, training, state_bound) | given
     if input_bound is not None:
         everywhere = as_input_set(input_bound)
         return {r.module_name: everywhere for r in recurrences}
-    return derive_input_sets(model, training) if any(r.needs_drive for r in recurrences) else {}
+    return derive_input_sets(model, training, state_bound) if any(r.needs_drive for r in recurrences) else {}
 
 
 class LayerInputs:
@@ -100,8 +105,12 @@ def leading_drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: M
     """
     if inputs is None:
         return None
-    rows, weight = recurrence.leading_rows(), weights["weight_ih"]
-    high = torch.full_like(weight[:, 0], torch.inf)
-    low = -high
-    low[rows], high[rows] = inputs.drive(weight[rows])
-    return Interval(low, high)
+    rows, drive = recurrence.leading_rows(), unbounded_drive(weights)
+    drive.low[rows], drive.high[rows] = inputs.drive(weights["weight_ih"][rows])
+    return drive
+
+
+def unbounded_drive(weights: Mapping[str, Tensor]) -> Interval:
+    """The whole line for every row of ``weight_ih``."""
+    high = torch.full_like(weights["weight_ih"][:, 0], torch.inf)
+    return Interval(-high, high)

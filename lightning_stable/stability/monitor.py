@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences
 from lightning_stable.stability.input_sets import InputSet, Recorded
+from lightning_stable.stability.precision import full_precision
 
 
 class InputMonitor:
@@ -21,10 +23,16 @@ class InputMonitor:
 
     Args:
         recurrences: Their modules are watched.
-        sources: Input sets known already: for these the largest excess over the set is kept. The range of the
-            inputs of all other modules is recorded.
+        sources: Input sets known already, by the name of a module or of one of its first layers: for these the
+            largest excess over the set is kept. Of modules with a first layer without one the range is recorded.
         on_first: Called with the module's name when the first inputs of a recorded module have arrived, before the
             module uses its weights.
+
+    Attributes:
+        ranges: Maxima of ``-x`` and ``x``, shape ``(2, features)``, by module name.
+        excess: Largest excess over an input set, by the name the set is given for.
+        recording: Whether ranges are recorded now.
+        checking: Whether inputs are compared with their sets now.
     """
 
     def __init__(
@@ -34,9 +42,18 @@ class InputMonitor:
         on_first: Callable[[str], None] | None = None,
     ) -> None:
         self.modules = {r.module_name: r.module for r in recurrences}
-        self.sources = {name: known for name, known in (sources or {}).items() if name in self.modules}
+        self.known: dict[str, dict[str, InputSet]] = {name: {} for name in self.modules}
+        self.unknown: set[str] = set()
+        for r in recurrences:
+            if r.layer == 0:
+                key = r.name if r.name in (sources or {}) else r.module_name
+                if sources and key in sources:
+                    self.known[r.module_name][key] = sources[key]
+                else:
+                    self.unknown.add(r.module_name)
         self.ranges: dict[str, Tensor] = {}
         self.excess: dict[str, Tensor] = {}
+        self.recording = True
         self.checking = True
         self._on_first = on_first
         self._handles: list[RemovableHandle] = []
@@ -44,7 +61,7 @@ class InputMonitor:
     def attach(self) -> None:
         """Register the hooks."""
         for name, module in self.modules.items():
-            hook = self._hook(name)
+            hook = Hook(partial(self._watch, name))
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
@@ -57,29 +74,54 @@ class InputMonitor:
         """The boxes of the inputs seen, by module name."""
         return {name: Recorded(-seen[0], seen[1], checked=False) for name, seen in self.ranges.items()}
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        @torch.no_grad()
-        def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs.get("input")
-            inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
-            if not isinstance(inputs, Tensor) or inputs.numel() == 0:
-                return
-            if name not in self.sources:
-                self._record(name, inputs)
-            elif self.checking:
-                excess = self.sources[name].excess(inputs)
-                self.excess[name] = torch.maximum(self.excess[name], excess) if name in self.excess else excess
-
-        return watch
+    @torch.no_grad()
+    def _watch(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs.get("input")
+        inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
+        if not isinstance(inputs, Tensor) or inputs.numel() == 0:
+            return
+        if self.checking and self.known[name]:
+            with full_precision(inputs.device):
+                for key, known in self.known[name].items():
+                    excess = (known.excess(inputs) - _rounding(inputs)).nan_to_num(0.0, 0.0)
+                    self.excess[key] = torch.maximum(self.excess[key], excess) if key in self.excess else excess
+        if self.recording and name in self.unknown:
+            self._record(name, inputs)
 
     def _record(self, name: str, inputs: Tensor) -> None:
-        flat = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        # A step with inputs that are not finite is lost, or skipped by a gradient scaler; they are no range.
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).float().nan_to_num(0.0, 0.0, 0.0)
         # Stored as the maxima of -x and x, so that processes can be reduced with one maximum.
         seen = torch.stack((-flat.amin(0), flat.amax(0)))
         first = name not in self.ranges
         self.ranges[name] = seen if first else torch.maximum(self.ranges[name].to(seen.device), seen)
         if first and self._on_first is not None:
             self._on_first(name)
+
+
+class Hook:
+    """A hook that stays with its module: a copy of the module, or a pickled one, carries one that does nothing."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        """Call the function."""
+        self._function(*args)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., object]]]:
+        return Hook, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    pass
+
+
+def _rounding(inputs: Tensor) -> Tensor:
+    """What inputs may leave their set by: they were rounded to their dtype after every operation."""
+    if not inputs.is_floating_point():
+        return torch.zeros((), device=inputs.device)
+    return 8 * torch.finfo(inputs.dtype).eps * inputs.abs().amax()
 
 
 @contextmanager

@@ -19,15 +19,17 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
 
     Computed from the eigenvectors ``V`` of ``W^T W`` as ``W - W V diag(1 - bound / sigma)_+ V^T``, which leaves a
     matrix inside the set untouched. Exact up to the rounding of the dtype: 2e-8 relative in float64 and 1e-6 in
-    float32, so a target must carry such a margin.
+    float32, so a target must carry such a margin. Far outside the set the eigenvalues are known only to the rounding
+    of the largest one, and the bound is lowered by as much.
 
     Args:
         weight: Shape ``(rows, columns)``.
         bound: Largest singular value of the result, positive.
     """
     values, vectors = torch.linalg.eigh(weight.mT @ weight)
-    sigma = values.clamp(min=0).sqrt()
-    excess = (1 - bound / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)).clamp(min=0)
+    limits, sigma = torch.finfo(values.dtype), values.clamp(min=0).sqrt()
+    unresolved = limits.eps * (values.amax() / bound**2 - 1).clamp(min=0)
+    excess = (1 - bound / (1 + unresolved) / sigma.clamp(min=limits.tiny)).clamp(min=0)
     removed: Tensor = ((weight @ vectors) * excess) @ vectors.mT
     return weight - removed
 
@@ -103,25 +105,23 @@ def share_budget(demand: Tensor, shares: Tensor, budget: Tensor) -> Tensor:
     return torch.minimum(demand, level * share)
 
 
-def project_rows_image_l1(rows: Tensor, image: Tensor, coefficients: Tensor, radius: Tensor) -> Tensor:
-    r"""Near point with ``sum_q coefficients_q || row_q @ image ||_1 <= radius``: a few subgradient projections.
+def project_rows_image_l1(
+    rows: Tensor, image: Tensor, coefficients: Tensor, radius: Tensor, *, exact: bool = False
+) -> Tensor:
+    r"""Nearest point of the same directions with ``sum_q coefficients_q || row_q @ image ||_1 <= radius``.
 
-    Each step projects onto the half-space of the current subgradient, ``x <- x - g (f(x) - radius)_+ / ||g||^2``,
-    which for ``image = 1`` is soft-thresholding step by step; a factor below 1 removes what is left. The result is in
-    the set; it is not exactly the nearest point.
+    ``argmin sum_q (1 - s_q)^2 ||row_q||^2`` over one factor ``s_q`` in [0, 1] per block: a weighted l1 projection of
+    the lengths of the rows. No block's image grows, which the nearest point of all would not promise.
 
     Args:
         rows: Shape ``(n, blocks, states)``.
         image: Shape ``(states, units)``.
         coefficients: Shape ``(n, blocks)``.
         radius: Shape ``(n,)``.
+        exact: As in :func:`project_rows_l1`.
     """
-    tiny = torch.finfo(rows.dtype).tiny
-    for _ in range(NEWTON_STEPS):
-        product = rows @ image
-        value = (coefficients * product.abs().sum(2)).sum(1)
-        gradient = coefficients[:, :, None] * (product.sign() @ image.mT)
-        step = (value - radius).clamp(min=0) / gradient.square().sum((1, 2)).clamp(min=tiny)
-        rows = rows - step[:, None, None] * gradient
-    value = (coefficients * (rows @ image).abs().sum(2)).sum(1)
-    return rows * (radius / value.clamp(min=tiny)).clamp(max=1)[:, None, None]
+    length: Tensor = torch.linalg.vector_norm(rows, dim=2)
+    divisor = length.clamp(min=torch.finfo(rows.dtype).tiny)
+    cost = coefficients * (rows @ image).abs().sum(2) / divisor
+    kept = project_rows_weighted_l1(length, cost, radius, exact=exact)
+    return rows * (kept / divisor)[:, :, None]

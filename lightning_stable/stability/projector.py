@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs import Sources, resolve_sources
 from lightning_stable.stability.monitor import InputMonitor
-from lightning_stable.stability.project import Constraint, Update, apply_updates, propose_updates
+from lightning_stable.stability.precision import full_precision
+from lightning_stable.stability.project import Constraint, Update, apply_updates, is_frozen, propose_updates
 from lightning_stable.stability.report import StabilityReport
 
 # Inputs may leave their set by rounding.
@@ -48,13 +50,25 @@ class Projector:
     ) -> None:
         self.recurrences = find_recurrences(module, modules)
         self.constraint = constraint
-        self._sources = resolve_sources(module, self.recurrences, input_bound, training)
+        if training:  # a norm or method that does not fit shows now, not when the first inputs arrive
+            for recurrence in self.recurrences:
+                if not is_frozen(recurrence):
+                    constraint.target(recurrence, 0.0, exact=True)
+        # Deriving sets traces the model's forward, which may draw random numbers.
+        with torch.random.fork_rng(devices=()):
+            self._sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
         self._training, self._margin, self._reduce_max = training, margin, reduce_max
-        self._device = self._first_parameter().device
+        self._device = next(iter(self.recurrences[0].parameters().values())).device
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
-        self.monitor = InputMonitor(self.recurrences, self._sources, on_first=self._project_before_first_use)
-        self.monitor.ranges.update({name: seen.to(self._device) for name, seen in (ranges or {}).items()})
+        # Where nothing rests on inputs, nothing need be known about them.
+        useful = {
+            r.module_name for r in self.recurrences if r.needs_drive or {r.name, r.module_name} & self._sources.keys()
+        }
+        watched = [r for r in self.recurrences if r.module_name in useful]
+        first_use = torch.compiler.disable(self._project_before_first_use)  # type: ignore[no-untyped-call]
+        self.monitor = InputMonitor(watched, self._sources, on_first=first_use)
+        self.remember(ranges or {})
 
     def attach(self) -> None:
         """Start watching the inputs."""
@@ -64,35 +78,52 @@ class Projector:
         """Stop watching."""
         self.monitor.detach()
 
-    def project(self, *, strict: bool, measure: bool = False) -> Tensor | None:
+    def remember(self, ranges: Mapping[str, Tensor]) -> None:
+        """Take over input ranges seen in an earlier run."""
+        known = {name: seen.to(self._device) for name, seen in ranges.items() if name in self.monitor.unknown}
+        self.monitor.ranges.update(known)
+
+    @torch.no_grad()
+    def project(self, *, strict: bool, measure: bool = False, module_name: str | None = None) -> Tensor | None:
         """Project every recurrence whose inputs are known by now.
 
         Args:
             strict: See :func:`lightning_stable.project_`.
             measure: Return the Euclidean distance the weights moved (a tensor on the device).
+            module_name: Project the recurrences of this module only.
 
         Raises:
             ValueError: If weights are NaN or infinite; on an accelerator only with ``strict``, the fast form keeps
                 the weights as they are instead and the next certificate raises.
         """
-        ready = [r for r in self.recurrences if self._is_ready(r)]
+        sources = self.input_sets()
+        ready = [r for r in self._ready(sources) if module_name in (None, r.module_name)]
         if not ready:
             return None
         asking = strict or self._on_cpu
         if asking:
             check_finite(ready)
-        updates = propose_updates(
-            ready, self.input_sets(), self.constraint, strict=strict, margin=self._margin, training=self._training
-        )
-        if not asking:
-            updates = _keep_finite(updates)
-        distance = _distance(updates) if measure else None
+        with full_precision(self._device):
+            try:
+                updates = propose_updates(
+                    ready, sources, self.constraint, strict=strict, margin=self._margin, training=self._training
+                )
+            except RuntimeError:  # a decomposition that failed
+                check_finite(ready)  # the likely cause, with a name
+                raise
+            if not strict:
+                updates = self._keep_finite(updates)
+            distance = _distance(updates) if measure else None
         apply_updates(updates)
         return distance
 
     def certify(self, *, leading_only: bool = False) -> StabilityReport:
-        """Certificate of the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`."""
-        return certify_recurrences(
+        """Certificate of the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
+
+        Raises:
+            ValueError: If weights, or the weights input sets are derived from, are NaN or infinite.
+        """
+        report = certify_recurrences(
             self.recurrences,
             self.input_sets(),
             self.constraint.norm,
@@ -100,23 +131,36 @@ class Projector:
             training=self._training,
             leading_only=leading_only,
         )
+        for certificate in report.layers:
+            if math.isnan(certificate.rate):
+                raise ValueError(_not_finite(certificate.name))
+        return report
 
     def input_sets(self) -> Sources:
-        """Input sets given, derived, or recorded so far."""
-        if self._reduce_max is not None:
-            for name, seen in self.monitor.ranges.items():
-                self.monitor.ranges[name] = self._reduce_max(seen)
+        """Input sets given, derived, or recorded so far by all processes."""
+        self._merge_ranges()
         return self.monitor.recorded() | self._sources
 
     def uncovered_inputs(self) -> dict[str, str]:
-        """Recurrent modules that were fed inputs outside their input set, and a sentence about each."""
-        found = {name: excess.item() for name, excess in self.monitor.excess.items()}
+        """Names of input sets that were left by inputs, and a sentence about each."""
+        names = sorted(key for known in self.monitor.known.values() for key in known)
+        if not names:
+            return {}
+        zero = torch.zeros((), device=self._device)
+        largest = torch.stack([self.monitor.excess.get(name, zero).to(zero) for name in names])
+        if self._reduce_max is not None:
+            largest = self._reduce_max(largest)
         return {
             name: f"Inputs of {name!r} lie outside its input set ({self._sources[name].describe()}) by {excess:.4g}; "
             "the certificate does not cover them. Pass a larger `input_bound`, or clamp the inputs in the model."
-            for name, excess in found.items()
+            for name, excess in zip(names, largest.tolist(), strict=True)
             if excess > _EXCESS_TOLERANCE
         }
+
+    def unseen_inputs(self) -> list[str]:
+        """Names of the recurrences that cannot be projected, because their inputs are neither known nor were seen."""
+        ready = self._ready(self.input_sets())
+        return [r.name for r in self.recurrences if r not in ready]
 
     def recurrent_norms(self) -> dict[str, float]:
         """Frobenius norm of the recurrent weights, by recurrence."""
@@ -125,25 +169,49 @@ class Projector:
             for r in self.recurrences
         }
 
-    def _is_ready(self, recurrence: Recurrence) -> bool:
-        known = self._sources.keys() | self.monitor.ranges.keys()
-        return not recurrence.needs_drive or recurrence.name in known or recurrence.module_name in known
+    def _ready(self, sources: Sources) -> list[Recurrence]:
+        """Recurrences that need no inputs, or whose inputs, or those of the first layer below, are known."""
+        first = [r for r in self.recurrences if r.layer == 0]
+        waiting = {r.module_name for r in first if not {r.name, r.module_name} & sources.keys()}
+        return [r for r in self.recurrences if not r.needs_drive or r.name in sources or r.module_name not in waiting]
+
+    def _merge_ranges(self) -> None:
+        """Give all processes the same ranges: one collective, of the same shape whatever each of them has seen."""
+        if self._reduce_max is None or not self.monitor.unknown:
+            return
+        ranges = self.monitor.ranges
+        sizes = {r.module_name: r.input_size for r in self.recurrences if r.layer == 0}
+        names = sorted(self.monitor.unknown)
+        nothing = {name: torch.full((2, sizes[name]), -torch.inf, device=self._device) for name in names}
+        merged = self._reduce_max(torch.cat([ranges.get(name, nothing[name]) for name in names], dim=1))
+        for name, seen in zip(names, torch.split(merged, [sizes[name] for name in names], dim=1), strict=True):
+            if name in ranges or seen.isfinite().all():  # elsewhere it may have been in use already
+                ranges[name] = seen
 
     def _project_before_first_use(self, name: str) -> None:
-        # Nothing was known about these inputs until now, and after this the module uses its weights.
+        # Nothing was known about these inputs until now, and after this the module uses its weights. Other modules
+        # may have used theirs: autograd would not forgive a change.
         if self._training:
-            self.project(strict=True)
+            self.project(strict=True, module_name=name)
 
-    def _first_parameter(self) -> nn.Parameter:
-        return next(iter(self.recurrences[0].parameters().values()))
+    def _keep_finite(self, updates: list[Update]) -> list[Update]:
+        """The old values of all parameters if any new one is not finite, decided on the device."""
+        if not updates:
+            return updates
+        finite = torch.stack([torch.isfinite(value).all() for _, value in updates])
+        if self._on_cpu and not finite.all():
+            broken = updates[int(finite.to(torch.uint8).argmin())][0]
+            owner = next(r for r in self.recurrences if any(p is broken for p in r.parameters().values()))
+            raise ValueError(_not_finite(owner.name))
+        return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
 
 
-def _keep_finite(updates: list[Update]) -> list[Update]:
-    """The old values of all parameters if any new one is not finite, decided on the device."""
-    if not updates:
-        return updates
-    intact = torch.stack([torch.isfinite(value).all() for _, value in updates]).all()
-    return [(parameter, torch.where(intact, value, parameter.detach())) for parameter, value in updates]
+def _not_finite(name: str) -> str:
+    return (
+        f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
+        "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
+        "learning rate or clip gradients."
+    )
 
 
 def _distance(updates: list[Update]) -> Tensor:

@@ -24,7 +24,7 @@ class LayerCertificate:
         layer: Depth inside its module, from 0.
         direction: ``"forward"`` or ``"backward"``.
         cell: Cell family, for example ``"lstm"``.
-        rate: Certified contraction rate per step; infinite if there is none.
+        rate: Certified contraction rate per step; infinite if there is none, NaN if the input set is not finite.
         norm: Certificate the rate comes from, for example ``"row"``.
         input_bound: The inputs it holds for, in words; None where no input bound is needed or known.
         guarantee: ``"guaranteed"`` for every input of that set, ``"data"`` if the set was only observed,
@@ -82,7 +82,8 @@ class StabilityReport:
     @property
     def rate(self) -> float:
         """The largest certified rate: the stack contracts at every rate above it."""
-        return max(certificate.rate for certificate in self.layers)
+        # NaN, from an input set that is not finite, must not hide behind other layers: no comparison with it is true.
+        return max(certificate.rate if certificate.rate < math.inf else math.inf for certificate in self.layers)
 
     @property
     def is_stable(self) -> bool:
@@ -101,11 +102,20 @@ class StabilityReport:
     def table(self) -> Table:
         """The report as a rich table."""
         table = Table(title=f"{'stable' if self.is_stable else 'NOT certified stable'}: rate {format_rate(self.rate)}")
-        for column in ("layer", "cell", "rate", "norm", "guarantee", "inputs", "recurrent norm"):
-            table.add_column(column, justify="right" if column == "rate" else "left")
+        for column in ("layer", "rate", "certificate", "inputs", "recurrent norm"):
+            table.add_column(column)
         for c in self.layers:
-            gates = " ".join(f"{gate} {value:.3g}" for gate, value in c.recurrent_norm.items())
-            table.add_row(c.name, c.cell, format_rate(c.rate), c.norm, c.guarantee, c.input_bound or "any", gates)
+            norms = [f"{gate} {value:.3g}" for gate, value in c.recurrent_norm.items()]
+            # Two gates to a line: the table should fit into 80 columns.
+            gates = "\n".join("  ".join(norms[start : start + 2]) for start in range(0, len(norms), 2))
+            row = (
+                f"{c.name}\n({c.cell})",
+                format_rate(c.rate),
+                f"{c.norm}\n{c.guarantee}",
+                c.input_bound or "any",
+                gates,
+            )
+            table.add_row(*row)
         return table
 
     def __str__(self) -> str:
@@ -115,5 +125,11 @@ class StabilityReport:
 
 
 def format_rate(rate: float) -> str:
-    """Six digits, never rounded up to a rate that would look unstable or down to a better one."""
-    return f"{math.ceil(rate * 1e6) / 1e6:.6f}" if rate < 1e4 else f"{rate:.3g}"
+    """Six digits, more where they would round a stable rate to 1; never rounded down to a better rate."""
+    if not rate < 1e4:
+        return f"{rate:.3g}"
+    for digits in range(6, 16):
+        text = f"{math.ceil(rate * 10**digits) / 10**digits:.{digits}f}"
+        if rate >= 1 or float(text) < 1:
+            return text
+    return repr(rate)

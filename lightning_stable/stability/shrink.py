@@ -17,7 +17,9 @@ from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.lstm import miller_hardt_radii
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.stability.gates import GateRows, bound_gate
+from lightning_stable.stability.gates import GateRows, bound_gate, leave_worst_input
+from lightning_stable.stability.input_sets import InputSet
+from lightning_stable.stability.inputs import drive_of, unbounded_drive
 from lightning_stable.stability.projections import (
     clip_singular_values,
     project_rows_image_l1,
@@ -27,6 +29,7 @@ from lightning_stable.stability.projections import (
 )
 
 _BISECTIONS = 40
+_WORST_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class Target:
 
 @singledispatch
 def shrink(
-    recurrence: Recurrence, weights: dict[str, Tensor], drive: Interval | None, target: Target
+    recurrence: Recurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
 ) -> dict[str, Tensor]:
     """Weights moved into the set of ``target``; roles that did not change may be left out.
 
     For a cell of which only the certificate is known: one factor on all recurrent weights, found by bisection (the
     certificate must not grow when they shrink).
     """
+    drive = drive_of(inputs, weights)
     low = torch.zeros_like(weights[recurrence.recurrent_roles[0]].flatten()[0])
     high = torch.ones_like(low)
 
@@ -71,7 +75,7 @@ def shrink(
 
 @shrink.register
 def _shrink_rnn(
-    recurrence: RNNRecurrence, weights: dict[str, Tensor], drive: Interval | None, target: Target
+    recurrence: RNNRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
 ) -> dict[str, Tensor]:
     hidden, rate = weights["weight_hh"], target.rate
     if target.method == "euclidean":
@@ -99,16 +103,23 @@ def _shrink_rnn(
 
 @shrink.register
 def _shrink_gated(
-    recurrence: GatedRecurrence, weights: dict[str, Tensor], drive: Interval | None, target: Target
+    recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
 ) -> dict[str, Tensor]:
-    assert drive is not None
-    assert target.gate_bound is not None
-    weights = dict(weights)
+    assert inputs is not None
+    weights, leading = dict(weights), weights["weight_ih"][recurrence.leading_rows()]
+    worst = inputs.maximizer(leading)
+    if target.exact:
+        drive = inputs.drive(weights["weight_ih"])
+    else:
+        # The other gates are bounded by 1 whatever drives them, and one pass over the inputs serves both steps.
+        drive = unbounded_drive(weights)
+        drive.high[recurrence.leading_rows()] = (leading * worst).sum(1)
     weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target)
-    weights.update(_gate_step(recurrence, weights, drive, target.gate_bound, target.state_bound))
+    weights.update(_gate_step(recurrence, weights, inputs, worst, target))
     if target.norm == "l2" or target.method == "miller-hardt":
         # These methods do not end inside the set by themselves (clipping can raise row sums, Miller and Hardt's
         # rates end at 0.933): a common factor does, because shrinking only lowers the frozen coefficients.
+        drive = inputs.drive(weights["weight_ih"]) if target.exact else drive
         weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target, method="rescale")
     return weights
 
@@ -144,11 +155,13 @@ def _shrink_recurrent(
         return projected.transpose(0, 1).reshape_as(hidden)
 
     if method == "miller-hardt":
-        keep = torch.as_tensor(1 - target.gate_bound, dtype=hidden.dtype, device=hidden.device)
-        # Strictly inside: Proposition 2 asks for < where a projection would end at =.
-        radius = miller_hardt_radii(keep)[:, None].expand_as(norms) * (1 - 1e-6)
+        keep = hidden.new_full((), 1 - target.gate_bound)
+        # Strictly inside, for Proposition 2 asks for <, and far enough for what rounding does to the gate: one that
+        # ends above its bound would not cost some rate but all of it.
+        radius = miller_hardt_radii(keep)[:, None].expand_as(norms) * (1 - 1e-4)
     else:
-        shares = torch.full((gates,), 1 / gates, dtype=hidden.dtype, device=hidden.device)
+        # Filled on the device: a tensor made from a list would be copied there, and the host would wait for it.
+        shares = torch.cat([hidden.new_full((1,), share) for share in recurrence.shares])
         allocation = share_budget(demand, shares, budget.limit)
         # A gate that is served in full keeps its rows; dividing back would lose a bit of them.
         radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
@@ -168,27 +181,27 @@ def _project_gated_rows(
     if "weight_hr" in weights:
         if coefficients is None:
             coefficients = torch.ones_like(rows[:, :, 0])
-        return project_rows_image_l1(rows, weights["weight_hr"], coefficients, radius)
+        return project_rows_image_l1(rows, weights["weight_hr"], coefficients, radius, exact=exact)
     repeated = None if coefficients is None else coefficients.repeat_interleave(rows.shape[2], dim=1)
     return project_rows_weighted_l1(rows.reshape(rows.shape[0], -1), repeated, radius, exact=exact).view_as(rows)
 
 
 def _gate_step(
-    recurrence: GatedRecurrence, weights: dict[str, Tensor], drive: Interval, bound: float, state_bound: float
+    recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet, worst: Tensor, target: Target
 ) -> dict[str, Tensor]:
-    index, gates = recurrence.gates.index(recurrence.leak), len(recurrence.gates)
-
-    def block(role: str) -> Tensor | None:
-        return weights[role].chunk(gates)[index] if role in weights else None
-
-    rows = GateRows(*(block(role) for role in GateRows._fields))  # type: ignore[arg-type]
-    reach = recurrence.row_norms(weights)[index] * state_bound
-    leak_drive = drive.chunk(gates)[index]
-    changed = bound_gate(rows, leak_drive, reach, bound)
-    result = {}
-    for role, value in zip(GateRows._fields, changed, strict=True):
-        if value is not None:
-            blocks = list(weights[role].chunk(gates))
-            blocks[index] = value
-            result[role] = torch.cat(blocks)
-    return result
+    """Leak gate at most ``target.gate_bound``; ``worst`` maximises its rows."""
+    bound, state_bound = target.gate_bound, target.state_bound
+    assert bound is not None
+    index, gates, image = recurrence.gates.index(recurrence.leak), len(recurrence.gates), weights.get("weight_hr")
+    leak = {role: weights[role].chunk(gates)[index] for role in GateRows._fields if role in weights}
+    rows = GateRows(*(leak.get(role) for role in GateRows._fields))  # type: ignore[arg-type]
+    for pass_ in range(_WORST_INPUTS if target.exact else 1):
+        worst = inputs.maximizer(rows.weight_ih) if pass_ else worst
+        rows = leave_worst_input(rows, worst, image, state_bound, bound)
+    product = rows.weight_hh if image is None else rows.weight_hh @ image
+    rows = bound_gate(rows, inputs.drive(rows.weight_ih), product.abs().sum(1) * state_bound, bound)
+    changed = {role: weights[role].clone() for role in leak}
+    for role, values in zip(GateRows._fields, rows, strict=True):
+        if values is not None:
+            changed[role].chunk(gates)[index].copy_(values)
+    return changed

@@ -1,0 +1,80 @@
+"""A run on two processes that see different data: ``python -m tests.callbacks.two_processes STRATEGY FOLDER``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_stable.callbacks import StabilityProjectionCallback
+from tests.helpers import FEATURES, UNITS, AfterStep, Recurrent, Sequences, trainer, weights
+
+RATE, BOUND, BATCHES = 0.9, 0.5, 5
+
+
+class Three(nn.Module):
+    """One recurrence with recorded inputs, one with a derived set, and one with a given bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded = nn.LSTM(FEATURES, UNITS, batch_first=True)
+        self.derived = nn.GRU(UNITS, UNITS, batch_first=True)
+        self.given = nn.GRU(FEATURES, UNITS, batch_first=True)
+        self.free = nn.RNN(UNITS, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.free(self.derived(self.recorded(x)[0])[0] + self.given(x)[0])
+
+
+class Lopsided(Sequences):
+    """The second process, which gets every second item, sees inputs a hundred times as large."""
+
+    def __init__(self, length: int, **kwargs: Any) -> None:
+        super().__init__(length, **kwargs)
+        self.data = self.data.clamp(-BOUND, BOUND)
+        self.data[1::2] *= 100
+
+
+class Save(L.Callback):
+    """Writes down what this process saw."""
+
+    def __init__(self, folder: Path, ours: StabilityProjectionCallback, probe: AfterStep) -> None:
+        self.folder, self.ours, self.probe = folder, ours, probe
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seen = {
+            "weights": self.probe.results,
+            "report": self.ours.report.to_dict(),
+            "ranges": {name: seen.clone() for name, seen in self.ours.state_dict()["input_ranges"].items()},
+            "metrics": dict(trainer.callback_metrics),
+        }
+        torch.save(seen, self.folder / f"{trainer.global_rank}.pt")
+
+
+def data(**kwargs: Any) -> DataLoader[Tensor]:
+    return DataLoader(Lopsided(2 * 2 * BATCHES, **kwargs), batch_size=2)
+
+
+def main(strategy: str, folder: Path) -> None:
+    ours, probe = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}), AfterStep(weights)
+    run = trainer(
+        folder,
+        ours,
+        probe,
+        Save(folder, ours, probe),
+        ModelCheckpoint(folder, "middle-{step}", every_n_train_steps=3, monitor="stability/rate"),
+        strategy=strategy,
+        devices=2,
+        log_every_n_steps=2,
+        logger=CSVLogger(folder, "log"),
+    )
+    run.fit(Recurrent(Three(), bounded=False, growth=0.3), data(), data(seed=1, scale=9.0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

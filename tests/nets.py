@@ -1,0 +1,59 @@
+"""Small recurrent nets by name, for tests of the mathematics: float64 unless asked otherwise."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "rnn": nn.RNN,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+    "lstm": nn.LSTM,
+    "proj": partial(nn.LSTM, proj_size=3),
+    "gru": nn.GRU,
+}
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "rnn_cell": nn.RNNCell,
+    "relu_cell": partial(nn.RNNCell, nonlinearity="relu"),
+    "lstm_cell": nn.LSTMCell,
+    "gru_cell": nn.GRUCell,
+}
+RNN_NORMS, GATED_NORMS = ("l2", "linf", "l1", "perron", "diagonal"), ("row", "tight", "l2")
+NORMS = {
+    "rnn": RNN_NORMS,
+    "relu": RNN_NORMS,
+    "lstm": (*GATED_NORMS, "miller-hardt"),
+    "proj": (*GATED_NORMS, "miller-hardt"),
+    "gru": GATED_NORMS,
+}
+
+
+def net(
+    name: str,
+    inputs: int = 3,
+    units: int = 5,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **kwargs: Any,
+) -> nn.Module:
+    """The named layer or cell with torch's initial weights times ``scale``."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        module = (LAYERS | CELLS)[name](inputs, units, **kwargs).to(dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(scale)
+    return module
+
+
+def set_(module: nn.Module, **values: Any) -> nn.Module:
+    """Overwrite parameters of a layer (``_l0`` is appended): numbers fill, tensors and lists are copied."""
+    with torch.no_grad():
+        for name, value in values.items():
+            parameter = getattr(module, name if hasattr(module, name) else f"{name}_l0")
+            parameter.copy_(torch.as_tensor(value, dtype=parameter.dtype))
+    return module
