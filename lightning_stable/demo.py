@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -165,14 +165,14 @@ def _train(
     model = LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
     run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
     checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
-    callbacks: list[Callback] = [_Recorder(run), checkpoint, RichProgressBar(leave=True)]
+    callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
     if projection is not None:
         clock = time.perf_counter
         callbacks += [_AfterStep(lambda: starts.append(clock())), projection, _AfterStep(lambda: ends.append(clock()))]
     trainer = Trainer(
         max_epochs=options.epochs,
         accelerator="cpu",
-        logger=TensorBoardLogger(out, name="", version=name),
+        logger=TensorBoardLogger(out, name="", version=name, default_hp_metric=False),
         callbacks=callbacks,
         enable_model_summary=False,
         gradient_clip_val=0.25,
@@ -183,7 +183,7 @@ def _train(
         log_every_n_steps=20,
     )
     trainer.fit(model, datamodule=data)
-    (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False, weights_only=False)
+    (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
     run.test_perplexity = metrics["test_perplexity"]
     run.projection_seconds = [end - start for start, end in zip(starts, ends, strict=True)]
     run.report = certify(model)

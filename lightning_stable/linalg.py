@@ -18,6 +18,11 @@ from torch import Tensor
 PERRON_FLOOR = 1e-4
 
 
+def all_finite(values: Tensor) -> Tensor:
+    """Whether no entry is NaN or infinite, a scalar tensor: NaN passes through both extremes, infinities are them."""
+    return torch.isfinite(values.amax()) & torch.isfinite(values.amin())
+
+
 def inflation(size: int) -> float:
     """Factor that covers the rounding of a float64 norm of a matrix with ``size`` columns."""
     return 1.0 + size * 2.0**-50

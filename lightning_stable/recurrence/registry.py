@@ -101,6 +101,10 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
 
 
 def _select(modules: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.Module]:
+    if not patterns:
+        raise ValueError(
+            f"`modules` must name recurrent modules, or be None for all. Got []; there are {sorted(modules)}."
+        )
     for pattern in patterns:
         if not fnmatch.filter(modules, pattern):
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_stable import linalg
 from lightning_stable.recurrence.base import Recurrence, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import find_recurrences
@@ -150,7 +151,7 @@ def is_number(value: object) -> bool:
 def check_finite(recurrences: Sequence[Recurrence]) -> None:
     """Raise ValueError naming the first parameter with NaN or infinite entries (one host read for all)."""
     named = [(r, role, value.detach()) for r in recurrences for role, value in r.parameters().items()]
-    finite = torch.stack([torch.isfinite(value).all().to(named[0][2].device) for _, _, value in named])
+    finite = torch.stack([linalg.all_finite(value).to(named[0][2].device) for _, _, value in named])
     if not finite.all():
         recurrence, role, _ = named[int(finite.to(torch.uint8).argmin())]
         prefix = f"{recurrence.module_name}." if recurrence.module_name else ""

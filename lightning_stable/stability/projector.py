@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_stable import linalg
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs import Sources, resolve_sources
@@ -54,9 +55,7 @@ class Projector:
             for recurrence in self.recurrences:
                 if not is_frozen(recurrence):
                     constraint.target(recurrence, 0.0, exact=True)
-        # Deriving sets traces the model's forward, which may draw random numbers.
-        with torch.random.fork_rng(devices=()):
-            self._sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
+        self._sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
         self._training, self._margin, self._reduce_max = training, margin, reduce_max
         self._device = next(iter(self.recurrences[0].parameters().values())).device
         # An accelerator would have to be waited for; a CPU can be asked at every step.
@@ -198,8 +197,10 @@ class Projector:
         """The old values of all parameters if any new one is not finite, decided on the device."""
         if not updates:
             return updates
-        finite = torch.stack([torch.isfinite(value).all() for _, value in updates])
-        if self._on_cpu and not finite.all():
+        finite = torch.stack([linalg.all_finite(value) for _, value in updates])
+        if self._on_cpu:
+            if finite.all():
+                return updates
             broken = updates[int(finite.to(torch.uint8).argmin())][0]
             owner = next(r for r in self.recurrences if any(p is broken for p in r.parameters().values()))
             raise ValueError(_not_finite(owner.name))

@@ -61,7 +61,8 @@ def data(**kwargs: Any) -> DataLoader[Tensor]:
 
 
 def main(strategy: str, folder: Path) -> None:
-    ours, probe = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}), AfterStep(weights)
+    ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, every_n_steps=2)
+    probe = AfterStep(weights)
     run = trainer(
         folder,
         ours,

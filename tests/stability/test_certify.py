@@ -53,11 +53,11 @@ def test_no_pair_of_states_contracts_less_than_certified(name: str, norm: str, s
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-@pytest.mark.parametrize("rate", [0.5, 0.9, 0.99])
-@pytest.mark.parametrize(("name", "norm"), cases())
+@pytest.mark.parametrize(
+    ("name", "norm", "rate"),
+    [(*case, rate) for case in cases() for rate in ([0.99] if "miller-hardt" in case else [0.5, 0.9, 0.99])],
+)
 def test_no_pair_of_states_contracts_less_after_projection(name: str, norm: str, rate: float, scale: float) -> None:
-    if norm == "miller-hardt" and rate < 0.94:
-        pytest.skip("out of reach of Miller and Hardt's conditions")
     module = net(name, scale=scale)
     assert project_(module, rate, input_bound=B, norm=norm).rate <= rate
     holds(module, B, norm)
@@ -113,12 +113,14 @@ def corner_cases() -> dict[str, tuple[nn.Module, InputSet, float]]:
         ),
         # Steep and large at once: tanh far from zero while the gate in front of it moves.
         "candidate far from zero": (
-            set_(net("lstm", **one), weight_ih=0, weight_hh=[[4], [0], [0.1], [0]], bias_ih=[0, -9, 2, 9], bias_hh=0),
+            set_(
+                net("lstm", **one), weight_ih=0, weight_hh=[[1.2], [0], [1], [0]], bias_ih=[1.2, -9, 2.47, 9], bias_hh=0
+            ),
             B,
             1.0,
         ),
         "candidate far from zero, GRU": (
-            set_(net("gru", **one), weight_ih=0, weight_hh=[[0], [2], [0.5]], bias_ih=[9, -1, 1.5], bias_hh=0),
+            set_(net("gru", **one), weight_ih=0, weight_hh=[[0], [-0.6], [1]], bias_ih=[9, -0.6, 2.47], bias_hh=0),
             B,
             1.0,
         ),
