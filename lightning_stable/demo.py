@@ -126,21 +126,21 @@ def run_demo(out: Path, options: Options) -> int:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    floor = data.unigram_perplexity("test")
+    floors = data.unigram_perplexity("valid"), data.unigram_perplexity("test")
     console.print(
         f"Python's own documentation: vocabulary of {len(data.vocab)}. A model that knows only word frequencies "
-        f"has test perplexity {floor:.1f}."
+        f"has test perplexity {floors[1]:.1f}."
     )
     projection = StabilityProjectionCallback(options.rate, gate_bound=options.gate_bound)
     runs = []
     for name, constraint in (("unconstrained", None), ("stable", projection)):
         console.print(f"Training the {name} {options.cell}: {options.epochs} epochs, {options.hidden_size} units")
         runs.append(_train(name, constraint, data, out, options))
-    console.print(_table(runs, floor))
+    console.print(_table(runs, floors))
     stable = runs[1].report
     assert stable is not None
     console.print(stable.table())
-    figure = plot_runs(runs, floor, options.rate, out / "learning_curves.png")
+    figure = plot_runs(runs, floors[0], options.rate, out / "learning_curves.png")
     console.print(
         f"Learning curves: {figure}\nTensorBoard:     tensorboard --logdir {out}", highlight=False, soft_wrap=True
     )
@@ -190,8 +190,8 @@ def _train(
     return run
 
 
-def _table(runs: list[Run], floor: float) -> Table:
-    table = Table(title="The same network, unconstrained and stable", caption=f"unigram floor: {floor:.1f}")
+def _table(runs: list[Run], floors: tuple[float, float]) -> Table:
+    table = Table(title="The same network, unconstrained and stable")
     for column in (
         "",
         "validation\nperplexity",
@@ -201,6 +201,7 @@ def _table(runs: list[Run], floor: float) -> Table:
         "of it\nprojection",
     ):
         table.add_column(column, justify="left" if not column else "right")
+    table.add_row("word frequencies only", *(f"{floor:.1f}" for floor in floors), "-", "-", "-")
     for run in runs:
         assert run.report is not None
         step, projection = median(run.step_seconds), median(run.projection_seconds or [0.0])

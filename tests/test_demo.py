@@ -16,7 +16,7 @@ def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     printed = capsys.readouterr().out
     assert status == 0
-    for expected in ("unigram", "unconstrained", "stable", "guaranteed", f"tensorboard --logdir {tmp_path}"):
+    for expected in ("word frequencies", "unconstrained", "stable", "guaranteed", f"tensorboard --logdir {tmp_path}"):
         assert expected in printed
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     for run in ("unconstrained", "stable"):

@@ -23,6 +23,8 @@ class InputSet(ABC):
     """
 
     guarantee: str = "guaranteed"
+    #: Number of features of its members, None if any.
+    features: int | None = None
 
     @abstractmethod
     def drive(self, weight: Tensor) -> Interval:
@@ -67,6 +69,7 @@ class Box(InputSet):
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
         self.low, self.high, self._label = _exact(low), _exact(high), label
+        self.features = max(self.low.numel(), self.high.numel()) if self.low.ndim or self.high.ndim else None
         # Checking reads values on the host, which bounds computed during training must not.
         if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
             raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
@@ -198,6 +201,7 @@ class FiniteSet(InputSet):
         if points.ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"`points` of a FiniteSet must have shape (points, features). Got {tuple(points.shape)}.")
         self.points, self.drop_probability, self._label = points, drop_probability, label
+        self.features = points.shape[1]
 
     def drive(self, weight: Tensor) -> Interval:
         """Smallest and largest product with a point; under dropout with the worst subset of its entries."""

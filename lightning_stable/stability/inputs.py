@@ -42,11 +42,24 @@ def resolve_sources(
             if key not in names:
                 raise ValueError(f"`input_bound` names no recurrence. Got key {key!r}; there are {sorted(names)}.")
         given = {key: as_input_set(value) for key, value in input_bound.items()}
+        _check_features(recurrences, given)
         return derive_input_sets(model, training, state_bound) | given
     if input_bound is not None:
         everywhere = as_input_set(input_bound)
-        return {r.module_name: everywhere for r in recurrences}
+        given = {r.module_name: everywhere for r in recurrences}
+        _check_features(recurrences, given)
+        return given
     return derive_input_sets(model, training, state_bound) if any(r.needs_drive for r in recurrences) else {}
+
+
+def _check_features(recurrences: Sequence[Recurrence], sources: Sources) -> None:
+    for recurrence in recurrences:
+        name = recurrence.name if recurrence.name in sources or recurrence.layer else recurrence.module_name
+        if name in sources and recurrence.needs_drive and not fits(sources[name], recurrence):
+            raise ValueError(
+                f"`input_bound` of {name!r} must be for {recurrence.input_size} features. Got a set of "
+                f"{sources[name].features}: {sources[name].describe()}."
+            )
 
 
 class LayerInputs:
