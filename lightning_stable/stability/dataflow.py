@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lightning_stable.recurrence.registry import is_recurrent
+from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.input_sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
 
 _UNIT, _SYMMETRIC = (0.0, 1.0), (-1.0, 1.0)
@@ -171,9 +171,19 @@ class _Walk:
             if node.op == "call_module" and is_recurrent(self._module(node)):
                 calls.setdefault(str(node.target), []).append(node)
         return {
-            name: self._set_of(nodes[0].args[0]) if len(nodes) == 1 and nodes[0].args else None
+            name: self._fitting(self._set_of(nodes[0].args[0]), self._module(nodes[0]))
+            if len(nodes) == 1 and nodes[0].args
+            else None
             for name, nodes in calls.items()
         }
+
+    @staticmethod
+    def _fitting(known: InputSet | None, module: nn.Module) -> InputSet | None:
+        """The set, unless transposing a single sequence has made features of its time steps."""
+        if known is None or known.features is None:
+            return known
+        first = recurrences_of(module)[0]
+        return known if first.needs_drive and first.input_size == known.features else None
 
     def _module(self, node: fx.Node) -> nn.Module:
         module: nn.Module = self.modules[str(node.target)]

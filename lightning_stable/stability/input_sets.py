@@ -19,11 +19,10 @@ class InputSet(ABC):
     """A set of admissible inputs ``x`` of shape ``(features,)``.
 
     ``guarantee`` says what a certificate built on it is worth: ``"guaranteed"``, or ``"data"`` when the set was
-    only observed.
+    only observed. ``features`` is the length of its members, None if any will do.
     """
 
     guarantee: str = "guaranteed"
-    #: Number of features of its members, None if any.
     features: int | None = None
 
     @abstractmethod
@@ -69,7 +68,8 @@ class Box(InputSet):
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
         self.low, self.high, self._label = _exact(low), _exact(high), label
-        self.features = max(self.low.numel(), self.high.numel()) if self.low.ndim or self.high.ndim else None
+        entries = max(self.low.numel(), self.high.numel())
+        self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
         if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
             raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
@@ -252,6 +252,8 @@ class LayerNormOutput(InputSet):
         features: ``n``.
         drop_probability: Entries may be dropped with dropout of this probability (0: never).
     """
+
+    features: int
 
     def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int, drop_probability: float = 0.0) -> None:
         self.gamma, self.beta, self.features, self.drop_probability = gamma, beta, features, drop_probability

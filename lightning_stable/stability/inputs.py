@@ -53,11 +53,11 @@ def resolve_sources(
 
 
 def _check_features(recurrences: Sequence[Recurrence], sources: Sources) -> None:
-    for recurrence in recurrences:
+    for recurrence in (r for r in recurrences if r.needs_drive):
         name = recurrence.name if recurrence.name in sources or recurrence.layer else recurrence.module_name
-        if name in sources and recurrence.needs_drive and not fits(sources[name], recurrence):
+        if name in sources and sources[name].features not in (None, recurrence.input_size):
             raise ValueError(
-                f"`input_bound` of {name!r} must be for {recurrence.input_size} features. Got a set of "
+                f"`input_bound` of {name!r} must be for {recurrence.input_size} features. Got one for "
                 f"{sources[name].features}: {sources[name].describe()}."
             )
 

@@ -146,6 +146,8 @@ def test_patterns_select_modules() -> None:
         assert [r.name for r in find_recurrences(model, patterns)] == names
     with pytest.raises(ValueError, match=r"`modules` pattern matches no recurrent module. Got 'encoder'"):
         find_recurrences(model, ["decoder", "encoder"])
+    with pytest.raises(ValueError, match=r"`modules` must name recurrent modules, or be None for all. Got \[\]"):
+        find_recurrences(model, [])
 
 
 def test_a_module_used_twice_is_one_recurrence() -> None:

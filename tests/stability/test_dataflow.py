@@ -258,6 +258,12 @@ def test_projected_outputs_and_relu_are_unbounded() -> None:
         assert set(derive_input_sets(model)) == {"core"}
 
 
+def test_a_transposed_single_sequence_has_other_features() -> None:
+    model = Parts(lambda m, x: m.core(m.emb(x).transpose(0, 1)))
+    model.core = nn.GRU(N + 1, UNITS)
+    assert derive_input_sets(model) == {}
+
+
 def test_dropout_of_everything() -> None:
     model = Parts(lambda m, x: m.core(m.drop(m.emb(x))))
     model.drop.p = 1.0

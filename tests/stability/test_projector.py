@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_stable import certify, project_
-from lightning_stable.stability import ActiveEntries, Box, Constraint, L2Ball
+from lightning_stable.stability import ActiveEntries, Box, Constraint, L2Ball, LayerNormOutput
 from lightning_stable.stability import projector as projector_module
 from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.projector import Projector
@@ -455,6 +455,17 @@ def test_inputs_outside_their_set(input_set: Any, inside: list[float], outside: 
     model(torch.tensor([[inside, [math.nan] * FEATURES]]))  # not finite: no input at all
     (message,) = projector.uncovered_inputs().values()
     assert message.startswith(f"Inputs of 'core' lie outside its input set ({input_set.describe()}) by {by:.4g}; ")
+
+
+def test_inputs_are_compared_in_full_precision() -> None:
+    """Forwards run under autocast, where the product that gives the set would be rounded to three digits."""
+    beta = torch.randn(FEATURES)
+    model = Model("gru", bounded=False)
+    projector = Projector(model, CONSTRAINT, input_bound=LayerNormOutput(torch.zeros(FEATURES), beta, FEATURES))
+    projector.attach()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(beta.expand(1, 2, -1))
+    assert projector.uncovered_inputs() == {}
 
 
 def test_switched_off() -> None:
