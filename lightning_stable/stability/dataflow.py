@@ -183,7 +183,7 @@ class _Walk:
         if known is None or known.features is None:
             return known
         first = recurrences_of(module)[0]
-        return known if first.needs_drive and first.input_size == known.features else None
+        return known if not first.needs_drive or first.input_size == known.features else None
 
     def _module(self, node: fx.Node) -> nn.Module:
         module: nn.Module = self.modules[str(node.target)]
