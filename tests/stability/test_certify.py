@@ -24,6 +24,7 @@ from tests.nets import CELLS, LAYERS, NORMS, net, set_
 from tests.stability.adversary import TOLERANCE, member, worst_ratio
 
 B = SupNorm(2.0)
+TINY = 1e-11  # what rounding leaves of the difference of two states that have become one
 
 
 def attack(module: nn.Module, inputs: InputSet | None, norm: str, **kwargs: Any) -> tuple[float, float]:
@@ -102,6 +103,11 @@ def corner_cases() -> dict[str, tuple[nn.Module, InputSet, float]]:
         "large biases": (set_(net("lstm", scale=2), bias_ih=gate_biases(3, 2, -4, 5)), B, 1.0),
         "large biases, GRU": (set_(net("gru", scale=2), bias_ih=gate_biases(2, -3, 3)), B, 1.0),
         "closed output gate": (set_(net("lstm"), bias_hh=gate_biases(0, 0, 0, -30)), B, 1.0),
+        "closed output gate, no recurrence": (
+            set_(net("lstm"), weight_hh=0, bias_hh=gate_biases(0, 0, 0, -28)),
+            B,
+            1.0,
+        ),
         "open forget gate": (set_(net("lstm"), bias_hh=gate_biases(0, 30, 0, 0)), B, 1.0),
         "open update gate": (set_(net("gru"), bias_hh=gate_biases(0, 30, 0)), B, 1.0),
         "closed update gate, strong coupling": (set_(net("gru", scale=4), bias_hh=gate_biases(0, -6, 0)), B, 1.0),
@@ -145,7 +151,7 @@ def test_corner_cases(case: str, norm: str) -> None:
     module, inputs, state_bound = corner_cases()[case]
     measured, rate = attack(module, inputs, norm, state_bound=state_bound)
     if rate < 1e12:  # with a saturated forget gate c itself has no digits left
-        assert measured <= rate * (1 + 1e-8)
+        assert measured <= rate * (1 + 1e-8) + TINY
 
 
 @pytest.mark.parametrize("name", ["lstm", "proj", "gru"])
@@ -186,7 +192,7 @@ def test_random_nets(seed: int) -> None:
     for norm in ("row", "tight", "l2"):
         measured, rate = attack(module, inputs, norm, state_bound=state_bound, pairs=64, steps=40, seed=seed)
         if rate < 1e9:
-            assert measured <= rate * (1 + 1e-8), norm
+            assert measured <= rate * (1 + 1e-8) + TINY, norm
 
 
 # Many steps -----------------------------------------------------------------------------------------------------------
