@@ -121,7 +121,7 @@ class StabilityProjectionCallback(Callback):
                 f"shard parameters do not give. Got strategy {type(trainer.strategy).__name__}; use 'ddp' or 'auto'."
             )
         if stage == "fit":  # a new run; what a checkpoint knows is restored after this
-            self.report, self._distance, self._warned = None, None, set()
+            self.report, self._distance, self._log_due, self._warned = None, None, False, set()
             self._steps = self.num_projections = 0
             self._input_ranges, self._norms_before = {}, {}
 

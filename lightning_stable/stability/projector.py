@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lightning_stable import linalg
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
+from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import Sources, resolve_sources
 from lightning_stable.stability.monitor import InputMonitor
 from lightning_stable.stability.precision import full_precision
@@ -55,9 +57,10 @@ class Projector:
             for recurrence in self.recurrences:
                 if not is_frozen(recurrence):
                     constraint.target(recurrence, 0.0, exact=True)
-        self._sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
+        sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
         self._training, self._margin, self._reduce_max = training, margin, reduce_max
         self._device = next(iter(self.recurrences[0].parameters().values())).device
+        self._sources = {name: _on_device(known, self._device) for name, known in sources.items()}
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
         # Where nothing rests on inputs, nothing need be known about them.
@@ -205,6 +208,15 @@ class Projector:
             owner = next(r for r in self.recurrences if any(p is broken for p in r.parameters().values()))
             raise ValueError(_not_finite(owner.name))
         return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
+
+
+def _on_device(known: InputSet, device: torch.device) -> InputSet:
+    """The set with its own tensors on the device, where fetching them at every step would wait; parameters stay."""
+    moved = copy.copy(known)
+    for name, value in vars(known).items():
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            setattr(moved, name, value.to(device))
+    return moved
 
 
 def _not_finite(name: str) -> str:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_stable import certify, project_
-from lightning_stable.stability import ActiveEntries, Box, Constraint, L2Ball, LayerNormOutput
+from lightning_stable.stability import ActiveEntries, Box, Constraint, FiniteSet, L2Ball, LayerNormOutput
 from lightning_stable.stability import projector as projector_module
 from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.projector import Projector
@@ -183,10 +183,14 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.fetched = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if args and isinstance(args[0], Tensor) and isinstance(result, Tensor):
+            self.fetched += args[0].device != result.device
+        return result
 
 
 FAST = [
@@ -226,10 +230,24 @@ def test_nothing_is_read_on_the_host(cell: str, arguments: dict[str, Any], bound
 def test_without_any_values(cell: str, arguments: dict[str, Any]) -> None:
     """Tensors on the meta device have none to read."""
     projector = Projector(Model(cell).to("meta"), Constraint(RATE, **arguments))
-    moved = projector.project(strict=False, measure=True)
+    with Operations() as operations:
+        moved = projector.project(strict=False, measure=True)
     assert moved.is_meta
+    assert not operations.fetched  # a copy from the host would be waited for as well
     with pytest.raises((RuntimeError, NotImplementedError)):
         projector.project(strict=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [2.0, torch.ones(FEATURES), Box(-1.0, 2.0), FiniteSet(torch.randn(5, FEATURES)), L2Ball(2.0)],
+    ids=lambda given: type(given).__name__,
+)
+def test_given_sets_are_fetched_once(given: Any) -> None:
+    projector = Projector(Model("gru").to("meta"), CONSTRAINT, input_bound=given)
+    with Operations() as operations:
+        projector.project(strict=False)
+    assert not operations.fetched
 
 
 @on_gpu
