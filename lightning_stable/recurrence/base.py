@@ -115,6 +115,11 @@ class Recurrence(ABC):
         """Number of input features of this layer."""
         return int(self.parameters()["weight_ih"].shape[1])
 
+    @property
+    def takes_sequences(self) -> bool:
+        """Whether the module is called with a sequence, as ``nn.RNN``, or once per step, as ``nn.RNNCell``."""
+        return isinstance(self.module, nn.RNNBase)
+
     # --------------------------------------------------------------- state map
     @abstractmethod
     def step(self, inputs: Tensor, state: State) -> State:

@@ -1,0 +1,124 @@
+"""How a recurrent module is given its inputs, and the one form in which they are evaluated: time first, batched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lightning_stable.recurrence.base import State
+from lightning_stable.truncation.stack import Stack, States
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of one call of a module with the calling convention of ``nn.RNN``.
+
+    Attributes:
+        inputs: Shape ``(time, batch, features)``; packed sequences padded and in sorted order.
+        lengths: Length of every sequence, shape ``(batch,)``; None if all are equally long.
+        batched: Whether the module was given a batch.
+        batch_first: Whether batches come with the batch first.
+        packed: The packed sequence that was given, or None.
+    """
+
+    inputs: Tensor
+    lengths: Tensor | None
+    batched: bool
+    batch_first: bool
+    packed: PackedSequence | None
+
+    @classmethod
+    def of(cls, module: nn.Module, given: Any) -> Layout:
+        """Read the layout of ``given``, the input of ``module``.
+
+        Raises:
+            ValueError: If it is neither a PackedSequence nor a tensor with 2 or 3 dimensions.
+        """
+        if isinstance(given, PackedSequence):
+            # Without its indices it stays in sorted order.
+            inputs, lengths = pad_packed_sequence(PackedSequence(given.data, given.batch_sizes))
+            return cls(inputs, lengths.to(inputs.device), True, False, given)
+        if not isinstance(given, Tensor) or given.dim() not in (2, 3):
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"`input` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}.")
+        batched, batch_first = given.dim() == 3, bool(getattr(module, "batch_first", False))
+        inputs = (given.transpose(0, 1) if batch_first else given) if batched else given.unsqueeze(1)
+        return cls(inputs, None, batched, batch_first, None)
+
+    @property
+    def time(self) -> int:
+        """Length of the longest sequence."""
+        return len(self.inputs)
+
+    def check(self, module: nn.Module, hx: Any) -> None:
+        """Let torch's own layers refuse wrong shapes in their own words."""
+        if not isinstance(module, nn.RNNBase):
+            return
+        features = self.inputs.shape[-1]
+        if features != module.input_size:
+            raise ValueError(f"`input` must have {module.input_size} features. Got {features}.")
+        if hx is not None:
+            batch_sizes = None if self.packed is None else self.packed.batch_sizes
+            inputs = self.inputs.transpose(0, 1) if module.batch_first and self.packed is None else self.inputs
+            data = inputs if self.packed is None else self.packed.data
+            module.check_forward_args(data, self._batched(hx), batch_sizes)  # type: ignore[arg-type]
+
+    def _batched(self, hx: Any) -> Any:
+        if self.batched or hx is None:
+            return hx
+        return tuple(part.unsqueeze(1) for part in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
+
+    def starts(self, stacks: tuple[Stack, ...], hx: Any) -> tuple[States, ...]:
+        """The states before the first input, one row each, per direction."""
+        if hx is None:
+            return tuple(stack.zeros(self.inputs[:1]) for stack in stacks)
+        hx = self._batched(hx)
+        parts = hx if isinstance(hx, tuple) else (hx,)
+        if self.packed is not None and self.packed.sorted_indices is not None:
+            parts = tuple(part.index_select(1, self.packed.sorted_indices) for part in parts)
+        count = len(stacks)
+        return tuple(
+            tuple(
+                tuple(part[count * index + direction].unsqueeze(0) for part in parts)
+                for index in range(len(stack.layers))
+            )
+            for direction, stack in enumerate(stacks)
+        )
+
+    def outputs(self, stacks: tuple[Stack, ...], visited: tuple[States, ...]) -> tuple[Any, Any]:
+        """Output and final state as the module returns them.
+
+        Args:
+            stacks: The directions.
+            visited: Their states at every position, ``time`` rows each.
+        """
+        output = torch.cat([stack.output(states) for stack, states in zip(stacks, visited, strict=True)], dim=-1)
+        last = [self._last(states) if index == 0 else _row(states, 0) for index, states in enumerate(visited)]
+        # Layer by layer, forward before backward.
+        layers = [state for layer in zip(*last, strict=True) for state in layer]
+        parts = tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+        if self.packed is not None:
+            assert self.lengths is not None
+            data = pack_padded_sequence(output, self.lengths.cpu()).data
+            output = PackedSequence(data, *self.packed[1:])
+            if self.packed.unsorted_indices is not None:
+                parts = tuple(part.index_select(1, self.packed.unsorted_indices) for part in parts)
+        elif not self.batched:
+            output, parts = output.squeeze(1), tuple(part.squeeze(1) for part in parts)
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, parts if len(parts) > 1 else parts[0]
+
+    def _last(self, states: States) -> tuple[State, ...]:
+        if self.lengths is None:
+            return _row(states, -1)
+        lanes = torch.arange(len(self.lengths), device=self.lengths.device)
+        return tuple(tuple(part[self.lengths - 1, lanes] for part in state) for state in states)
+
+
+def _row(states: States, row: int) -> tuple[State, ...]:
+    return tuple(tuple(part[row] for part in state) for state in states)

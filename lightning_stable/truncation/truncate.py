@@ -1,0 +1,65 @@
+"""The feed-forward twin of a module: every recurrent layer evaluated on the last ``window`` inputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from lightning_stable.recurrence import find_recurrences
+from lightning_stable.truncation.windowed import Windowed, window_class
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def truncate(module: ModuleT, window: int, *, share: bool = False) -> ModuleT:
+    """A twin of the module whose recurrent layers see the last ``window`` inputs only.
+
+    Exactly so: output ``t`` of a recurrent layer is that of the layer restarted from zero at ``t - window``, all its
+    layers together, and depends on inputs ``t - window + 1 .. t`` alone (bidirectional layers: up to
+    ``t + window - 1``). Windows that reach over the beginning start from the state the layer is given. With
+    ``window`` at least the length of the sequence the twin *is* the model.
+
+    A state that the twin returns and is given back continues the windows: over chunks, too, an output depends on the
+    last ``window`` inputs. Carry it as it was returned, detached or not.
+
+    Args:
+        module: Any module with recurrences; it is not changed.
+        window: Number of inputs, at least 1.
+        share: Let the twin use the module's own parameters and buffers instead of copies.
+
+    Returns:
+        A deep copy of the same class. Keys and shapes of its ``state_dict`` equal the module's.
+
+    Raises:
+        ValueError: If ``window`` is no positive integer or there is no recurrence.
+        TypeError: If the module cannot be copied.
+    """
+    check_window(window)
+    find_recurrences(module)
+    shared: dict[int, Tensor] = {}
+    if share:
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return window_(copy.deepcopy(module, dict(shared)), window)  # type: ignore[arg-type]
+
+
+def window_(module: ModuleT, window: int) -> ModuleT:
+    """Give the recurrent layers of a module their windowed form, in place; layers that have one keep it.
+
+    Raises:
+        ValueError: If ``window`` is no positive integer or there is no recurrence.
+    """
+    check_window(window)
+    modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
+    for recurrent in modules.values():
+        if not isinstance(recurrent, Windowed):
+            recurrent.__class__ = window_class(recurrent)
+            recurrent.window = window  # type: ignore[assignment]
+    return module
+
+
+def check_window(window: int) -> None:
+    """Raise ValueError unless ``window`` is a positive integer."""
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"`window` must be a positive integer. Got {window!r}.")

@@ -1,0 +1,233 @@
+"""The windowed form of a recurrent module: the same parameters, evaluated on the last ``window`` inputs only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lightning_stable.recurrence import recurrences_of
+from lightning_stable.truncation.bidirectional import bidirectional_rows
+from lightning_stable.truncation.layout import Layout
+from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
+from lightning_stable.truncation.rows import advance_rows, head_rows, window_rows
+from lightning_stable.truncation.stack import Stack, States, concatenate, stacks_of, take
+
+
+class Windowed(nn.Module):
+    """What a windowed module is besides the module it was: :func:`windowed_class` makes a subclass of both.
+
+    The module keeps its class as a base, its attributes, and its parameters with their names; only what is evaluated
+    changes. A window at least as long as the sequence gives the module's own ``forward``.
+    """
+
+    window: int
+    _stored = False
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """Inside, ``forward`` is the module's own: adapters of cells call their module to make a step."""
+        before, self._stored = self._stored, True
+        try:
+            yield
+        finally:
+            self._stored = before
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time and cannot be found by its name.
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _new, (original_class(self), type(self).__bases__[0]), *state
+
+    def extra_repr(self) -> str:
+        """That of the module, and the window."""
+        return ", ".join(part for part in (super().extra_repr(), f"window={self.window}") if part)
+
+
+class WindowedLayer(Windowed):
+    """Form of modules that take a whole sequence, with the calling convention of ``nn.RNN``.
+
+    The state it returns is the window's, and carries the unfinished windows at the end of the sequence: handed back
+    with the next chunk, windows go on across the border.
+    """
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        """As the module's own ``forward``; outputs and states depend on the last ``window`` inputs only.
+
+        Args:
+            input: As the module takes it: batched or not, ``batch_first`` or not, or a PackedSequence.
+            hx: The state before the first input, zeros by default; windows that reach over the beginning start from
+                it. A state this layer has returned continues its windows instead.
+
+        Raises:
+            ValueError: If ``hx`` was returned by this layer and cannot be continued: it was edited, it belongs to a
+                PackedSequence, or the module is bidirectional (whose windows need inputs of the next chunk).
+        """
+        if self._stored:
+            return super().forward(input, hx)  # type: ignore[misc, no-any-return]
+        memory, hx = memory_of(_parts(hx), self), _plain(hx)
+        layout = Layout.of(self, input)
+        seen = layout.time + (0 if memory is None else memory.seen)
+        with self.as_stored():
+            if seen <= self.window:
+                output, state = super().forward(input, hx)  # type: ignore[misc]
+                return output, self._with_memory(state, layout, memory, seen, None)
+            layout.check(self, hx)
+            stacks = stacks_of(self)
+            visited, rows = self._evaluate(stacks, layout, memory, layout.starts(stacks, hx))
+        output, state = layout.outputs(stacks, visited)
+        return output, self._with_memory(state, layout, memory, seen, rows)
+
+    def _evaluate(
+        self, stacks: tuple[Stack, ...], layout: Layout, memory: Memory | None, starts: tuple[States, ...]
+    ) -> tuple[tuple[States, ...], States | None]:
+        """States at every position in each direction, and the unfinished windows if windows were continued."""
+        inputs, window, masks = layout.inputs, self.window, self._masks(stacks, layout.inputs)
+        if len(stacks) == 2:
+            return bidirectional_rows((stacks[0], stacks[1]), inputs, window, starts, layout.lengths, masks), None
+        (stack,), (start,) = stacks, starts
+        if memory is None:
+            head = head_rows(stack, inputs[:window], start, [mask[:window] for mask in masks])
+            tail = window_rows(stack, inputs, window, first=window, masks=masks)
+            return (concatenate(head, tail),), None
+        unfinished = _unfinished(stack, memory, start, window)
+        visited = window_rows(
+            stack, inputs, window, starts=_starts_of_rows(stack, inputs, unfinished, window), masks=masks
+        )
+        # Usually detached before anything flows back: nothing is saved for that.
+        return (visited,), checkpoint(
+            _continued, stack, inputs, unfinished, window, masks, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def _masks(self, stacks: tuple[Stack, ...], inputs: Tensor) -> list[Tensor]:
+        """Dropout masks between the layers, drawn as torch's layers draw them: one per position, not per window."""
+        probability, depth = float(getattr(self, "dropout", 0.0)), len(stacks[0].layers)
+        if not self.training or probability == 0 or depth == 1:
+            return []
+        shapes = [
+            (*inputs.shape[:2], sum(stack.output_size(index) for stack in stacks)) for index in range(depth - 1)
+        ]
+        return [F.dropout(inputs.new_ones(shape), probability) for shape in shapes]
+
+    def _with_memory(
+        self, state: Any, layout: Layout, memory: Memory | None, seen: int, rows: States | None
+    ) -> Any:
+        if torch.compiler.is_compiling():
+            return state
+        if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
+            reason = "of a PackedSequence" if layout.packed is not None else "of a bidirectional layer"
+            after = Memory(self, lost=reason)
+        else:
+            after = Memory(self, seen, rows=rows) if rows is not None else _young(self, layout.inputs, memory, seen)
+        if isinstance(state, tuple):
+            return tuple(carry(part, after) for part in state)
+        return carry(state, after)
+
+
+class WindowedCell(Windowed):
+    """Form of cells that make one step per call, with the calling convention of ``nn.RNNCell`` or ``nn.LSTMCell``.
+
+    Every state it returns carries the unfinished windows; all of them make the next step together.
+    """
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step; the state depends on the last ``window`` inputs since the state the sequence started from.
+
+        Raises:
+            ValueError: If ``hx`` was returned by this cell and was edited since.
+        """
+        if self._stored:
+            return super().forward(input, hx)  # type: ignore[misc]
+        memory, hx = memory_of(_parts(hx), self), _plain(hx)
+        inputs = (input if input.dim() == 2 else input.unsqueeze(0)).unsqueeze(0)
+        seen = 1 + (0 if memory is None else memory.seen)
+        with self.as_stored():
+            if seen <= self.window:
+                state = super().forward(input) if hx is None else super().forward(input, hx)  # type: ignore[misc]
+                after = _young(self, inputs, memory, seen)
+            else:
+                assert memory is not None  # a window is longer than nothing
+                (stack,) = stacks_of(self)
+                start = (tuple((part if input.dim() == 2 else part.unsqueeze(0)).unsqueeze(0) for part in _parts(hx)),)
+                rows = advance_rows(stack, inputs, _unfinished(stack, memory, start, self.window))
+                after = Memory(self, seen, rows=take(rows, slice(0, self.window - 1)))
+                last = tuple(part[-1] if input.dim() == 2 else part[-1].squeeze(0) for part in rows[0])
+                state = last if isinstance(hx, tuple) else last[0]
+        if torch.compiler.is_compiling():
+            return state
+        return tuple(carry(part, after) for part in state) if isinstance(state, tuple) else carry(state, after)
+
+
+def _young(layer: Windowed, inputs: Tensor, memory: Memory | None, seen: int) -> Memory:
+    """The memory after inputs that needed no unfinished window yet: they follow from the inputs themselves."""
+    if memory is not None and memory.recent is not None:
+        inputs = torch.cat((memory.recent, inputs))
+    return Memory(layer, seen, recent=inputs[max(0, len(inputs) - layer.window + 1) :])
+
+
+def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:
+    """The unfinished windows at a border, the youngest first; ``start`` is the visible state, one row."""
+    if memory.rows is not None:
+        return memory.rows
+    recent = memory.recent
+    assert recent is not None
+    # Where the state was detached, the windows are as well.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and any(part.requires_grad for part in start[0])):
+        if memory.seen >= window:
+            return advance_rows(stack, recent, stack.zeros(recent[:0]))
+        # The oldest one is the run from the start itself.
+        return concatenate(advance_rows(stack, recent[1:], stack.zeros(recent[:0])), start)
+
+
+def _starts_of_rows(stack: Stack, inputs: Tensor, unfinished: States, window: int) -> States:
+    """The states from which the first rows go on: row ``r`` brings ``window - 1 - r`` inputs along."""
+    ages = concatenate(stack.zeros(inputs[:1]), unfinished)
+    rows = torch.arange(min(window, len(inputs)), device=inputs.device)
+    return take(ages, (window - 1 - rows).clamp(max=ages[0][0].shape[0] - 1))
+
+
+def _continued(stack: Stack, inputs: Tensor, unfinished: States, window: int, masks: list[Tensor]) -> States:
+    """The unfinished windows at the end of the inputs."""
+    going_on = take(unfinished, slice(0, max(0, window - 1 - len(inputs))))
+    first = max(0, len(inputs) - window + 1)
+    return advance_rows(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
+
+
+def _parts(state: Any) -> tuple[Tensor, ...]:
+    return () if state is None else state if isinstance(state, tuple) else (state,)
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_plain(part) for part in state)
+    return state.as_subclass(Tensor) if isinstance(state, CarriedState) else state
+
+
+def original_class(module: Windowed) -> type[nn.Module]:
+    """The class of a windowed module before it was windowed."""
+    return type(module).__bases__[-1]
+
+
+def window_class(module: nn.Module) -> type[Windowed]:
+    """The class that is both the module's and its windowed form.
+
+    Raises:
+        ValueError: If no recurrence is registered for the module.
+    """
+    return _window_class(type(module), recurrences_of(module)[0].takes_sequences)
+
+
+@cache
+def _window_class(original: type[nn.Module], takes_sequences: bool) -> type[Windowed]:
+    form = WindowedLayer if takes_sequences else WindowedCell
+    return type(f"Windowed{original.__name__}", (form, original), {"__module__": __name__})
+
+
+def _new(original: type[nn.Module], form: type[Windowed]) -> Windowed:
+    windowed = _window_class(original, form is WindowedLayer)
+    return windowed.__new__(windowed)
