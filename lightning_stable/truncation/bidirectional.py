@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_stable.recurrence.base import Recurrence, State
-from lightning_stable.truncation.rows import head_rows, window_rows
+from lightning_stable.truncation.evaluate import evaluate_rows
+from lightning_stable.truncation.rows import head_rows
 from lightning_stable.truncation.stack import Stack, States, concatenate
 
 
@@ -23,6 +24,8 @@ def bidirectional_rows(
     starts: tuple[States, States],
     lengths: Tensor | None = None,
     masks: Sequence[Tensor] = (),
+    *,
+    recompute: bool | None = None,
 ) -> tuple[States, States]:
     """States of both directions at every position, ``time`` rows each.
 
@@ -33,18 +36,21 @@ def bidirectional_rows(
         starts: States before the first input in each direction, one row each.
         lengths: Length of every sequence, shape ``(batch,)``; None if all are equally long.
         masks: Dropout masks between the layers, shape ``(time, batch, features)`` of both directions.
+        recompute: As in :func:`evaluate.evaluate_rows`.
     """
     if len(stacks[0].layers) > 1:
         return _stacked(stacks, inputs, window, starts, lengths, masks)
-    forward = _one_way(stacks[0], inputs, window, starts[0])
+    forward = _one_way(stacks[0], inputs, window, starts[0], recompute)
     turned = _reversal(inputs, lengths)
-    backward = _one_way(stacks[1], _reorder(inputs, turned), window, starts[1])
+    backward = _one_way(stacks[1], _reorder(inputs, turned), window, starts[1], recompute)
     return forward, tuple(tuple(_reorder(part, turned) for part in state) for state in backward)
 
 
-def _one_way(stack: Stack, inputs: Tensor, window: int, start: States) -> States:
+def _one_way(stack: Stack, inputs: Tensor, window: int, start: States, recompute: bool | None) -> States:
     head = head_rows(stack, inputs[:window], start)
-    return concatenate(head, window_rows(stack, inputs, window, first=window)) if len(inputs) > window else head
+    if len(inputs) <= window:
+        return head
+    return concatenate(head, evaluate_rows(stack, inputs, window, first=window, recompute=recompute))
 
 
 def _reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
@@ -107,8 +113,7 @@ def _scan(
     begin = meets_end[..., None]
     zeros = layer.initial_state(inputs[0])
     state: State = tuple(
-        torch.where(begin, given.expand(rows, *given.shape[1:]), zero)
-        for given, zero in zip(start, zeros, strict=True)
+        torch.where(begin, given.expand(rows, *given.shape[1:]), zero) for given, zero in zip(start, zeros, strict=True)
     )
     visited = []
     for values, valid in zip(inputs, inside, strict=True):

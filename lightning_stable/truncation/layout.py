@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_stable.recurrence.base import State
 from lightning_stable.truncation.stack import Stack, States
+
+# One state per layer, of shape (batch, size) per part.
+Layer = tuple[State, ...]
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ class Layout:
             batch_sizes = None if self.packed is None else self.packed.batch_sizes
             inputs = self.inputs.transpose(0, 1) if module.batch_first and self.packed is None else self.inputs
             data = inputs if self.packed is None else self.packed.data
-            module.check_forward_args(data, self._batched(hx), batch_sizes)  # type: ignore[arg-type]
+            module.check_forward_args(data, self.batched_state(hx), batch_sizes)
 
-    def _batched(self, hx: Any) -> Any:
+    def batched_state(self, hx: Any) -> Any:
+        """A given state with a batch dimension."""
         if self.batched or hx is None:
             return hx
         return tuple(part.unsqueeze(1) for part in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
@@ -76,7 +81,7 @@ class Layout:
         """The states before the first input, one row each, per direction."""
         if hx is None:
             return tuple(stack.zeros(self.inputs[:1]) for stack in stacks)
-        hx = self._batched(hx)
+        hx = self.batched_state(hx)
         parts = hx if isinstance(hx, tuple) else (hx,)
         if self.packed is not None and self.packed.sorted_indices is not None:
             parts = tuple(part.index_select(1, self.packed.sorted_indices) for part in parts)
@@ -89,36 +94,36 @@ class Layout:
             for direction, stack in enumerate(stacks)
         )
 
-    def outputs(self, stacks: tuple[Stack, ...], visited: tuple[States, ...]) -> tuple[Any, Any]:
+    def results(self, output: Tensor, last: Sequence[Layer]) -> tuple[Any, Any]:
         """Output and final state as the module returns them.
 
         Args:
-            stacks: The directions.
-            visited: Their states at every position, ``time`` rows each.
+            output: Shape ``(time, batch, features)``.
+            last: Last states per direction.
         """
-        output = torch.cat([stack.output(states) for stack, states in zip(stacks, visited, strict=True)], dim=-1)
-        last = [self._last(states) if index == 0 else _row(states, 0) for index, states in enumerate(visited)]
         # Layer by layer, forward before backward.
         layers = [state for layer in zip(*last, strict=True) for state in layer]
         parts = tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+        returned: Any = output
         if self.packed is not None:
             assert self.lengths is not None
             data = pack_padded_sequence(output, self.lengths.cpu()).data
-            output = PackedSequence(data, *self.packed[1:])
+            returned = PackedSequence(data, *self.packed[1:])
             if self.packed.unsorted_indices is not None:
                 parts = tuple(part.index_select(1, self.packed.unsorted_indices) for part in parts)
         elif not self.batched:
-            output, parts = output.squeeze(1), tuple(part.squeeze(1) for part in parts)
+            returned, parts = output.squeeze(1), tuple(part.squeeze(1) for part in parts)
         elif self.batch_first:
-            output = output.transpose(0, 1)
-        return output, parts if len(parts) > 1 else parts[0]
+            returned = output.transpose(0, 1)
+        return returned, parts if len(parts) > 1 else parts[0]
 
-    def _last(self, states: States) -> tuple[State, ...]:
+    def last(self, states: States) -> Layer:
+        """The states at the end of every sequence, by layer."""
         if self.lengths is None:
-            return _row(states, -1)
+            return tuple(tuple(part[-1] for part in state) for state in states)
         lanes = torch.arange(len(self.lengths), device=self.lengths.device)
         return tuple(tuple(part[self.lengths - 1, lanes] for part in state) for state in states)
 
-
-def _row(states: States, row: int) -> tuple[State, ...]:
-    return tuple(tuple(part[row] for part in state) for state in states)
+    def first(self, states: States) -> Layer:
+        """The states at the first position, where the backward direction ends."""
+        return tuple(tuple(part[0] for part in state) for state in states)

@@ -50,7 +50,19 @@ class Memory:
 
 
 # Operations after which a state is the same state.
-_KEEPING = {"detach", "clone", "contiguous", "to", "float", "double", "half", "bfloat16", "cpu", "cuda", "requires_grad_"}
+_KEEPING = {
+    "detach",
+    "clone",
+    "contiguous",
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "cpu",
+    "cuda",
+    "requires_grad_",
+}
 # Operations users edit states with: resetting some sequences, choosing or reordering them.
 _EDITING = {"mul", "__mul__", "__rmul__", "where", "masked_fill", "__getitem__", "index_select", "zeros_like", "gather"}
 

@@ -73,7 +73,9 @@ def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
 
 def concatenate(*parts: States) -> States:
     """Join rows."""
-    return tuple(tuple(torch.cat(tensors) for tensors in zip(*layer, strict=True)) for layer in zip(*parts, strict=True))
+    return tuple(
+        tuple(torch.cat(tensors) for tensors in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)
+    )
 
 
 def take(states: States, rows: slice | Tensor) -> States:

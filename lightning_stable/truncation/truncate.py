@@ -13,7 +13,7 @@ from lightning_stable.truncation.windowed import Windowed, window_class
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def truncate(module: ModuleT, window: int, *, share: bool = False) -> ModuleT:
+def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bool | None = None) -> ModuleT:
     """A twin of the module whose recurrent layers see the last ``window`` inputs only.
 
     Exactly so: output ``t`` of a recurrent layer is that of the layer restarted from zero at ``t - window``, all its
@@ -28,6 +28,8 @@ def truncate(module: ModuleT, window: int, *, share: bool = False) -> ModuleT:
         module: Any module with recurrences; it is not changed.
         window: Number of inputs, at least 1.
         share: Let the twin use the module's own parameters and buffers instead of copies.
+        recompute: Whether the backward pass computes the windows once more instead of keeping them: about a third
+            slower, with a memory that does not grow with the window. None decides by their size.
 
     Returns:
         A deep copy of the same class. Keys and shapes of its ``state_dict`` equal the module's.
@@ -41,10 +43,10 @@ def truncate(module: ModuleT, window: int, *, share: bool = False) -> ModuleT:
     shared: dict[int, Tensor] = {}
     if share:
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return window_(copy.deepcopy(module, dict(shared)), window)  # type: ignore[arg-type]
+    return window_(copy.deepcopy(module, dict(shared)), window, recompute=recompute)
 
 
-def window_(module: ModuleT, window: int) -> ModuleT:
+def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> ModuleT:
     """Give the recurrent layers of a module their windowed form, in place; layers that have one keep it.
 
     Raises:
@@ -54,8 +56,10 @@ def window_(module: ModuleT, window: int) -> ModuleT:
     modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
     for recurrent in modules.values():
         if not isinstance(recurrent, Windowed):
-            recurrent.__class__ = window_class(recurrent)
-            recurrent.window = window  # type: ignore[assignment]
+            windowed = window_class(recurrent)
+            recurrent.__class__ = windowed
+            assert isinstance(recurrent, Windowed)
+            recurrent.window, recurrent.recompute = window, recompute
     return module
 
 

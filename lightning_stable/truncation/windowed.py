@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.truncation.bidirectional import bidirectional_rows
-from lightning_stable.truncation.layout import Layout
+from lightning_stable.truncation.evaluate import evaluate_rows
+from lightning_stable.truncation.layout import Layer, Layout
 from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
-from lightning_stable.truncation.rows import advance_rows, head_rows, window_rows
+from lightning_stable.truncation.rows import advance_rows, head_rows
 from lightning_stable.truncation.stack import Stack, States, concatenate, stacks_of, take
 
 
@@ -28,6 +28,7 @@ class Windowed(nn.Module):
     """
 
     window: int
+    recompute: bool | None = None
     _stored = False
 
     @contextmanager
@@ -41,8 +42,8 @@ class Windowed(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time and cannot be found by its name.
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (original_class(self), type(self).__bases__[0]), *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _new, (original_class(self), type(self).__bases__[0]), *reduced[2:]
 
     def extra_repr(self) -> str:
         """That of the module, and the window."""
@@ -69,54 +70,68 @@ class WindowedLayer(Windowed):
                 PackedSequence, or the module is bidirectional (whose windows need inputs of the next chunk).
         """
         if self._stored:
-            return super().forward(input, hx)  # type: ignore[misc, no-any-return]
+            stored: tuple[Any, Any] = super().forward(input, hx)
+            return stored
         memory, hx = memory_of(_parts(hx), self), _plain(hx)
         layout = Layout.of(self, input)
         seen = layout.time + (0 if memory is None else memory.seen)
         with self.as_stored():
             if seen <= self.window:
-                output, state = super().forward(input, hx)  # type: ignore[misc]
+                output, state = super().forward(input, hx)
                 return output, self._with_memory(state, layout, memory, seen, None)
             layout.check(self, hx)
             stacks = stacks_of(self)
-            visited, rows = self._evaluate(stacks, layout, memory, layout.starts(stacks, hx))
-        output, state = layout.outputs(stacks, visited)
+            output, last, rows = self._evaluate(stacks, layout, memory, hx)
+        output, state = layout.results(output, last)
         return output, self._with_memory(state, layout, memory, seen, rows)
 
     def _evaluate(
-        self, stacks: tuple[Stack, ...], layout: Layout, memory: Memory | None, starts: tuple[States, ...]
-    ) -> tuple[tuple[States, ...], States | None]:
-        """States at every position in each direction, and the unfinished windows if windows were continued."""
-        inputs, window, masks = layout.inputs, self.window, self._masks(stacks, layout.inputs)
+        self, stacks: tuple[Stack, ...], layout: Layout, memory: Memory | None, hx: Any
+    ) -> tuple[Tensor, list[Layer], States | None]:
+        """Output, last state per direction, and the unfinished windows if windows were continued."""
+        inputs, window, recompute = layout.inputs, self.window, self.recompute
+        masks, starts = self._masks(stacks, inputs), layout.starts(stacks, hx)
         if len(stacks) == 2:
-            return bidirectional_rows((stacks[0], stacks[1]), inputs, window, starts, layout.lengths, masks), None
+            both = bidirectional_rows(
+                (stacks[0], stacks[1]),
+                inputs,
+                window,
+                (starts[0], starts[1]),
+                layout.lengths,
+                masks,
+                recompute=recompute,
+            )
+            output = torch.cat([stack.output(states) for stack, states in zip(stacks, both, strict=True)], dim=-1)
+            return output, [layout.last(both[0]), layout.first(both[1])], None
         (stack,), (start,) = stacks, starts
         if memory is None:
-            head = head_rows(stack, inputs[:window], start, [mask[:window] for mask in masks])
-            tail = window_rows(stack, inputs, window, first=window, masks=masks)
-            return (concatenate(head, tail),), None
+            tail = evaluate_rows(stack, inputs, window, first=window, masks=masks, recompute=recompute)
+            if layout.lengths is None and not masks and isinstance(self, nn.RNNBase):
+                # The first rows are a plain run; torch's own is much faster than one in steps.
+                begun = inputs[:window].transpose(0, 1) if self.batch_first else inputs[:window]
+                head, _ = super().forward(begun, layout.batched_state(hx))
+                head = head.transpose(0, 1) if self.batch_first else head
+                return torch.cat((head, stack.output(tail))), [layout.last(tail)], None
+            visited = concatenate(head_rows(stack, inputs[:window], start, [mask[:window] for mask in masks]), tail)
+            return stack.output(visited), [layout.last(visited)], None
         unfinished = _unfinished(stack, memory, start, window)
-        visited = window_rows(
-            stack, inputs, window, starts=_starts_of_rows(stack, inputs, unfinished, window), masks=masks
-        )
+        begun_before = _starts_of_rows(stack, inputs, unfinished, window)
+        visited = evaluate_rows(stack, inputs, window, starts=begun_before, masks=masks, recompute=recompute)
         # Usually detached before anything flows back: nothing is saved for that.
-        return (visited,), checkpoint(
+        rows = checkpoint(
             _continued, stack, inputs, unfinished, window, masks, use_reentrant=False, preserve_rng_state=False
         )
+        return stack.output(visited), [layout.last(visited)], rows
 
     def _masks(self, stacks: tuple[Stack, ...], inputs: Tensor) -> list[Tensor]:
         """Dropout masks between the layers, drawn as torch's layers draw them: one per position, not per window."""
         probability, depth = float(getattr(self, "dropout", 0.0)), len(stacks[0].layers)
         if not self.training or probability == 0 or depth == 1:
             return []
-        shapes = [
-            (*inputs.shape[:2], sum(stack.output_size(index) for stack in stacks)) for index in range(depth - 1)
-        ]
+        shapes = [(*inputs.shape[:2], sum(stack.output_size(index) for stack in stacks)) for index in range(depth - 1)]
         return [F.dropout(inputs.new_ones(shape), probability) for shape in shapes]
 
-    def _with_memory(
-        self, state: Any, layout: Layout, memory: Memory | None, seen: int, rows: States | None
-    ) -> Any:
+    def _with_memory(self, state: Any, layout: Layout, memory: Memory | None, seen: int, rows: States | None) -> Any:
         if torch.compiler.is_compiling():
             return state
         if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
@@ -142,13 +157,13 @@ class WindowedCell(Windowed):
             ValueError: If ``hx`` was returned by this cell and was edited since.
         """
         if self._stored:
-            return super().forward(input, hx)  # type: ignore[misc]
+            return super().forward(input, hx)
         memory, hx = memory_of(_parts(hx), self), _plain(hx)
         inputs = (input if input.dim() == 2 else input.unsqueeze(0)).unsqueeze(0)
         seen = 1 + (0 if memory is None else memory.seen)
         with self.as_stored():
             if seen <= self.window:
-                state = super().forward(input) if hx is None else super().forward(input, hx)  # type: ignore[misc]
+                state = super().forward(input) if hx is None else super().forward(input, hx)
                 after = _young(self, inputs, memory, seen)
             else:
                 assert memory is not None  # a window is longer than nothing
@@ -208,6 +223,9 @@ def _plain(state: Any) -> Any:
     return state.as_subclass(Tensor) if isinstance(state, CarriedState) else state
 
 
+_CLASSES: dict[tuple[type[nn.Module], bool], type[Windowed]] = {}
+
+
 def original_class(module: Windowed) -> type[nn.Module]:
     """The class of a windowed module before it was windowed."""
     return type(module).__bases__[-1]
@@ -222,10 +240,13 @@ def window_class(module: nn.Module) -> type[Windowed]:
     return _window_class(type(module), recurrences_of(module)[0].takes_sequences)
 
 
-@cache
 def _window_class(original: type[nn.Module], takes_sequences: bool) -> type[Windowed]:
-    form = WindowedLayer if takes_sequences else WindowedCell
-    return type(f"Windowed{original.__name__}", (form, original), {"__module__": __name__})
+    # One class per original: type(module) is the same for all its windowed modules.
+    key = (original, takes_sequences)
+    if key not in _CLASSES:
+        form = WindowedLayer if takes_sequences else WindowedCell
+        _CLASSES[key] = type(f"Windowed{original.__name__}", (form, original), {"__module__": __name__})
+    return _CLASSES[key]
 
 
 def _new(original: type[nn.Module], form: type[Windowed]) -> Windowed:

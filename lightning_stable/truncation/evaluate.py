@@ -1,0 +1,58 @@
+"""Windowed evaluation by whichever way is fastest for the cells and the mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_stable.truncation.fused import KEEP_BYTES, fused_kernels, fused_window_rows
+from lightning_stable.truncation.rows import window_rows
+from lightning_stable.truncation.stack import Stack, States
+
+# Rows computed again together in the backward pass of cells without a kernel.
+_BLOCK = 32
+
+
+def evaluate_rows(
+    stack: Stack,
+    inputs: Tensor,
+    window: int,
+    *,
+    first: int = 0,
+    starts: States | None = None,
+    masks: Sequence[Tensor] = (),
+    recompute: bool | None = None,
+) -> States:
+    """States of the rows ``first .. time - 1`` after their windows, see :func:`rows.window_rows`.
+
+    Args:
+        stack: One direction of a recurrent module.
+        inputs: Shape ``(time, batch, features)``.
+        window: Number of inputs a row sees.
+        first: First row to evaluate.
+        starts: As there.
+        masks: As there.
+        recompute: Save only the inputs and evaluate once more in the backward pass: a little slower, and memory
+            does not grow with the window. None decides by the size of what would be saved.
+    """
+    kernels = fused_kernels(stack)
+    # Under autocast the products round to half precision: autograd knows which.
+    if kernels is not None and not _autocasting(inputs.device):
+        return fused_window_rows(
+            stack, kernels, inputs, window, first=first, starts=starts, masks=masks, recompute=recompute
+        )
+    if recompute is None:
+        units = sum(sum(p.shape[0] for p in layer.parameters().values() if p.dim() == 2) for layer in stack.layers)
+        saved = (len(inputs) - first) * inputs.shape[1] * min(window, len(inputs)) * units * 3 * inputs.element_size()
+        recompute = saved > KEEP_BYTES
+    block = _BLOCK if recompute else None
+    return window_rows(stack, inputs, window, first=first, starts=starts, masks=masks, block=block)
+
+
+def _autocasting(device: torch.device) -> bool:
+    try:
+        return torch.is_autocast_enabled(device.type)
+    except TypeError:  # torch 2.3 has a function for each of two devices
+        return torch.is_autocast_cpu_enabled() if device.type == "cpu" else torch.is_autocast_enabled()
