@@ -8,6 +8,7 @@ if __name__ != "lightning_stable.datamodules":
     raise ImportError(f"Import this package as `lightning_stable.datamodules`. Got `{__name__}`.")
 
 from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
+from lightning_stable.datamodules.linear_system import LinearSystem, LinearSystemDataModule
 from lightning_stable.datamodules.python_docs import PythonDocsDataModule
 from lightning_stable.datamodules.stream import ColumnStream, lay_out_columns
 from lightning_stable.datamodules.text import TextDataModule
@@ -18,6 +19,8 @@ __all__ = [
     "ColumnStream",
     "DictVocabulary",
     "LanguageModelingDataModule",
+    "LinearSystem",
+    "LinearSystemDataModule",
     "PythonDocsDataModule",
     "TextDataModule",
     "Vocabulary",
