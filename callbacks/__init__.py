@@ -7,6 +7,8 @@ if __name__ != "lightning_stable.callbacks":
     # Under the bare name every class would exist a second time and isinstance checks between the copies would fail.
     raise ImportError(f"Import this package as `lightning_stable.callbacks`. Got `{__name__}`.")
 
+from lightning_stable.callbacks.feed_forward_shadow import FeedForwardShadowCallback
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.callbacks.truncation_profile import TruncationProfileCallback
 
-__all__ = ["StabilityProjectionCallback"]
+__all__ = ["FeedForwardShadowCallback", "StabilityProjectionCallback", "TruncationProfileCallback"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -65,6 +66,8 @@ class StabilityProjectionCallback(Callback):
     Attributes:
         report: The latest :class:`~lightning_stable.stability.StabilityReport`; None after a run that failed.
         num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
+        followers: Called whenever the weights were projected between steps (validation, checkpoints, the end of an
+            epoch), until the fit ends.
 
     Raises:
         ValueError: For arguments out of range; when training starts, if no recurrence is found, a pattern matches
@@ -97,6 +100,7 @@ class StabilityProjectionCallback(Callback):
         self.every_n_steps = every_n_steps
         self.report: StabilityReport | None = None
         self.num_projections = 0
+        self.followers: list[Callable[[], None]] = []
         self._steps = 0
         self._projector: Projector | None = None
         self._hooks: list[RemovableHandle] = []
@@ -165,17 +169,54 @@ class StabilityProjectionCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
 
-    def _watch(self, trainer: Trainer, pl_module: LightningModule, *, training: bool) -> Projector:
-        self._projector = Projector(
-            pl_module,
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen in the latest fit, resumed ones included."""
+        return self._steps
+
+    @property
+    def input_ranges(self) -> Mapping[str, Tensor]:
+        """Maxima of ``-x`` and ``x`` of the inputs recorded so far, shape ``(2, features)``, by module name."""
+        return self._input_ranges if self._projector is None else self._projector.monitor.ranges
+
+    def projector_for(
+        self, trainer: Trainer, module: nn.Module, *, training: bool = True, ranges: Mapping[str, Tensor] | None = None
+    ) -> Projector:
+        """A projector with this callback's settings for any module, such as a second model beside the trainer's.
+
+        Args:
+            trainer: Its precision and number of processes count.
+            module: A module in which ``modules`` finds recurrences.
+            training: Whether dropout counts as active.
+            ranges: Input ranges known already, by module name.
+        """
+        return Projector(
+            module,
             self.constraint,
             input_bound=self.input_bound,
             modules=self.modules,
             training=training,
             margin=_AUTOCAST_MARGIN.get(str(trainer.precision), 0.0),
-            ranges=self._input_ranges,
+            ranges=ranges,
             reduce_max=_reduce_max if trainer.world_size > 1 else None,
         )
+
+    @contextmanager
+    def recording_paused(self) -> Iterator[None]:
+        """A block in which inputs of the model are neither recorded nor compared with their sets."""
+        monitor = None if self._projector is None else self._projector.monitor
+        if monitor is None:
+            yield
+            return
+        recording, checking = monitor.recording, monitor.checking
+        monitor.recording = monitor.checking = False
+        try:
+            yield
+        finally:
+            monitor.recording, monitor.checking = recording, checking
+
+    def _watch(self, trainer: Trainer, pl_module: LightningModule, *, training: bool) -> Projector:
+        self._projector = self.projector_for(trainer, pl_module, training=training, ranges=self._input_ranges)
         self._projector.monitor.recording = not training  # only what the model trains on, see on_train_batch_start
         self._projector.attach()
         return self._projector
@@ -183,7 +224,7 @@ class StabilityProjectionCallback(Callback):
     def _detach(self) -> None:
         for handle in self._hooks:
             handle.remove()
-        self._hooks = []
+        self._hooks, self.followers = [], []
         if self._projector is not None:
             self._projector.detach()
             self._input_ranges = {name: seen.clone() for name, seen in self._projector.monitor.ranges.items()}
@@ -233,7 +274,7 @@ class StabilityProjectionCallback(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._attached.project(strict=True)
+            self._project_between_steps()
             self._attached.monitor.recording = False
             self._attached.monitor.checking = True
         else:  # trainer.validate: certify, never change weights
@@ -250,13 +291,12 @@ class StabilityProjectionCallback(Callback):
         # Lightning asks for this while it makes a checkpoint, holding references to the weights.
         if self._hooks:
             self._settle()
-        ranges = self._input_ranges if self._projector is None else self._projector.monitor.ranges
         return {
             "report": None if self.report is None else self.report.to_dict(),
             "constraint": asdict(self.constraint),
             "steps": self._steps,
             "num_projections": self.num_projections,
-            "input_ranges": {name: seen.cpu() for name, seen in ranges.items()},
+            "input_ranges": {name: seen.cpu() for name, seen in self.input_ranges.items()},
             "norms_before": dict(self._norms_before),
         }
 
@@ -273,8 +313,13 @@ class StabilityProjectionCallback(Callback):
     # ------------------------------------------------------------- certificates
     def _settle(self) -> StabilityReport:
         """Project what steps since the last projection have moved, verified in float64, and certify."""
-        self._attached.project(strict=True)
+        self._project_between_steps()
         return self._certify()
+
+    def _project_between_steps(self) -> None:
+        self._attached.project(strict=True)
+        for follower in self.followers:
+            follower()
 
     def _certify(self, *, leading_only: bool = False) -> StabilityReport:
         self.report = self._attached.certify(leading_only=leading_only)

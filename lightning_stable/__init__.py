@@ -6,7 +6,7 @@ The functions here need torch only; the Lightning side is in ``lightning_stable.
 
 from lightning_stable.recurrence import register_recurrence
 from lightning_stable.stability import certify, project_
-from lightning_stable.truncation import truncate
+from lightning_stable.truncation import truncate, truncation_profile
 from lightning_stable.version import __version__
 
-__all__ = ["__version__", "certify", "project_", "register_recurrence", "truncate"]
+__all__ = ["__version__", "certify", "project_", "register_recurrence", "truncate", "truncation_profile"]

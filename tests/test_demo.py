@@ -11,15 +11,17 @@ from lightning_stable.models import LanguageModel
 
 
 def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = cli.main(
-        ["--traceback", "demo", "--out", str(tmp_path), "--epochs", "2", "--limit-batches", "2", "--hidden-size", "12"]
-    )
+    small = ["--epochs", "2", "--limit-batches", "2", "--hidden-size", "12", "--window", "3", "--distance-steps", "4"]
+    status = cli.main(["--traceback", "demo", "--out", str(tmp_path), *small])
     printed = capsys.readouterr().out
     assert status == 0
     for expected in ("word frequencies", "unconstrained", "stable", "guaranteed", f"tensorboard --logdir {tmp_path}"):
         assert expected in printed
-    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
-    for run in ("unconstrained", "stable"):
+    for expected in ("Twins that see 3 inputs", "perplexity of the twin", "error of 0.001, certified", "times nearer"):
+        assert expected in printed
+    for figure in ("learning_curves", "weight_distance"):
+        assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    for run in ("unconstrained", "stable", "unconstrained-windows", "stable-windows"):
         assert list((tmp_path / run).glob("events.out.tfevents.*"))
     # The stable checkpoint loads into a plain model and carries its certificate.
     checkpoint = torch.load(tmp_path / "stable" / "checkpoints" / "best.ckpt", weights_only=True)

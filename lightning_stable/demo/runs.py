@@ -1,32 +1,30 @@
-"""The demo: the same LSTM twice on the text every Python carries, once unconstrained and once certified stable."""
+"""The demo's trainings."""
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain, count
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
-from rich.table import Table
 from typing_extensions import override
 
 from lightning_stable import certify
-from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProjectionCallback
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability import StabilityReport
-from lightning_stable.stability.report import format_rate
+from lightning_stable.truncation import truncation_profile
+
+TOLERANCE, LONGEST_WINDOW = 1e-3, 100
+DISTANCE_WINDOWS = (2, 5, 10, 20)
+# By window, (step, relative weight distance) in order.
+Distances = dict[int, list[tuple[int, float]]]
 
 
 @dataclass
@@ -39,6 +37,9 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
     projection_seconds: list[float] = field(default_factory=list)
     test_perplexity: float = float("nan")
+    twin_perplexity: float = float("nan")
+    required_window: int | None = None  # measured, for TOLERANCE
+    metrics: dict[str, float] = field(default_factory=dict)  # at the end
     report: StabilityReport | None = None
 
     @property
@@ -90,163 +91,119 @@ class Options:
         hidden_size: Recurrent units.
         rate: Largest certified rate of the stable model.
         gate_bound: As in :func:`lightning_stable.project_`.
+        window: Inputs the twins see.
+        distance_steps: Steps for which twins of several windows are compared.
         seed: Seed of both trainings.
         limit_batches: Batches per epoch and stage, for a quick look; None takes all.
     """
 
-    epochs: int = 12
+    epochs: int = 6
     cell: str = "lstm"
-    hidden_size: int = 200
+    hidden_size: int = 128
     rate: float = 0.99
     gate_bound: float | None = None
+    window: int = 10
+    distance_steps: int = 80
     seed: int = 1
     limit_batches: int | None = None
 
 
-def run_demo(out: Path, options: Options) -> int:
-    """Train both models, print the comparison, write TensorBoard runs and a figure.
-
-    Args:
-        out: Folder for everything written; a number is added to its name if there is something in it already.
-        options: How to train.
-
-    Returns:
-        Exit status: 0 if the stable model is certified, 1 otherwise.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        # Products of this size gain little from a second thread and lose a lot when another program wants the core.
-        torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Small text on a few cores: workers would cost more than they bring.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning against a newer torch
-    out = _unused(out)
-    console = Console()
-    data = PythonDocsDataModule()
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    floors = data.unigram_perplexity("valid"), data.unigram_perplexity("test")
-    console.print(
-        f"Python's own documentation: vocabulary of {len(data.vocab)}. A model that knows only word frequencies "
-        f"has test perplexity {floors[1]:.1f}."
-    )
-    projection = StabilityProjectionCallback(options.rate, gate_bound=options.gate_bound)
-    runs = []
-    for name, constraint in (("unconstrained", None), ("stable", projection)):
-        console.print(f"Training the {name} {options.cell}: {options.epochs} epochs, {options.hidden_size} units")
-        runs.append(_train(name, constraint, data, out, options))
-    console.print(_table(runs, floors))
-    stable = runs[1].report
-    assert stable is not None
-    console.print(stable.table())
-    figure = plot_runs(runs, floors[0], options.rate, out / "learning_curves.png")
-    console.print(
-        f"Learning curves: {figure}\nTensorBoard:     tensorboard --logdir {out}", highlight=False, soft_wrap=True
-    )
-    return 0 if stable.is_stable else 1
-
-
-def _unused(folder: Path) -> Path:
-    """The folder itself, or the first of ``folder-2``, ``folder-3``, ... that does not hold an earlier demo."""
-    candidates = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    return next(path for path in chain([folder], candidates) if not path.exists() or not any(path.iterdir()))
-
-
-def _train(
+def train(
     name: str,
     projection: StabilityProjectionCallback | None,
     data: PythonDocsDataModule,
     out: Path,
     options: Options,
 ) -> Run:
-    seed_everything(options.seed, verbose=False)
-    # No dropout before the recurrence: the certificate would have to cover every mask.
-    model = LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
+    """Train a model and its twin, and test both at the model's best epoch."""
     run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
     checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
+    shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
     if projection is not None:
         clock = time.perf_counter
         callbacks += [_AfterStep(lambda: starts.append(clock())), projection, _AfterStep(lambda: ends.append(clock()))]
     trainer = Trainer(
         max_epochs=options.epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(out, name="", version=name, default_hp_metric=False),
-        callbacks=callbacks,
-        enable_model_summary=False,
-        gradient_clip_val=0.25,
         limit_train_batches=options.limit_batches,
         limit_val_batches=options.limit_batches,
         limit_test_batches=options.limit_batches,
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
+        log_every_n_steps=min(20, options.limit_batches or 20),
+        **_trainer_arguments(name, out, [*callbacks, shadow]),
     )
+    model = _model(data, options)
     trainer.fit(model, datamodule=data)
+    run.metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
     (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
     run.test_perplexity = metrics["test_perplexity"]
     run.projection_seconds = [end - start for start, end in zip(starts, ends, strict=True)]
     run.report = certify(model)
+    run.required_window = _required_window(model, data)
+    # The twin of the same epoch.
+    best = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert shadow.twin is not None
+    shadow.twin.load_state_dict(best["callbacks"][shadow.state_key]["checkpoint"]["state_dict"])
+    (metrics,) = trainer.test(shadow.twin, datamodule=data, verbose=False)
+    run.twin_perplexity = metrics["test_perplexity"]
     return run
 
 
-def _table(runs: list[Run], floors: tuple[float, float]) -> Table:
-    table = Table(title="The same network, unconstrained and stable")
-    for column in (
-        "",
-        "validation\nperplexity",
-        "test\nperplexity",
-        "certified\nrate",
-        "ms per\nstep",
-        "of it\nprojection",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("word frequencies only", *(f"{floor:.1f}" for floor in floors), "-", "-", "-")
-    for run in runs:
-        assert run.report is not None
-        step, projection = median(run.step_seconds), median(run.projection_seconds or [0.0])
-        table.add_row(
-            run.name,
-            f"{run.best:.1f}",
-            f"{run.test_perplexity:.1f}",
-            " ".join(format_rate(layer.rate) for layer in run.report.layers),
-            f"{step * 1e3:.1f}",
-            f"{projection * 1e3:.1f} ({projection / step:.0%})" if projection else "-",
-        )
-    return table
+def distances_over_steps(
+    name: str,
+    projection: StabilityProjectionCallback | None,
+    data: PythonDocsDataModule,
+    out: Path,
+    options: Options,
+) -> Distances:
+    """Train twins of several windows beside one model for a short while."""
+    shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
+    recorder = _DistanceRecorder()
+    callbacks = [TQDMProgressBar(refresh_rate=10), *([projection] if projection else []), *shadows, recorder]
+    trainer = Trainer(
+        max_steps=options.distance_steps,
+        limit_val_batches=0,
+        log_every_n_steps=max(1, min(5, options.distance_steps // 2)),
+        enable_checkpointing=False,
+        **_trainer_arguments(f"{name}-windows", out, callbacks),
+    )
+    trainer.fit(_model(data, options), datamodule=data)
+    return recorder.distances
 
 
-def plot_runs(runs: list[Run], floor: float, rate: float, path: Path) -> Path:
-    """Draw the validation curves with the certified rate underneath, and write a PNG."""
-    # Drawn without pyplot: no display, and no state left in the user's process.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+class _DistanceRecorder(Callback):
+    """Reads what the shadows before it have logged."""
 
-    figure = Figure(figsize=(7.5, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    colours = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb"}
-    for run in runs:
-        epochs = range(1, len(run.perplexity) + 1)
-        label = f"{run.name}: test {run.test_perplexity:.1f}"
-        top.plot(epochs, run.perplexity, marker="o", color=colours[run.name], label=label)
-    top.axhline(floor, color="black", linestyle=":", linewidth=1)
-    top.annotate(f"unigram model {floor:.0f}", (1, floor), xytext=(0, -12), textcoords="offset points", fontsize=9)
-    top.set(yscale="log", ylabel="validation perplexity", title="The same network, unconstrained and certified stable")
-    top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    top.yaxis.set_major_formatter("{x:.0f}")
-    top.yaxis.set_minor_locator(NullLocator())
-    top.legend(frameon=False)
-    free, stable = runs
-    bottom.axhline(rate, color="#c0392b", linewidth=1, label=f"target {rate}")
-    bottom.plot(range(1, len(stable.rates) + 1), stable.rates, marker="o", color=colours["stable"], label="stable")
-    bottom.set(ylim=(min([*stable.rates, rate]) - 0.005, rate + 0.005), ylabel="certified rate", xlabel="epoch")
-    off_scale = f"unconstrained: {min(free.rates):.2g} and more, off the scale"
-    bottom.text(0.02, 0.06, off_scale, transform=bottom.transAxes, color=colours["unconstrained"], fontsize=9)
-    bottom.legend(frameon=False, loc="lower right")
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (top, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    def __init__(self) -> None:
+        self.distances: Distances = {window: [] for window in DISTANCE_WINDOWS}
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for window, curve in self.distances.items():
+                value = trainer.callback_metrics[f"shadow/k={window}/weight_distance_relative"]
+                curve.append((trainer.global_step, value.item()))
+
+
+def _model(data: PythonDocsDataModule, options: Options) -> LanguageModel:
+    seed_everything(options.seed, verbose=False)
+    # No dropout before the recurrence: the certificate would have to cover every mask.
+    return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
+
+
+def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[str, Any]:
+    return {
+        "accelerator": "cpu",
+        "logger": TensorBoardLogger(out, name="", version=name, default_hp_metric=False),
+        "callbacks": callbacks,
+        "enable_model_summary": False,
+        "gradient_clip_val": 0.25,
+        "num_sanity_val_steps": 0,
+    }
+
+
+@torch.no_grad()
+def _required_window(model: LanguageModel, data: PythonDocsDataModule) -> int | None:
+    """Window from which on the outputs of the recurrence on test text are off by at most ``TOLERANCE``."""
+    text = data.stream("test")[: 5 * 256].view(5, 256)
+    profile = truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW)
+    return profile.required_window(TOLERANCE)

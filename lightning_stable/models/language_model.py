@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_stable.metrics import Perplexity
 from lightning_stable.models.cells import build_recurrence
+from lightning_stable.truncation import window_
 
 State = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, Tensor]
@@ -48,6 +49,8 @@ class LanguageModel(LightningModule):
         input_dropout: dropout after the embedding; as ``dropout`` if None. A certificate that covers training must
             hold for every dropout mask, so for a stable gated model 0 is the better choice.
         tie_weights: let the decoder share the weight of the embedding.
+        window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
+            the last k tokens only, also across the batches of a column.
         learning_rate: of the default optimizer, Adam.
 
     Raises:
@@ -65,6 +68,7 @@ class LanguageModel(LightningModule):
         dropout: float = 0.2,
         input_dropout: float | None = None,
         tie_weights: bool = False,
+        window: int | None = None,
         learning_rate: float = 2e-3,
     ) -> None:
         super().__init__()
@@ -83,6 +87,8 @@ class LanguageModel(LightningModule):
                 raise MisconfigurationException(f"`{name}` must lie in [0, 1). Got {probability!r}.")
         if not (isinstance(learning_rate, (int, float)) and learning_rate > 0):
             raise MisconfigurationException(f"`learning_rate` must be positive. Got {learning_rate!r}.")
+        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise MisconfigurationException(f"`window` must be a positive integer, or None. Got {window!r}.")
         if tie_weights and embedding_size != hidden_size:
             raise MisconfigurationException(
                 "`tie_weights` shares one matrix, so `embedding_size` and `hidden_size` must be equal. "
@@ -92,6 +98,8 @@ class LanguageModel(LightningModule):
         self.learning_rate = learning_rate
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.core = build_recurrence(cell, embedding_size, hidden_size, num_layers=num_layers, dropout=dropout)
+        if window is not None:
+            window_(self.core, window)
         self.decoder = nn.Linear(hidden_size, vocab_size)
         self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)

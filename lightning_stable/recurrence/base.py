@@ -7,7 +7,7 @@ Everything that differs between cells lives behind this contract, in one adapter
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,6 +18,12 @@ from lightning_stable.recurrence.intervals import Interval
 
 State = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
+# Bounds |state difference| after a step by |state difference| and |input difference| before it, all entrywise.
+Comparison = Callable[[State, Tensor | None], State]
+
+
+# Rounds in which the box of the states and the intervals of the gates narrow each other; each round is valid.
+BOX_ROUNDS = 4
 
 
 class Contraction(NamedTuple):
@@ -152,6 +158,50 @@ class Recurrence(ABC):
             state_bound: Admissible states have entries of at most this size (1 covers every zero-started run).
         """
 
+    # What follows bounds how far a run that restarted from zero is from the whole run. Without it a cell is certified
+    # and projected all the same, but no window is certified.
+    def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
+        """Entrywise bound on every state of a run, in the parts of the certificate's state.
+
+        Args:
+            weights: Weights by role.
+            drive: As in :meth:`contraction`.
+            state_bound: 1 for runs from zero; more for runs from any state of that size too.
+
+        Returns:
+            A tensor of shape ``(units,)`` per part, or None if nothing is known.
+        """
+        return None
+
+    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> Comparison | None:
+        """A monotone map ``T`` with ``|phi(s, x) - phi(s', x')| <= T(|s - s'|, |x - x'|)``, entry by entry.
+
+        It holds for all states of :meth:`state_box` and all inputs in ``drive``. Gates are affine in state and input
+        together, so what bounds them at two pairs bounds them on the segment in between, and the mean value theorem
+        applies.
+
+        Args:
+            weights: Weights by role.
+            drive: As in :meth:`contraction`.
+            state_bound: As in :meth:`state_box`.
+
+        Returns:
+            A function of the differences of the states, shapes ``(..., units)``, and of the inputs,
+            ``(..., input_size)`` or None for equal inputs; None if there is no such map. A report can be pickled
+            only where this function can.
+        """
+        return None
+
+    def readout(self, weights: Weights) -> Tensor | None:
+        """The matrix from the first part of the certificate's state to the output; None if that is the output."""
+        return None
+
+
+def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:
+    """Largest ``|matrix @ state|``, entrywise, for ``|state| <= state_bound``: a number, or a tensor entry by entry."""
+    magnitude = matrix.abs()
+    return magnitude @ state_bound if isinstance(state_bound, Tensor) else magnitude.sum(1) * state_bound
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -208,10 +258,10 @@ class GatedRecurrence(Recurrence):
             return weights["bias_ih"] + weights["bias_hh"]
         return torch.zeros_like(weights["weight_hh"][:, 0])
 
-    def pre_activation(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[Interval, ...]:
+    def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
         """Intervals of the pre-activations, one per gate, for states of at most ``state_bound``."""
-        reach = self.row_norms(weights).flatten() * state_bound
-        return drive.shift(self.bias(weights)).widen(reach).chunk(len(self.gates))
+        radius = reach(self.recurrent_matrix(weights), state_bound)
+        return drive.shift(self.bias(weights)).widen(radius).chunk(len(self.gates))
 
     def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
         """Largest value of the leak gate, shape ``(units,)``."""

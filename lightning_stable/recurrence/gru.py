@@ -13,13 +13,22 @@ for the other variant do not hold here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, State, Weights
+from lightning_stable.recurrence.base import (
+    BOX_ROUNDS,
+    Budget,
+    Contraction,
+    GatedRecurrence,
+    State,
+    Weights,
+    reach,
+)
 from lightning_stable.recurrence.intervals import Interval, saturating, tanh_least, tanh_magnitude, tanh_slope
 
 _TIGHT_ITERATIONS = 60
@@ -36,7 +45,37 @@ class _Bounds(NamedTuple):
     n_least: Tensor  # min |tanh|
     slope_n: Tensor
     q: Tensor
-    state: float
+    state: float | Tensor
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """``T`` on differences of ``h``.
+
+    With ``A = |W_n| u``, ``R = |W_r| u + |U_r| e`` and ``Z = |W_z| u + |U_z| e``::
+
+        K = s_n ( |U_n| e + max over r of ( r A + r (1 - r) q R ) )
+        T = max over z in [z_low, z_high] of ( z u + (1 - z) (K + z D Z) )
+
+    Both are concave parabolas, largest at the vertex or at an end of the interval.
+    """
+
+    bounds: _Bounds
+    hidden: Tensor  # |W|
+    inputs: Tensor  # |U|
+
+    def __call__(self, state: State, inputs: Tensor | None) -> State:
+        bounds, (hidden,) = self.bounds, state
+        reset, update, candidate = (hidden @ self.hidden.mT).chunk(3, dim=-1)
+        driven = torch.zeros_like(candidate)
+        if inputs is not None:
+            reset_in, update_in, driven = (inputs @ self.inputs.mT).chunk(3, dim=-1)
+            reset, update = reset + reset_in, update + update_in
+        coupling = bounds.slope_n * (driven + _candidate_gain(bounds, candidate, reset))
+        curved = (bounds.state + bounds.n) * update
+        vertex = (hidden - coupling + curved) / (2 * curved).clamp(min=torch.finfo(curved.dtype).tiny)
+        z = vertex.maximum(bounds.z_low).minimum(bounds.z)
+        return (z * hidden + (1 - z) * (coupling + z * curved),)
 
 
 class GRURecurrence(GatedRecurrence):
@@ -70,9 +109,10 @@ class GRURecurrence(GatedRecurrence):
 
     # ------------------------------------------------------------- certificate
     def _bounds(
-        self, weights: Weights, drive: Interval, state_bound: float, leak_bound: float | None = None
+        self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
     ) -> _Bounds:
-        state_bound = max(1.0, state_bound)
+        if not isinstance(state_bound, Tensor):
+            state_bound = max(1.0, state_bound)
         r, z, _ = self.pre_activation(weights, drive, state_bound)
         update, keep = torch.sigmoid(z.high), torch.sigmoid(-z.high)
         if leak_bound is not None:
@@ -81,9 +121,9 @@ class GRURecurrence(GatedRecurrence):
         zeros = torch.zeros_like(update)
         bias_in = weights["bias_ih"][2 * units :] if "bias_ih" in weights else zeros
         bias_hidden = weights["bias_hh"][2 * units :] if "bias_hh" in weights else zeros
-        reach = weights["weight_hh"][2 * units :].abs().sum(1) * state_bound
+        radius = reach(weights["weight_hh"][2 * units :], state_bound)
         reset = Interval(torch.sigmoid(r.low), torch.sigmoid(r.high))
-        hidden_part = Interval(bias_hidden - reach, bias_hidden + reach)
+        hidden_part = Interval(bias_hidden - radius, bias_hidden + radius)
         gated = reset.times(hidden_part)
         pre_n = Interval(drive.low[2 * units :] + bias_in + gated.low, drive.high[2 * units :] + bias_in + gated.high)
         return _Bounds(
@@ -174,6 +214,27 @@ class GRURecurrence(GatedRecurrence):
             limit = (rate - z) / keep
             limit = torch.where(limit <= keep / (1 + keep), limit, (rate**2 - z / (1 + keep)).clamp(min=0).sqrt())
         return Budget(coefficients, limit.clamp(min=0))
+
+    # ------------------------------------------------------------- comparison
+    def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[_Bounds, Tensor]:
+        """Bounds along runs, and the box of their states: from zero ``h`` is an average of candidates."""
+        bounds = self._bounds(weights, drive, state_bound)
+        if state_bound > 1:
+            return bounds, torch.full_like(bounds.n, state_bound)
+        for _ in range(BOX_ROUNDS):
+            bounds = self._bounds(weights, drive, bounds.n)
+        return bounds, bounds.n
+
+    def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
+        """The largest candidate ``|n|``, or ``state_bound`` if that is above 1; None without inputs."""
+        return None if drive is None else (self._reachable(weights, drive, state_bound)[1],)
+
+    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:
+        """See :class:`_Comparison`; None when nothing is known about the inputs."""
+        if drive is None:
+            return None
+        bounds, _ = self._reachable(weights, drive, state_bound)
+        return _Comparison(bounds, weights["weight_hh"].abs(), weights["weight_ih"].abs())
 
 
 def _candidate_gain(bounds: _Bounds, candidate: Tensor, reset: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ norm as soon as, for every unit, ``e_j + o_j b_j rate / (rate - f_j) <= rate``.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, State, Weights
+from lightning_stable.recurrence.base import BOX_ROUNDS, Budget, Contraction, GatedRecurrence, State, Weights
 from lightning_stable.recurrence.intervals import (
     Interval,
     saturating,
@@ -51,6 +52,30 @@ class _Bounds(NamedTuple):
     slope_o: Tensor
     cell: Tensor  # C, the box of c
     tanh_cell: Tensor
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """``T`` of the ``tight`` certificate, on differences of ``(h, c)``, or ``(m, c)`` with ``proj_size``.
+
+    With ``a_q = |W_q| u_h + |U_q| e`` per gate, and :func:`saturating` for the largest of a slope and a value of tanh::
+
+        T_c = f u_c + C s_f a_f + max over g of ( (1 - g^2) i a_g + |g| s_i a_i )
+        T_h = max over t in [0, tanh(C)] of ( (1 - t^2) o T_c + t s_o a_o )
+    """
+
+    bounds: _Bounds
+    hidden: Tensor  # |W|, or |W_hh W_hr| with proj_size
+    inputs: Tensor  # |U|
+
+    def __call__(self, state: State, inputs: Tensor | None) -> State:
+        bounds, (hidden, cell) = self.bounds, state
+        pre = hidden @ self.hidden.mT
+        i, f, g, o = (pre if inputs is None else pre + inputs @ self.inputs.mT).chunk(4, dim=-1)
+        cell = bounds.f * cell + bounds.cell * bounds.slope_f * f
+        cell = cell + saturating(bounds.i * g, bounds.slope_i * i, bounds.g_least, bounds.g)
+        steep = bounds.o * cell
+        return saturating(steep, bounds.slope_o * o, torch.zeros_like(steep), bounds.tanh_cell), cell
 
 
 class LSTMRecurrence(GatedRecurrence):
@@ -102,7 +127,7 @@ class LSTMRecurrence(GatedRecurrence):
 
     # ------------------------------------------------------------- certificate
     def _bounds(
-        self, weights: Weights, drive: Interval, state_bound: float, leak_bound: float | None = None
+        self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
     ) -> _Bounds:
         i, f, g, o = self.pre_activation(weights, drive, state_bound)
         forget, keep = torch.sigmoid(f.high), torch.sigmoid(-f.high)
@@ -112,7 +137,9 @@ class LSTMRecurrence(GatedRecurrence):
             forget, keep = forget.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
         input_gate, candidate = torch.sigmoid(i.high), tanh_magnitude(g)
         cell = input_gate * candidate / keep.clamp(min=torch.finfo(keep.dtype).tiny)
-        if state_bound > 1:  # a user's c_0 of that size starts inside the box too
+        if (
+            not isinstance(state_bound, Tensor) and state_bound > 1
+        ):  # a user's c_0 of that size starts inside the box too
             cell = cell.clamp(min=state_bound)
         return _Bounds(
             i=input_gate,
@@ -143,7 +170,8 @@ class LSTMRecurrence(GatedRecurrence):
         bounds = self._bounds(weights, drive, state_bound)
         norms = self.row_norms(weights)
         if norm == "tight":
-            result = self._tight(matrix, bounds, self._row(norms, bounds))
+            comparison = _Comparison(bounds, matrix.abs(), weights["weight_ih"].abs())
+            result = self._tight(comparison, self._row(norms, bounds))
         elif norm == "l2":
             result = self._l2(matrix, bounds)
         elif norm == "miller-hardt":
@@ -164,21 +192,12 @@ class LSTMRecurrence(GatedRecurrence):
         rate = _joint_rate(bounds.f, b, bounds.o, e).amax()
         return Contraction(rate, (torch.ones_like(b), _cell_scale(rate, bounds, b, e)))
 
-    def _tight(self, matrix: Tensor, bounds: _Bounds, start: Contraction) -> Contraction:
-        w_i, w_f, w_g, w_o = matrix.abs().chunk(4)
-
-        def comparison(hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-            cell_out = bounds.f * cell + bounds.cell * bounds.slope_f * (w_f @ hidden)
-            cell_out = cell_out + saturating(
-                bounds.i * (w_g @ hidden), bounds.slope_i * (w_i @ hidden), bounds.g_least, bounds.g
-            )
-            steep, large = bounds.o * cell_out, bounds.slope_o * (w_o @ hidden)
-            return saturating(steep, large, torch.zeros_like(steep), bounds.tanh_cell), cell_out
-
+    @staticmethod
+    def _tight(comparison: _Comparison, start: Contraction) -> Contraction:
         current = torch.cat(start.scales)
         best, best_rate = current, start.rate
         for _ in range(_TIGHT_ITERATIONS):
-            image = torch.cat(comparison(*current.chunk(2)))
+            image = torch.cat(comparison(current.chunk(2), None))
             rate = (image / current).amax()
             best, best_rate = torch.where(rate < best_rate, current, best), torch.fmin(rate, best_rate)
             current = 0.5 * (current + image / rate) + linalg.PERRON_FLOOR * current.amax()
@@ -225,6 +244,31 @@ class LSTMRecurrence(GatedRecurrence):
             )
         )
         return Budget(coefficients, (rate - _COUPLING_FLOOR * loop).clamp(min=0))
+
+    # ------------------------------------------------------------- comparison
+    def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[_Bounds, State]:
+        """Bounds along runs, and the box ``(o tanh(C), C)`` of their states; with ``proj_size`` that of ``(m, c)``."""
+        bounds = self._bounds(weights, drive, state_bound)
+        if state_bound > 1:
+            return bounds, (torch.full_like(bounds.cell, state_bound), bounds.cell)
+        for _ in range(BOX_ROUNDS):
+            bounds = self._bounds(weights, drive, bounds.o * bounds.tanh_cell)
+        return bounds, (bounds.o * bounds.tanh_cell, bounds.cell)
+
+    def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
+        """``(o tanh(C), C)``, a bound on ``(h, c)``, or on ``(m, c)`` with ``proj_size``; None without inputs."""
+        return None if drive is None else self._reachable(weights, drive, state_bound)[1]
+
+    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:
+        """See :class:`_Comparison`; None when nothing is known about the inputs."""
+        if drive is None:
+            return None
+        bounds, _ = self._reachable(weights, drive, state_bound)
+        return _Comparison(bounds, self.recurrent_matrix(weights).abs(), weights["weight_ih"].abs())
+
+    def readout(self, weights: Weights) -> Tensor | None:
+        """``W_hr`` with ``proj_size``: the certificate's state is ``m``, the output ``W_hr m``."""
+        return weights.get("weight_hr")
 
 
 def miller_hardt_radii(keep: Tensor) -> Tensor:

@@ -6,14 +6,27 @@ contraction rate, for all states and all inputs (Miller & Hardt, Stable Recurren
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
-from lightning_stable.recurrence.intervals import Interval, tanh_magnitude
+from lightning_stable.recurrence.base import BOX_ROUNDS, Contraction, Recurrence, State, Weights, reach
+from lightning_stable.recurrence.intervals import Interval, tanh_magnitude, tanh_slope
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """``T(u, e) = s (|W| u + |U| e)`` with the slope bounds ``s`` of the units."""
+
+    hidden: Tensor  # s |W|
+    inputs: Tensor  # s |U|
+
+    def __call__(self, state: State, inputs: Tensor | None) -> State:
+        pre = state[0] @ self.hidden.mT
+        return (pre if inputs is None else pre + inputs @ self.inputs.mT,)
 
 
 class RNNRecurrence(Recurrence):
@@ -47,7 +60,7 @@ class RNNRecurrence(Recurrence):
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
         """1 for tanh (less where the drive is small); relu is bounded by ``beta / (1 - rate)`` in the sup norm."""
         hidden = weights["weight_hh"]
-        bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else torch.zeros_like(hidden[:, 0])
+        bias = _bias(weights)
         if self.nonlinearity == "tanh":
             one = torch.ones_like(bias)
             if drive is None:
@@ -84,3 +97,37 @@ class RNNRecurrence(Recurrence):
             case unknown:
                 raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {unknown!r}.")
         return result._replace(rate=result.rate * linalg.inflation(hidden.shape[1]))
+
+    def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
+        """Largest ``|h|``: the image of tanh; for relu the norm of the states, taken through one more step."""
+        hidden = weights["weight_hh"]
+        from_zero = state_bound <= 1
+        box = self.output_bound(weights, drive, 0.0 if from_zero and self.nonlinearity == "relu" else state_bound)
+        if box is None:
+            return None
+        if not from_zero:
+            return (box.clamp(min=state_bound),)
+        if drive is None:
+            return (box,)
+        driven = drive.shift(_bias(weights))
+        if self.nonlinearity == "relu":
+            # Every entry of the bound is one on the Euclidean norm.
+            return (box.minimum(driven.widen(torch.linalg.vector_norm(hidden, dim=1) * box).high.clamp(min=0)),)
+        for _ in range(BOX_ROUNDS):
+            box = tanh_magnitude(driven.widen(reach(hidden, box)))
+        return (box,)
+
+    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison:
+        """See :class:`_Comparison`; the slopes of tanh are those on the box of the states."""
+        hidden, inputs = weights["weight_hh"].abs(), weights["weight_ih"].abs()
+        box = self.state_box(weights, drive, state_bound)
+        if self.nonlinearity == "relu" or drive is None or box is None:
+            return _Comparison(hidden, inputs)
+        slope = tanh_slope(drive.shift(_bias(weights)).widen(reach(hidden, box[0])))[:, None]
+        return _Comparison(slope * hidden, slope * inputs)
+
+
+def _bias(weights: Weights) -> Tensor:
+    if "bias_ih" in weights:
+        return weights["bias_ih"] + weights["bias_hh"]
+    return torch.zeros_like(weights["weight_hh"][:, 0])

@@ -12,6 +12,7 @@ from lightning_stable import linalg
 from lightning_stable.recurrence.base import Recurrence, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.stability.comparison import by_module, directed_layer
 from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import LayerInputs, Sources, drive_of, leading_drive_of, resolve_sources
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
@@ -78,15 +79,17 @@ def certify_recurrences(
     """
     check_state_bound(state_bound)
     check_finite(recurrences)
-    layers, certificates = LayerInputs(sources, state_bound, training), []
+    layers, certificates, directed = LayerInputs(sources, state_bound, training), [], []
     for recurrence in recurrences:
         inputs, weights = layers.input_set(recurrence), recurrence.weights()
         drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(inputs, weights)
-        certificates.append(
-            _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
+        certificate = _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
+        certificates.append(certificate)
+        directed.append(
+            directed_layer(recurrence, weights, inputs, drive, certificate.contraction, state_bound, training)
         )
         layers.record(recurrence, weights, inputs, drive)
-    return StabilityReport(tuple(certificates))
+    return StabilityReport(tuple(certificates), bounds=by_module(directed))
 
 
 def _certify_layer(

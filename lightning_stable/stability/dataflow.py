@@ -266,7 +266,9 @@ class _Walk:
         module = self._module(node) if node.op == "call_module" else None
         if module is None or module._forward_hooks or node in self.overwritten:
             return None
-        kind = next((kind for kind in (nn.RNN, nn.LSTM, nn.GRU) if type(module).forward is kind.forward), None)
+        # A windowed form (which says what it was made from) puts out states of the same run, started later.
+        own = getattr(module, "original_class", type(module))
+        kind = next((kind for kind in (nn.RNN, nn.LSTM, nn.GRU) if own.forward is kind.forward), None)
         tanh_rnn = kind is nn.RNN and module.nonlinearity == "tanh"
         if tanh_rnn or (kind is nn.LSTM and module.proj_size == 0):
             return Box(-1.0, 1.0, label=f"outputs of {type(module).__name__}")

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_stable.recurrence.base import Contraction, State
+from lightning_stable.stability.comparison import WindowBounds, check_tolerance
 from lightning_stable.version import __version__
 
 
@@ -74,10 +75,17 @@ class LayerCertificate:
 
 @dataclass(frozen=True)
 class StabilityReport:
-    """Certificates of all recurrences of a model; ``str(report)`` is a table."""
+    """Certificates of all recurrences of a model; ``str(report)`` is a table.
+
+    Attributes:
+        layers: One certificate per directed layer.
+        version: Version of this package that computed them.
+        bounds: Certified truncation errors per recurrent module; not part of :meth:`to_dict`.
+    """
 
     layers: tuple[LayerCertificate, ...]
     version: str = __version__
+    bounds: tuple[WindowBounds, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def rate(self) -> float:
@@ -89,6 +97,38 @@ class StabilityReport:
     def is_stable(self) -> bool:
         """Whether every recurrence has a rate below 1."""
         return self.rate < 1
+
+    def required_window(self, tolerance: float) -> int | None:
+        """The certified window: the smallest one that suffices for every recurrent module.
+
+        Given equal inputs, the output of each module and that of its windowed form, which restarts from zero this
+        many steps earlier, differ by at most ``tolerance`` in the Euclidean norm: for every admissible input and
+        every run from zero (or from states up to ``state_bound``), in exact arithmetic.
+
+        Args:
+            tolerance: Positive and finite.
+
+        Returns:
+            The window; None if a recurrence is not certified, or needs more than 10,000 steps (512 in bidirectional
+            stacks).
+
+        Raises:
+            ValueError: If ``tolerance`` is not positive and finite.
+        """
+        check_tolerance(tolerance)
+        if not self.is_stable or not self.bounds:
+            return None
+        window, before = 1, 0
+        while (
+            window > before
+        ):  # bounds need not fall with every step: what suffices for one may be too much for another
+            before = window
+            for bounds in self.bounds:
+                found = bounds.required_window(tolerance, at_least=window)
+                if found is None:
+                    return None
+                window = found
+        return window
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

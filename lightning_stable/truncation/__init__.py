@@ -1,6 +1,8 @@
 """Truncation: a recurrence evaluated exactly as a feed-forward function of its last ``window`` inputs."""
 
+from lightning_stable.truncation.chunks import truncate_at_least
+from lightning_stable.truncation.profile import TruncationProfile, truncation_profile
 from lightning_stable.truncation.truncate import truncate, window_
 from lightning_stable.truncation.windowed import Windowed
 
-__all__ = ["Windowed", "truncate", "window_"]
+__all__ = ["TruncationProfile", "Windowed", "truncate", "truncate_at_least", "truncation_profile", "window_"]

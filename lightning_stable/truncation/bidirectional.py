@@ -41,9 +41,9 @@ def bidirectional_rows(
     if len(stacks[0].layers) > 1:
         return _stacked(stacks, inputs, window, starts, lengths, masks)
     forward = _one_way(stacks[0], inputs, window, starts[0], recompute)
-    turned = _reversal(inputs, lengths)
-    backward = _one_way(stacks[1], _reorder(inputs, turned), window, starts[1], recompute)
-    return forward, tuple(tuple(_reorder(part, turned) for part in state) for state in backward)
+    turned = reversal(inputs, lengths)
+    backward = _one_way(stacks[1], reorder(inputs, turned), window, starts[1], recompute)
+    return forward, tuple(tuple(reorder(part, turned) for part in state) for state in backward)
 
 
 def _one_way(stack: Stack, inputs: Tensor, window: int, start: States, recompute: bool | None) -> States:
@@ -53,7 +53,7 @@ def _one_way(stack: Stack, inputs: Tensor, window: int, start: States, recompute
     return concatenate(head, evaluate_rows(stack, inputs, window, first=window, recompute=recompute))
 
 
-def _reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
+def reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
     """Index that turns every sequence around and leaves the padding behind it, shape ``(time, batch)``."""
     time, batch = inputs.shape[:2]
     positions = torch.arange(time, device=inputs.device)[:, None].expand(time, batch)
@@ -61,7 +61,8 @@ def _reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.where(positions <= last, last - positions, positions)
 
 
-def _reorder(values: Tensor, index: Tensor) -> Tensor:
+def reorder(values: Tensor, index: Tensor) -> Tensor:
+    """Entries of ``values``, shape ``(time, batch, features)``, at the positions of ``index``."""
     return values.gather(0, index[..., None].expand_as(values))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable.recurrence.base import State
+from lightning_stable.truncation.memory import Memory
 from lightning_stable.truncation.stack import Stack, States
 
 # One state per layer, of shape (batch, size) per part.
@@ -76,6 +77,19 @@ class Layout:
         if self.batched or hx is None:
             return hx
         return tuple(part.unsqueeze(1) for part in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
+
+    def padded(self, data: Tensor) -> Tensor:
+        """Entries of a packed sequence, shape ``(entries, features)``, placed as the inputs are."""
+        assert self.packed is not None
+        values: Tensor = pad_packed_sequence(PackedSequence(data, self.packed.batch_sizes))[0]
+        return values
+
+    def in_order(self, memory: Memory) -> Memory:
+        """A memory with the sequences in the order in which the inputs have them."""
+        if self.packed is None or self.packed.sorted_indices is None:
+            return memory
+        order = self.packed.sorted_indices
+        return memory.apply(lambda tensor: tensor.index_select(1, order))
 
     def starts(self, stacks: tuple[Stack, ...], hx: Any) -> tuple[States, ...]:
         """The states before the first input, one row each, per direction."""

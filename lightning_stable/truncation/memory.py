@@ -9,7 +9,7 @@ detach, hand back with the next chunk) works as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ class Memory:
         layer: The windowed layer this belongs to; no other can continue it.
         seen: Inputs since the start of the sequence.
         recent: The last ``min(seen, window - 1)`` inputs, shape ``(time, batch, features)``.
-        rows: The unfinished windows, the youngest first; None as long as they follow from ``recent``.
+        rows: The unfinished windows that began from zero, the youngest first; None as long as they follow from
+            ``recent``. While ``seen < window`` the state itself is the oldest one.
         lost: Why the windows cannot be continued; empty if they can.
+        border: The call that returned the state; its parts belong together.
     """
 
     layer: nn.Module
@@ -37,6 +39,7 @@ class Memory:
     recent: Tensor | None = None
     rows: States | None = None
     lost: str = ""
+    border: object = field(default_factory=object, repr=False)
 
     def apply(self, change: Change) -> Memory:
         """The memory with a function applied to each of its tensors."""
@@ -59,6 +62,8 @@ _KEEPING = {
     "double",
     "half",
     "bfloat16",
+    "type",
+    "type_as",
     "cpu",
     "cuda",
     "requires_grad_",
@@ -87,8 +92,8 @@ class CarriedState(Tensor):
             source = next((value for value in args if isinstance(value, CarriedState)), None)
             if source is None:
                 return result
-            name = getattr(func, "__name__", "")
-            if result is source or name == "__setitem__":
+            name = "detach" if func == Tensor.data.__get__ else getattr(func, "__name__", "")  # type: ignore[attr-defined]
+            if result is source or (name == "__setitem__" and args[0] is source):
                 if name == "detach_":
                     source.memory = source.memory.apply(Tensor.detach)
                 elif name not in _KEEPING and (name == "__setitem__" or name.endswith("_")):
@@ -99,6 +104,15 @@ class CarriedState(Tensor):
             if name in _EDITING and isinstance(result, Tensor) and _may_be_a_state(result, source):
                 return carry(result, source.memory.forget(f"changed by {name!r}"))
             return result
+
+    def __copy__(self) -> CarriedState:
+        """The same state with the same memory."""
+        return carry(self.as_subclass(Tensor), self.memory)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Without the memory, which has the layer with it: the state in a ``state_dict`` is saved as a tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CarriedState:
         """Copy the memory as well; a copied layer owns the copied memory."""
@@ -135,7 +149,7 @@ def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:
     if not ours:
         return None
     lost = next((memory.lost for memory in ours if memory.lost), None)
-    if lost is None and (len(ours) < len(states) or any(memory.seen != ours[0].seen for memory in ours)):
+    if lost is None and (len(ours) < len(states) or any(memory.border is not ours[0].border for memory in ours)):
         lost = "only a part of it, or parts of different states"
     if lost is not None:
         raise ValueError(

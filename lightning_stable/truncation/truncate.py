@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from lightning_stable.recurrence import find_recurrences
-from lightning_stable.truncation.windowed import Windowed, window_class
+from lightning_stable.recurrence import find_recurrences, recurrences_of
+from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -56,14 +56,14 @@ def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> M
     modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
     for recurrent in modules.values():
         if not isinstance(recurrent, Windowed):
-            windowed = window_class(recurrent)
-            recurrent.__class__ = windowed
+            form = WindowedLayer if recurrences_of(recurrent)[0].takes_sequences else WindowedCell
+            recurrent.__class__ = windowed_class(type(recurrent), form)
             assert isinstance(recurrent, Windowed)
             recurrent.window, recurrent.recompute = window, recompute
     return module
 
 
-def check_window(window: int) -> None:
+def check_window(window: int, name: str = "window") -> None:
     """Raise ValueError unless ``window`` is a positive integer."""
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"`window` must be a positive integer. Got {window!r}.")
+        raise ValueError(f"`{name}` must be a positive integer. Got {window!r}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_stable.recurrence import recurrences_of
 from lightning_stable.truncation.bidirectional import bidirectional_rows
 from lightning_stable.truncation.evaluate import evaluate_rows
 from lightning_stable.truncation.layout import Layer, Layout
@@ -30,6 +31,7 @@ class Windowed(nn.Module):
     window: int
     recompute: bool | None = None
     _stored = False
+    _patience: float = 2  # calls that continue no earlier one, before the layer expects no other
 
     @contextmanager
     def as_stored(self) -> Iterator[None]:
@@ -75,22 +77,24 @@ class WindowedLayer(Windowed):
         memory, hx = memory_of(_parts(hx), self), _plain(hx)
         layout = Layout.of(self, input)
         seen = layout.time + (0 if memory is None else memory.seen)
+        self._patience = self._patience - 1 if memory is None else math.inf
         with self.as_stored():
             if seen <= self.window:
                 output, state = super().forward(input, hx)
-                return output, self._with_memory(state, layout, memory, seen, None)
+                return output, self._with_memory(state, layout, memory, seen, None, [])
             layout.check(self, hx)
             stacks = stacks_of(self)
-            output, last, rows = self._evaluate(stacks, layout, memory, hx)
-        output, state = layout.results(output, last)
-        return output, self._with_memory(state, layout, memory, seen, rows)
+            masks = self._masks(stacks, layout)
+            output, last, rows = self._evaluate(stacks, layout, memory, hx, masks)
+            output, state = layout.results(output, last)
+            return output, self._with_memory(state, layout, memory, seen, rows, masks)
 
     def _evaluate(
-        self, stacks: tuple[Stack, ...], layout: Layout, memory: Memory | None, hx: Any
+        self, stacks: tuple[Stack, ...], layout: Layout, memory: Memory | None, hx: Any, masks: list[Tensor]
     ) -> tuple[Tensor, list[Layer], States | None]:
         """Output, last state per direction, and the unfinished windows if windows were continued."""
         inputs, window, recompute = layout.inputs, self.window, self.recompute
-        masks, starts = self._masks(stacks, inputs), layout.starts(stacks, hx)
+        starts = layout.starts(stacks, hx)
         if len(stacks) == 2:
             both = bidirectional_rows(
                 (stacks[0], stacks[1]),
@@ -114,31 +118,43 @@ class WindowedLayer(Windowed):
                 return torch.cat((head, stack.output(tail))), [layout.last(tail)], None
             visited = concatenate(head_rows(stack, inputs[:window], start, [mask[:window] for mask in masks]), tail)
             return stack.output(visited), [layout.last(visited)], None
-        unfinished = _unfinished(stack, memory, start, window)
+        unfinished = _unfinished(stack, layout.in_order(memory), start, window)
         begun_before = _starts_of_rows(stack, inputs, unfinished, window)
         visited = evaluate_rows(stack, inputs, window, starts=begun_before, masks=masks, recompute=recompute)
-        # Usually detached before anything flows back: nothing is saved for that.
-        rows = checkpoint(
-            _continued, stack, inputs, unfinished, window, masks, use_reentrant=False, preserve_rng_state=False
-        )
+        rows = _saving_nothing(_continued, stack, inputs, unfinished, window, masks)
         return stack.output(visited), [layout.last(visited)], rows
 
-    def _masks(self, stacks: tuple[Stack, ...], inputs: Tensor) -> list[Tensor]:
+    def _masks(self, stacks: tuple[Stack, ...], layout: Layout) -> list[Tensor]:
         """Dropout masks between the layers, drawn as torch's layers draw them: one per position, not per window."""
         probability, depth = float(getattr(self, "dropout", 0.0)), len(stacks[0].layers)
         if not self.training or probability == 0 or depth == 1:
             return []
-        shapes = [(*inputs.shape[:2], sum(stack.output_size(index) for stack in stacks)) for index in range(depth - 1)]
-        return [F.dropout(inputs.new_ones(shape), probability) for shape in shapes]
+        positions = layout.inputs.shape[:2] if layout.packed is None else layout.packed.data.shape[:1]
+        sizes = [sum(stack.output_size(index) for stack in stacks) for index in range(depth - 1)]
+        masks = [F.dropout(layout.inputs.new_ones(*positions, size), probability) for size in sizes]
+        return masks if layout.packed is None else [layout.padded(mask) for mask in masks]
 
-    def _with_memory(self, state: Any, layout: Layout, memory: Memory | None, seen: int, rows: States | None) -> Any:
+    def _with_memory(
+        self,
+        state: Any,
+        layout: Layout,
+        memory: Memory | None,
+        seen: int,
+        rows: States | None,
+        masks: list[Tensor],
+    ) -> Any:
         if torch.compiler.is_compiling():
             return state
         if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
             reason = "of a PackedSequence" if layout.packed is not None else "of a bidirectional layer"
             after = Memory(self, lost=reason)
+        elif rows is not None:
+            after = Memory(self, seen, rows=rows)
         else:
-            after = Memory(self, seen, rows=rows) if rows is not None else _young(self, layout.inputs, memory, seen)
+            after = _young(self, layout.inputs, memory, seen)
+            # The windows that a next chunk will continue, with the weights of now: a step may change them before.
+            if self._patience >= 0 and seen + layout.time > self.window:
+                after = replace(after, rows=_saving_nothing(_begun, stacks_of(self)[0], after, self.window, masks))
         if isinstance(state, tuple):
             return tuple(carry(part, after) for part in state)
         return carry(state, after)
@@ -185,18 +201,23 @@ def _young(layer: Windowed, inputs: Tensor, memory: Memory | None, seen: int) ->
     return Memory(layer, seen, recent=inputs[max(0, len(inputs) - layer.window + 1) :])
 
 
+def _begun(stack: Stack, memory: Memory, window: int, masks: list[Tensor]) -> States:
+    """The unfinished windows that began after the start, from the inputs."""
+    assert memory.recent is not None
+    count = min(memory.seen, window) - 1
+    recent = memory.recent[len(memory.recent) - count :]
+    return advance_rows(stack, recent, stack.zeros(recent[:0]), [mask[len(mask) - count :] for mask in masks])
+
+
 def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:
     """The unfinished windows at a border, the youngest first; ``start`` is the visible state, one row."""
-    if memory.rows is not None:
-        return memory.rows
-    recent = memory.recent
-    assert recent is not None
-    # Where the state was detached, the windows are as well.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and any(part.requires_grad for part in start[0])):
-        if memory.seen >= window:
-            return advance_rows(stack, recent, stack.zeros(recent[:0]))
-        # The oldest one is the run from the start itself.
-        return concatenate(advance_rows(stack, recent[1:], stack.zeros(recent[:0])), start)
+    rows = memory.rows
+    if rows is None:
+        # Where the state was detached, the windows are as well.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(part.requires_grad for part in start[0])):
+            rows = _begun(stack, memory, window, [])
+    # At the beginning of a sequence the oldest is the run from the start itself.
+    return concatenate(rows, start) if memory.seen < window else rows
 
 
 def _starts_of_rows(stack: Stack, inputs: Tensor, unfinished: States, window: int) -> States:
@@ -213,17 +234,25 @@ def _continued(stack: Stack, inputs: Tensor, unfinished: States, window: int, ma
     return advance_rows(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
 
 
+def _saving_nothing(function: Callable[..., States], *arguments: Any) -> States:
+    """Usually a state is detached before anything flows back: keep nothing for that, compute it again if it does."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    rows: States = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return rows
+
+
 def _parts(state: Any) -> tuple[Tensor, ...]:
-    return () if state is None else state if isinstance(state, tuple) else (state,)
+    return () if state is None else tuple(state) if isinstance(state, (tuple, list)) else (state,)
 
 
 def _plain(state: Any) -> Any:
-    if isinstance(state, tuple):
+    if isinstance(state, (tuple, list)):  # torch's own LSTM takes both
         return tuple(_plain(part) for part in state)
     return state.as_subclass(Tensor) if isinstance(state, CarriedState) else state
 
 
-_CLASSES: dict[tuple[type[nn.Module], bool], type[Windowed]] = {}
+_CLASSES: dict[tuple[type[nn.Module], type[Windowed]], type[Windowed]] = {}
 
 
 def original_class(module: Windowed) -> type[nn.Module]:
@@ -231,24 +260,15 @@ def original_class(module: Windowed) -> type[nn.Module]:
     return type(module).__bases__[-1]
 
 
-def window_class(module: nn.Module) -> type[Windowed]:
-    """The class that is both the module's and its windowed form.
-
-    Raises:
-        ValueError: If no recurrence is registered for the module.
-    """
-    return _window_class(type(module), recurrences_of(module)[0].takes_sequences)
-
-
-def _window_class(original: type[nn.Module], takes_sequences: bool) -> type[Windowed]:
-    # One class per original: type(module) is the same for all its windowed modules.
-    key = (original, takes_sequences)
-    if key not in _CLASSES:
-        form = WindowedLayer if takes_sequences else WindowedCell
-        _CLASSES[key] = type(f"Windowed{original.__name__}", (form, original), {"__module__": __name__})
-    return _CLASSES[key]
+def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Windowed]:
+    """The class that is both the original and a windowed form; one for each pair."""
+    if (original, form) not in _CLASSES:
+        name = f"{form.__name__.removesuffix('Layer').removesuffix('Cell')}{original.__name__}"
+        attributes = {"__module__": __name__, "original_class": original}
+        _CLASSES[original, form] = type(name, (form, original), attributes)
+    return _CLASSES[original, form]
 
 
 def _new(original: type[nn.Module], form: type[Windowed]) -> Windowed:
-    windowed = _window_class(original, form is WindowedLayer)
+    windowed = windowed_class(original, form)
     return windowed.__new__(windowed)

@@ -1,0 +1,285 @@
+"""Train a feed-forward twin beside a recurrent model and log how far the two drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.shadow import Comparison, Twin, TwinProjection, TwinSource, check_model
+from lightning_stable.shadow.rng import isolated
+from lightning_stable.truncation.truncate import check_window
+
+
+class FeedForwardShadowCallback(Callback):
+    r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
+
+    The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``
+    inputs only and is therefore a feed-forward network. It starts from the model's weights and is trained on the same
+    batches with the same dropout masks, its own optimizer and learning-rate schedule from ``configure_optimizers``,
+    and the trainer's accumulation, clipping, precision and strategy. Miller & Hardt, *Stable Recurrent Models*
+    (ICLR 2019), show that for a stable model trained by gradient descent the distances logged here stay small and fall
+    geometrically with the window. Where a :class:`StabilityProjectionCallback` is on the trainer, the twin is
+    projected after its own steps too: projected gradient descent on both, as in the theory.
+
+    The model's own run stays bit-identical to one without this callback. It costs about as much time again, more
+    for wide windows (``step_time_ratio`` says how much), and the memory of a second model, its optimizer, and a copy
+    of the initial weights.
+
+    Logs every ``trainer.log_every_n_steps`` optimizer steps, under ``name``:
+
+    - ``loss`` (the twin's, on this process) and ``loss_gap`` (the twin's minus the model's) of the last batch,
+    - ``weight_distance``: Euclidean, over all parameters; ``weight_distance/<child>`` for each top-level child;
+      ``weight_distance_relative``: over the distance the model itself has moved from its initial weights,
+    - ``prediction_distance``: mean over all positions of the Euclidean norm over the last dimension;
+      ``prediction_distance_relative``: Frobenius norm of the difference over that of the model's predictions,
+    - ``step_time_ratio``: time of a training step with the twin over that without.
+
+    At every validation, averaged over its batches: ``val_loss``, ``val_loss_gap``, ``val_weight_distance``,
+    ``val_weight_distance_relative``, ``val_prediction_distance`` and ``val_prediction_distance_relative``, of the
+    loss that ``validation_step`` returns or logs with "loss" in its name. All of them can be monitored. Several of
+    these callbacks with one ``name`` on a trainer log under ``<name>/k=<window>/``.
+
+    What hooks of the twin log is kept apart and nothing of it reaches a logger. Hooks of other callbacks are not
+    called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
+    model's alone. Under ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here.
+
+    Args:
+        window: Number of inputs the twin's recurrent layers see, at least 1.
+        twin: None for a windowed deep copy; or a LightningModule of the model's architecture, or a function without
+            arguments that makes one, for models that cannot be copied. It is set up as the trainer sets up its model
+            and gets the model's weights; recurrent layers that have no window get ``window``.
+        predictions: What to compare, ``predictions(module, batch) -> Tensor``, evaluated without gradients in
+            evaluation mode after the step when it is logged. By default predictions are the first floating-point
+            tensors that ``forward`` returned during the step, or, where a step never calls the module itself, the
+            outputs of its recurrent layers.
+        name: Prefix of all logged names.
+
+    Attributes:
+        twin: The twin, during and after a fit; None before. Afterwards an ordinary module, without a trainer.
+
+    Raises:
+        ValueError: For arguments out of range; when training starts, if a layer has no windowed form.
+        MisconfigurationException: For manual optimization, several optimizers, strategies that shard parameters, a
+            model without recurrence, one that cannot be copied, and a given twin of another architecture.
+
+    Example:
+        >>> shadow = FeedForwardShadowCallback(window=10)
+        >>> trainer = Trainer(callbacks=[StabilityProjectionCallback(rate=0.99), shadow])
+    """
+
+    def __init__(
+        self,
+        window: int,
+        *,
+        twin: TwinSource = None,
+        predictions: Callable[[LightningModule, Any], Tensor] | None = None,
+        name: str = "shadow",
+    ) -> None:
+        check_window(window)
+        if not (twin is None or callable(twin)):
+            raise ValueError(
+                "`twin` must be a LightningModule, a function without arguments that makes one, or None for a copy. "
+                f"Got {twin!r}."
+            )
+        if not (predictions is None or callable(predictions)):
+            raise ValueError(f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}.")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"`name` must be a string that is not empty. Got {name!r}.")
+        self.window, self.predictions, self.name = window, predictions, name
+        self.source = twin
+        self.twin: LightningModule | None = None
+        self._comparison: Comparison | None = None
+        self._state: dict[str, Any] = {}
+        self._restored: dict[str, Any] = {}
+
+    @property
+    @override
+    def state_key(self) -> str:
+        origin = "copy" if self.source is None else "given"
+        return f"{type(self).__qualname__}(window={self.window}, name={self.name!r}, twin={origin!r})"
+
+    # ------------------------------------------------------------ start and end
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        strategy = trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+            raise MisconfigurationException(
+                "FeedForwardShadowCallback trains a second whole model, which strategies that shard parameters or "
+                f"step in their own way do not allow. Got strategy {type(strategy).__name__}; use 'ddp' or "
+                "'auto'."
+            )
+        # A new run; what a checkpoint knows is restored after this.
+        self.twin, self._state, self._restored = None, {}, {}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_model(pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Whatever sets or restores weights has done so by now.
+        self._finish()
+        twin = Twin(trainer, pl_module, self.window, self.source)
+        self.twin = twin.module
+        projecting = [c for c in _callbacks(trainer) if isinstance(c, StabilityProjectionCallback)]
+        self._comparison = Comparison(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
+        with isolated(pl_module.device):
+            for callback in projecting:
+                projector = callback.projector_for(trainer, twin.module, ranges=callback.input_ranges)
+                twin.projections[callback.state_key] = followed = TwinProjection(
+                    projector, callback.every_n_steps, partial(getattr, callback, "steps"), twin.optimizer
+                )
+                callback.followers.append(followed.settle)
+        if self._restored:
+            twin.load_state_dict(self._restored)
+            self._restored = {}
+        twin.hook("on_train_start")
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.catch_up()
+            self._comparison.twin.hook("on_train_end")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Lightning runs no teardown after an exception.
+        self._finish()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._comparison is not None:
+            self._comparison.twin.hook("teardown", stage)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._comparison is not None:
+            comparison, self._comparison = self._comparison, None
+            self._state = comparison.twin.state_dict()  # for checkpoints made after the fit
+            comparison.detach()
+
+    # ---------------------------------------------------------------- training
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.catch_up()
+            self._comparison.twin.hook("on_train_epoch_start")
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._comparison is not None:
+            self._comparison.start_batch(batch, batch_idx)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._comparison is None:
+            return
+        for callback in _shadows(trainer):
+            if callback._comparison is not None:  # the first one's twin is no part of the model's time
+                callback._comparison.clock.model_done()
+        values = self._comparison.end_batch(outputs, batch)
+        if values:
+            prefix = self._prefix(trainer)
+            metrics = {f"{prefix}/{name}": value for name, value in values.items()}
+            # Lightning would drop values logged outside its own rhythm; its axis are steps.
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
+            pl_module.log_dict(metrics, logger=False)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.catch_up()
+            self._comparison.twin.end_epoch("train", "on_train_epoch_end")
+
+    # -------------------------------------------------------------- validation
+    # There is no twin in the sanity check and in `trainer.validate`.
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.start_validation()
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.twin.hook("on_validation_epoch_start")
+
+    # Lightning passes the index of the data loader only if there are several, and so must we.
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *dataloader_idx: int
+    ) -> None:
+        if self._comparison is not None:
+            self._comparison.start_validation_batch(batch, batch_idx)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *dataloader_idx: int,
+    ) -> None:
+        if self._comparison is not None:
+            self._comparison.end_validation_batch(outputs, batch, *dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            prefix = self._prefix(trainer)
+            metrics = {f"{prefix}/{name}": value for name, value in self._comparison.end_validation_epoch().items()}
+            pl_module.log_dict(metrics, sync_dist=True)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._comparison is not None:
+            self._comparison.twin.end_validation()
+
+    # -------------------------------------------------------------- checkpoints
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._comparison is None:
+            return self._state
+        self._comparison.catch_up()
+        return self._comparison.twin.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The twin is made when training starts, which is later with every strategy.
+        self._restored = state_dict
+
+    def _prefix(self, trainer: Trainer) -> str:
+        alone = sum(callback.name == self.name for callback in _shadows(trainer)) == 1
+        return self.name if alone else f"{self.name}/k={self.window}"
+
+
+def _shadows(trainer: Trainer) -> list[FeedForwardShadowCallback]:
+    return [callback for callback in _callbacks(trainer) if isinstance(callback, FeedForwardShadowCallback)]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+@contextmanager
+def _not_recording(callbacks: list[StabilityProjectionCallback]) -> Iterator[None]:
+    """Inputs of these forwards are no training inputs."""
+    with ExitStack() as stack:
+        for callback in callbacks:
+            stack.enter_context(callback.recording_paused())
+        yield

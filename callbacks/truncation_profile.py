@@ -1,0 +1,156 @@
+"""Show at validation how much context every recurrent layer uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_stable.recurrence import find_recurrences
+from lightning_stable.stability.comparison import check_tolerance
+from lightning_stable.stability.precision import full_precision
+from lightning_stable.truncation import TruncationProfile, truncation_profile
+
+
+class TruncationProfileCallback(Callback):
+    """Measures, on the first validation batch, how far each recurrent layer is from its windowed forms.
+
+    The inputs that reach a recurrent module in that batch are kept, and at the end of the validation the module is
+    compared with its truncations of every length up to ``max_window``, from zero states and without dropout, see
+    :func:`lightning_stable.truncation_profile`. Nothing is done on the training path.
+
+    Logs, for every recurrent module: ``truncation/<module>/max_error`` (Euclidean norm, at ``max_window``),
+    ``truncation/<module>/required_window`` (for ``tolerance``; not logged where ``max_window`` is not enough),
+    ``truncation/<module>/rate`` (measured decay per step, where the errors show one), and to TensorBoard the figure
+    ``truncation/<module>``. With several processes the first one speaks, for its part of the data.
+
+    Args:
+        max_window: Longest window.
+        tolerance: Largest Euclidean norm of the output error that ``required_window`` allows.
+        modules: Shell-style patterns of the names of the recurrent modules; None takes all.
+        input_bound: For the certified bound in the figure, see :func:`lightning_stable.certify`; None takes the range
+            of the inputs seen.
+        every_n_epochs: Profile at the validations of every n-th epoch.
+
+    Attributes:
+        profiles: The latest :class:`~lightning_stable.truncation.TruncationProfile` by name of the module.
+
+    Raises:
+        ValueError: For arguments out of range; at validation, if there is no recurrence.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[TruncationProfileCallback(max_window=50)])
+    """
+
+    def __init__(
+        self,
+        max_window: int = 32,
+        *,
+        tolerance: float = 1e-3,
+        modules: str | Iterable[str] | None = None,
+        input_bound: Any = None,
+        every_n_epochs: int = 1,
+    ) -> None:
+        for name, value in (("max_window", max_window), ("every_n_epochs", every_n_epochs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Got {value!r}.")
+        check_tolerance(tolerance)
+        self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
+        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
+        self.input_bound = input_bound
+        self.profiles: dict[str, TruncationProfile] = {}
+        self._seen: dict[str, Any] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            find_recurrences(pl_module, self.modules)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
+        if not due or trainer.sanity_checking or batch_idx or dataloader_idx:
+            return
+        self._seen = {}
+        modules = {r.module_name: r for r in find_recurrences(pl_module, self.modules)}
+        for name, recurrence in modules.items():
+            keep = self._keep_call if recurrence.takes_sequences else self._keep_step
+            self._hooks.append(recurrence.module.register_forward_pre_hook(_named(keep, name), with_kwargs=True))
+
+    @override
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._unhook()
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen, self._seen = self._seen, {}
+        for name, inputs in seen.items():
+            module = pl_module.get_submodule(name)
+            given = torch.stack(inputs) if isinstance(inputs, list) else inputs
+            with full_precision(pl_module.device):
+                profile = truncation_profile(
+                    module, _as_weights(given, module), self.max_window, input_bound=self.input_bound, name=name
+                )
+            self.profiles[name] = profile
+            pl_module.log_dict(self._metrics(name, profile), rank_zero_only=True)
+            for logger in trainer.loggers:
+                add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+                if add_figure is not None:
+                    add_figure(f"truncation/{name}", profile.plot(), trainer.global_step)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unhook()
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _keep_call(self, name: str, inputs: Any) -> None:
+        """Of several calls the longest."""
+        if name not in self._seen or _length(inputs) > _length(self._seen[name]):
+            self._seen[name] = inputs
+
+    def _keep_step(self, name: str, inputs: Tensor) -> None:
+        """The steps of a cell make one sequence."""
+        self._seen.setdefault(name, []).append(inputs)
+
+    def _metrics(self, name: str, profile: TruncationProfile) -> dict[str, float]:
+        window = profile.required_window(self.tolerance)
+        metrics = {"max_error": profile.max_error[-1].item()}
+        if window is not None:
+            metrics["required_window"] = float(window)
+        if math.isfinite(profile.rate):
+            metrics["rate"] = profile.rate
+        return {f"truncation/{name}/{key}": value for key, value in metrics.items()}
+
+
+def _named(keep: Any, name: str) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(name, args[0] if args else kwargs["input"])
+
+    return hook
+
+
+def _length(inputs: Any) -> int:
+    return inputs.data.numel() if isinstance(inputs, PackedSequence) else inputs.numel()
+
+
+def _as_weights(inputs: Any, module: nn.Module) -> Any:
+    """In the dtype of the weights, from which autocast may have made less."""
+    dtype = next(module.parameters()).dtype
+    return inputs.to(dtype)

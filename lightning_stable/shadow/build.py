@@ -1,0 +1,142 @@
+"""Making the twin: a windowed copy of the model, or a given module that starts from the model's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_stable.shadow.predictions import outermost_recurrent
+from lightning_stable.truncation import window_
+
+TwinSource = LightningModule | Callable[[], LightningModule] | None
+
+
+def check_model(model: LightningModule) -> None:
+    """Refuse models that a twin cannot follow.
+
+    Raises:
+        MisconfigurationException: For manual optimization, ``training_step(dataloader_iter)``, no recurrence, or
+            parameters without a shape.
+    """
+    if not model.automatic_optimization:
+        raise MisconfigurationException(
+            "FeedForwardShadowCallback needs automatic optimization: under manual optimization the model's "
+            "`training_step` makes the optimizer steps itself, and a second run of it beside the first could not be "
+            "given the same rhythm. Got `automatic_optimization=False`."
+        )
+    # Lightning reads the signature in the same way.
+    if is_param_in_hook_signature(model.training_step, "dataloader_iter", explicit=True):
+        raise MisconfigurationException(
+            "FeedForwardShadowCallback trains the twin on the model's batches. Got a `training_step(dataloader_iter)`, "
+            "which takes them itself; let it take `batch`."
+        )
+    if not outermost_recurrent(model):
+        raise MisconfigurationException(
+            f"FeedForwardShadowCallback needs a recurrent model. Got {type(model).__name__} with modules of types "
+            f"{sorted({type(m).__name__ for m in model.modules()})}; register an own cell with "
+            "lightning_stable.register_recurrence."
+        )
+
+
+def copied(model: LightningModule, window: int) -> LightningModule:
+    """A windowed deep copy.
+
+    Raises:
+        MisconfigurationException: If the model cannot be deep-copied.
+        ValueError: If a layer has no windowed form.
+    """
+    for name in ("forward", "training_step", "validation_step"):
+        replaced = vars(model).get(name)
+        if replaced is not None and not (isinstance(replaced, MethodType) and replaced.__self__ is model):
+            raise MisconfigurationException(
+                f"FeedForwardShadowCallback cannot copy {type(model).__name__}: its `{name}` was replaced, as "
+                "torch.compile does, and a copy would call the model's own. Pass `twin=`, an uncompiled module or a "
+                f"function that makes one. Got {replaced!r}."
+            )
+    _check_shapes_known(model)
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise MisconfigurationException(
+            f"FeedForwardShadowCallback could not deep-copy {type(model).__name__}: pass `twin=`, a module of the same "
+            f"architecture or a function that makes one. Got {type(error).__name__}: {error}"
+        ) from error
+    window_(twin, window)
+    return twin
+
+
+def made(source: LightningModule | Callable[[], LightningModule], model: LightningModule) -> LightningModule:
+    """The given module, or what the factory makes.
+
+    Raises:
+        MisconfigurationException: If this is no module, or the model itself.
+    """
+    twin = source if isinstance(source, LightningModule) else source()
+    if not isinstance(twin, LightningModule) or twin is model:
+        raise MisconfigurationException(
+            "`twin` must be a LightningModule of its own, or a function without arguments that makes one. "
+            f"Got {'the model itself' if twin is model else repr(twin)}."
+        )
+    return twin
+
+
+def prepare_given(twin: LightningModule, model: LightningModule, trainer: Trainer, window: int) -> None:
+    """Do with a given twin what the trainer has done with the model, and give it the model's weights and modes.
+
+    Raises:
+        MisconfigurationException: Naming the first parameter or buffer that the two do not share.
+        ValueError: If a layer has no windowed form.
+    """
+    twin.setup("fit")
+    twin.configure_model()
+    window_(twin, window)
+    trainer.precision_plugin.convert_module(twin)
+    twin.to(model.device)
+    _check_shapes_known(model)
+    ours, theirs = dict(_tensors(model)), dict(_tensors(twin))
+    _check_same(ours, theirs)
+    with torch.no_grad():
+        for name, value in ours.items():
+            theirs[name].copy_(value)
+            theirs[name].requires_grad_(value.requires_grad)
+    modes = {name: m.training for name, m in model.named_modules()}
+    for name, module in twin.named_modules():
+        module.training = modes.get(name, module.training)
+    twin.on_fit_start()
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _check_same(model: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> None:
+    def shape(tensors: Mapping[str, Tensor], name: str) -> Any:
+        value = tensors.get(name)
+        return None if value is None or is_lazy(value) else tuple(value.shape)
+
+    for name in [*model, *twin]:
+        first, second = shape(model, name), shape(twin, name)
+        if first != second:
+            raise MisconfigurationException(
+                "`twin` must have the model's parameters and buffers, by name and shape. Got as first mismatch "
+                f"{name!r}: shape {first} in the model, {second} in the twin."
+            )
+
+
+def _check_shapes_known(model: LightningModule) -> None:
+    lazy = [name for name, value in _tensors(model) if is_lazy(value)]
+    if lazy:
+        raise MisconfigurationException(
+            "FeedForwardShadowCallback needs all parameters before training. Got lazy ones without a shape, the first "
+            f"is {lazy[0]!r}; call the model once, on an example, before fitting."
+        )

@@ -1,0 +1,172 @@
+"""What the twin logs: kept apart, so that it does not overwrite what the model logs under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torchmetrics import Metric
+
+# Reduces a tensor over all processes by an operation: "sum", "max", "min".
+Reduce = Callable[[Tensor, str], Tensor]
+
+
+class Recorder:
+    """Takes the place of a module's ``log`` and follows Lightning's rules for steps and epochs.
+
+    Args:
+        reduce: Over all processes, for values logged with ``sync_dist``; None with one process.
+
+    Attributes:
+        values: The latest value of each name: of the last batch, or of the last finished epoch.
+        batch_values: What was logged in the present batch, without the suffix of a data loader.
+    """
+
+    def __init__(self, reduce: Reduce | None = None) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.batch_values: dict[str, Tensor] = {}
+        self._reduce = reduce
+        self._stage = "train"
+        self._batch: Any = None
+        self._suffix = ""
+        # Validation may run in the middle of an epoch of training.
+        self._means: dict[str, dict[str, _Mean]] = {"train": {}, "val": {}}
+        self._metrics: dict[str, dict[str, Metric]] = {"train": {}, "val": {}}
+
+    def begin(self, stage: str, batch: Any = None, dataloader_idx: int | None = None) -> None:
+        """Say what the following values belong to.
+
+        Args:
+            stage: ``"train"`` or ``"val"``.
+            batch: The batch, whose size weighs values logged without one; None between batches.
+            dataloader_idx: Of several validation loaders, the present one: a part of the names.
+        """
+        self._stage, self._batch = stage, batch
+        self._suffix = "" if dataloader_idx is None else f"/dataloader_idx_{dataloader_idx}"
+        self.batch_values = {}
+
+    @torch.no_grad()
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *_: Any,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        sync_dist: bool = False,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        **__: Any,
+    ) -> None:
+        """Record a value; arguments as in :meth:`lightning.pytorch.LightningModule.log`."""
+        in_training_batch = self._stage == "train" and self._batch is not None
+        on_step = in_training_batch if on_step is None else on_step
+        on_epoch = not in_training_batch if on_epoch is None else on_epoch
+        suffix = self._suffix if add_dataloader_idx else ""
+        if isinstance(value, Metric):
+            self._metrics[self._stage][name + suffix] = value
+            return
+        value = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
+        if value.dtype not in (torch.float32, torch.float64):
+            value = value.to(torch.get_default_dtype())
+        self.batch_values[name] = value
+        if on_step:
+            for key in (name, f"{name}_step") if on_epoch else (name,):
+                self.values[key + suffix] = value
+        if on_epoch:
+            names = (name, f"{name}_epoch") if on_step else (name,)
+            mean = _Mean(tuple(key + suffix for key in names), reduce_fx, sync_dist)
+            mean = self._means[self._stage].setdefault(name + suffix, mean)
+            mean.add(value, self._weight(batch_size) if mean.weighted else 1)
+
+    def end_epoch(self) -> None:
+        """Turn what was logged in this stage into its values, and start afresh."""
+        for mean in self._means[self._stage].values():
+            self.values.update(dict.fromkeys(mean.names, mean.compute(self._reduce)))
+        for name, metric in self._metrics[self._stage].items():
+            self.values[name] = metric.compute()
+            metric.reset()
+        self._means[self._stage], self._metrics[self._stage] = {}, {}
+
+    def _weight(self, batch_size: int | None) -> int:
+        if batch_size is not None:
+            return batch_size
+        return 1 if self._batch is None else extract_batch_size(self._batch)
+
+
+class _Mean:
+    """A value over an epoch, by Lightning's four reductions (another function counts as the mean)."""
+
+    def __init__(self, names: tuple[str, ...], reduce_fx: Any, sync_dist: bool) -> None:
+        kind = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
+        self.kind = {"avg": "mean"}.get(kind, kind)
+        self.names, self.sync_dist = names, sync_dist
+        self.total: Tensor | None = None
+        self.weight = 0
+
+    @property
+    def weighted(self) -> bool:
+        return self.kind not in ("sum", "max", "min")
+
+    def add(self, value: Tensor, weight: int) -> None:
+        if self.total is None:
+            self.total = value * weight if self.weighted else value
+        elif self.kind in ("max", "min"):
+            self.total = (torch.maximum if self.kind == "max" else torch.minimum)(self.total, value)
+        else:
+            self.total = self.total + value * weight
+        self.weight += weight
+
+    def compute(self, reduce: Reduce | None) -> Tensor:
+        assert self.total is not None
+        total, weight = self.total, torch.full_like(self.total, self.weight)
+        if self.sync_dist and reduce is not None:
+            total = reduce(total.clone(), self.kind if self.kind in ("max", "min") else "sum")
+            weight = reduce(weight, "sum")
+        return total / weight if self.weighted else total
+
+
+class LogTap:
+    """Listens to what a module logs, and passes it on.
+
+    Several listeners share one tap, so that they can leave in any order.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self._own = vars(module).get("log")
+        self._log = module.log
+        self.listeners: list[Callable[[str, Any], None]] = []
+
+    def __call__(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Stand for the module's ``log``."""
+        for listener in self.listeners:
+            listener(name, value)
+        self._log(name, value, *args, **kwargs)
+
+    @staticmethod
+    def attach(module: LightningModule, listener: Callable[[str, Any], None]) -> None:
+        """Call ``listener(name, value)`` for everything the module logs from now on."""
+        tap = vars(module).get("log")
+        if not isinstance(tap, LogTap):
+            tap = LogTap(module)
+            module.log = tap  # type: ignore[method-assign]
+        tap.listeners.append(listener)
+
+    @staticmethod
+    def detach(module: LightningModule, listener: Callable[[str, Any], None]) -> None:
+        """Stop listening; the last listener leaves the module as it was."""
+        tap = vars(module).get("log")
+        if not isinstance(tap, LogTap) or listener not in tap.listeners:
+            return
+        tap.listeners.remove(listener)
+        if not tap.listeners:
+            if tap._own is None:
+                del module.log
+            else:
+                module.log = tap._own  # type: ignore[method-assign]
