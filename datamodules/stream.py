@@ -74,12 +74,28 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
             )
         self.columns = columns[rank * batch_size : (rank + 1) * batch_size]
         self.chunk_length = chunk_length
+        self._given = self._first = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The workers of a DataLoader are read in turn, so dealing the chunks out in turn keeps them in order.
         worker = get_worker_info()
-        chunks = (self._chunk(index) for index in range(len(self)))
+        first, self._first = self._first, 0
+        chunks = self._chunks(first)
         return chunks if worker is None else islice(chunks, worker.id, None, worker.num_workers)
+
+    def _chunks(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self._given = first
+        for index in range(first, len(self)):
+            self._given = index + 1
+            yield self._chunk(index)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many chunks of the epoch were read: Lightning asks for it when it makes a checkpoint."""
+        return {"given": self._given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next epoch begin there, where a run was stopped."""
+        self._first = state["given"]
 
     def __len__(self) -> int:
         return -(-(self.columns.size(1) - 1) // self.chunk_length)

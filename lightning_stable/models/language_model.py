@@ -1,8 +1,9 @@
 """A recurrent language model that carries its state along a text."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_stable.metrics import Perplexity
 from lightning_stable.models.cells import build_recurrence
-from lightning_stable.truncation import window_
+from lightning_stable.truncation import pack_state, unpack_state, window_
 
 State = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, Tensor]
@@ -152,6 +153,21 @@ class LanguageModel(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state carried in training, from which a run stopped inside an epoch goes on."""
+        if "train" in self._carried:
+            checkpoint["carried_state"] = pack_state(self._carried["train"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the carried state up again where a trainer resumes; a model loaded by itself starts afresh."""
+        try:
+            device = self.trainer.strategy.root_device
+        except RuntimeError:  # no trainer
+            return
+        if "carried_state" in checkpoint:
+            packed = move_data_to_device(checkpoint["carried_state"], device)
+            self._carried["train"] = unpack_state(packed, self.core)
 
     def teardown(self, stage: str) -> None:
         """Drop the carried state, which means nothing after the run."""

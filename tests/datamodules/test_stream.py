@@ -98,3 +98,15 @@ def test_wrong_shape() -> None:
 def test_wrong_columns() -> None:
     with pytest.raises(ValueError, match=r"`columns` must be a positive integer\. Got 0"):
         lay_out_columns(torch.arange(4), 0)
+
+
+def test_goes_on_where_it_was_stopped() -> None:
+    stream, again = (ColumnStream(torch.arange(40), 2, 3) for _ in range(2))
+    chunks = iter(stream)
+    read = [next(chunks) for _ in range(2)]
+    again.load_state_dict(stream.state_dict())
+    rest = list(again)
+    assert len(read) + len(rest) == len(stream)
+    assert torch.equal(rest[0][0], list(stream)[2][0])
+    assert stream.state_dict() == {"given": 0}  # read to the end: the next epoch starts at the beginning
+    assert len(list(again)) == len(stream)

@@ -187,6 +187,67 @@ def test_checkpoint_restores_the_model_and_nothing_carried(tmp_path: Path) -> No
     assert loss_in_one_piece(restored, columns()) == loss_in_one_piece(net, columns())
 
 
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_stopped_inside_an_epoch_and_resumed(cell: str, window: int | None, tmp_path: Path) -> None:
+    """Bit for bit: the stream goes on with the next chunk, in the state the last one left."""
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
+            if trainer.current_epoch == 1 and index == 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    whole, resumed = (model(cell=cell, window=window, num_layers=2) for _ in range(2))
+    trainer(tmp_path, callbacks=[Save()], max_epochs=2).fit(whole, columns())
+    content = torch.load(tmp_path / "middle.ckpt", weights_only=True)
+    before = {name: value.clone() for name, value in content["state_dict"].items()}
+    trainer(tmp_path, max_epochs=2).fit(resumed, columns(), ckpt_path=tmp_path / "middle.ckpt")
+    assert any(not torch.equal(before[name], value) for name, value in whole.state_dict().items())
+    assert all(torch.equal(resumed.state_dict()[name], value) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS))
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_a_window_is_exact_across_chunks(cell: str, window: int) -> None:
+    """A prediction depends on the last tokens, to the last bit, and on no other."""
+    net = model(cell=cell, window=window, num_layers=2).eval()
+    tokens = torch.randint(VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def read(tokens: Tensor) -> Tensor:
+        state, logits = None, []
+        for chunk in tokens.split([5, 5, 3, 4], dim=1):
+            scores, state = net(chunk, state)
+            state = tuple(part.detach() for part in state) if cell == "lstm" else state.detach()
+            logits.append(scores)
+        return torch.cat(logits, 1)
+
+    expected = read(tokens)
+    for position in range(tokens.size(1)):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % VOCAB
+        same = (read(changed) == expected).all(-1).all(0)
+        assert same[:position].all()
+        assert same[position + window :].all()
+        assert not same[position : position + window].any()
+
+
+def test_window_as_long_as_the_text_is_the_recurrent_model(tmp_path: Path) -> None:
+    ends = []
+    for window in (None, 1000):
+        net = model(dropout=0.2, num_layers=2, window=window)
+        torch.manual_seed(1)
+        trainer(tmp_path, max_epochs=2).fit(net, columns())
+        ends.append(net.state_dict())
+    assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.5, True])
+def test_wrong_window(window: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"`window` must be a positive integer, or None\. Got"):
+        model(window=window)
+
+
 # The network ----------------------------------------------------------------------------------------------------------
 
 
