@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-slow lint types bench clean
-demo: $(STAMP)  ## train an unconstrained and a stable LSTM on Python's documentation (about 3 minutes)
+demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
 test: $(STAMP)  ## the fast test suite, on all cores

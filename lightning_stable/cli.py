@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="train an unconstrained and a certified stable LSTM, each with its twin, on Python's own documentation",
         description="Train the same LSTM twice on Python's own documentation (no download), unconstrained and "
         "certified stable, each beside a feed-forward twin that sees the last inputs only, and compare them all. "
-        "About 5 minutes on 2 CPU cores.",
+        "About 4 minutes on 2 CPU cores.",
     )
     add = demo.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s)")
