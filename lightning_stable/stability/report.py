@@ -119,9 +119,8 @@ class StabilityReport:
         if not self.is_stable or not self.bounds:
             return None
         window, before = 1, 0
-        while (
-            window > before
-        ):  # bounds need not fall with every step: what suffices for one may be too much for another
+        # Bounds need not fall with every step: a window that one module needs may be none for another.
+        while window > before:
             before = window
             for bounds in self.bounds:
                 found = bounds.required_window(tolerance, at_least=window)

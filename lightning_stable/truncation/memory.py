@@ -133,9 +133,11 @@ def _may_be_a_state(result: Tensor, source: Tensor) -> bool:
 
 def carry(state: Tensor, memory: Memory) -> CarriedState:
     """The state as a tensor that has the memory."""
-    carried = state.as_subclass(CarriedState)
-    carried.memory = memory
-    return carried
+    # The tensor itself, which nobody else holds: an alias would be a view, and `detach_` refuses views.
+    state.__class__ = CarriedState
+    assert isinstance(state, CarriedState)
+    state.memory = memory
+    return state
 
 
 def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,16 +149,14 @@ def truncation_profile(
 @contextmanager
 def _at_rest(recurrent: nn.Module) -> Iterator[None]:
     """The module as it is stored, without dropout."""
-    training = recurrent.training
+    modes = {module: module.training for module in recurrent.modules()}
     recurrent.eval()
     try:
-        if isinstance(recurrent, Windowed):
-            with recurrent.as_stored():
-                yield
-        else:
+        with recurrent.as_stored() if isinstance(recurrent, Windowed) else nullcontext():
             yield
     finally:
-        recurrent.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _whole(recurrent: nn.Module, stacks: tuple[Stack, ...], layout: Layout) -> Tensor:

@@ -152,6 +152,9 @@ def corners() -> dict[str, nn.Module]:
         "candidate far from zero": set_(
             net("lstm", **one), weight_ih=0.1, weight_hh=[[1.2], [0], [1], [0]], bias_ih=[1.2, -9, 2.47, 9], bias_hh=0
         ),
+        "only the output gate": set_(
+            net("lstm", **one), weight_ih=[[0], [0], [0], [0.3]], weight_hh=0, bias_ih=[3, 1, 3, 0], bias_hh=0
+        ),
         "projection": net("proj", scale=2),
         "gru": net("gru", scale=2),
         "gru without bias": net("gru", scale=2, bias=False),
@@ -222,7 +225,7 @@ def test_runs_stay_in_the_box(name: str, scale: float, state_bound: float) -> No
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
-def test_boxes_are_narrowed_by_their_own_bounds(name: str) -> None:
+def test_boxes_are_narrowed_by_their_own_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (recurrence,) = recurrences_of(net(name, scale=1.0))
     weights = recurrence.weights()
     drive = SupNorm(0.1).drive(weights["weight_ih"])
@@ -230,6 +233,10 @@ def test_boxes_are_narrowed_by_their_own_bounds(name: str) -> None:
     assert box is not None
     assert known is not None
     assert (box[0] < 0.99 * known).all()
+    monkeypatch.setattr(f"lightning_stable.recurrence.{name}.BOX_ROUNDS", 0)
+    wide = recurrence.state_box(weights, drive, 1.0)
+    assert wide is not None
+    assert (box[0] < 0.99 * wide[0]).all()
     far = recurrence.state_box(weights, drive, 3.0)
     assert far is not None
     assert far[0].tolist() == [3.0] * 5
@@ -326,6 +333,20 @@ def test_bounds_from_a_users_state_are_attained_by_a_linear_network() -> None:
     torch.testing.assert_close(found.flatten(), bounds_of(module, state_bound=20.0).errors(9), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("norm", NORMS["proj"])
+def test_the_output_is_read_through_the_projection(norm: str) -> None:
+    module = stable("proj", 0.95, norm)
+    larger = copy.deepcopy(module)
+    with torch.no_grad():
+        larger.weight_hr_l0.mul_(8)  # of m, with the same recurrence
+        larger.weight_hh_l0.div_(8)
+    expected = bounds_of(module, norm=norm).errors(30)
+    torch.testing.assert_close(bounds_of(larger, norm=norm).errors(30), 8 * expected)
+    readout, signs = module.weight_hr_l0.detach(), torch.tensor([[-1.0, 1, 1, 1, 1]]).double()
+    first = bounds_of(module, norm=norm).layers[0][0]
+    torch.testing.assert_close(first._replace(readout=readout * signs).run(None, 30), first.run(None, 30))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_dropout_between_layers_scales_the_error(bidirectional: bool) -> None:
     kwargs = {"num_layers": 2, "bidirectional": bidirectional}
@@ -379,10 +400,10 @@ def test_a_spectral_certificate_needs_no_small_entries(bidirectional: bool) -> N
 
 def test_entries_and_norm_narrow_each_other() -> None:
     # 48 units forget at once, which the rate does not know; for the others |W| = 1.8 in every norm, but ||W||_2 = 0.9.
-    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
-    module = set_(net("rnn", units=52), weight_hh=torch.block_diag(torch.zeros(48, 48), 0.45 * signs))
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).double()
+    module = set_(net("rnn", units=52), weight_hh=torch.block_diag(torch.zeros(48, 48).double(), 0.45 * signs))
     certified = bounds_of(module, None).errors(50)
-    torch.testing.assert_close(certified, 3.6 * powers(0.9, 50) / 0.9, rtol=1e-6, atol=0)
+    torch.testing.assert_close(certified, 3.6 * powers(0.9, 50) / 0.9, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
