@@ -292,6 +292,8 @@ def linear(weight: float = 0.6, **kwargs: Any) -> nn.Module:
         for name, parameter in module.named_parameters():
             backward = 0.8 if name.endswith("reverse") else 1.0
             parameter.fill_({"weight_hh": weight, "weight_ih": 0.7}.get(name[:9], 0.1) * backward)
+            if name.startswith("weight_ih"):
+                parameter[:, 1:] /= 3  # the two directions of the layer below are not alike
     return module
 
 
@@ -599,6 +601,9 @@ def test_reports_are_the_same_as_window_bounds() -> None:
     training = certify(module.train(), input_bound=B).bounds[0].errors(20)
     assert torch.equal(training, bounds_of(module, training=True).errors(20))
     assert (training > mine.errors(20)).all()
+    (far,) = certify(linear(), input_bound=B, state_bound=20.0).bounds
+    assert torch.equal(far.errors(9), bounds_of(linear(), state_bound=20.0).errors(9))
+    assert (far.errors(9) > bounds_of(linear()).errors(9)).all()
 
 
 def test_windows_of_recorded_inputs() -> None:
