@@ -54,7 +54,12 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether an adapter is registered for this module's class or one of its bases."""
-    return _factory(module) is not None
+    return registered_type(module) is not None
+
+
+def registered_type(module: nn.Module) -> type[nn.Module] | None:
+    """The class of this module, or the nearest base of it, for which an adapter is registered; None without one."""
+    return next((base for base in type(module).__mro__ if base in _REGISTRY), None)
 
 
 def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
@@ -114,7 +119,8 @@ def _select(modules: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.
 
 
 def _factory(module: nn.Module) -> Factory | None:
-    return next((_REGISTRY[base] for base in type(module).__mro__ if base in _REGISTRY), None)
+    registered = registered_type(module)
+    return None if registered is None else _REGISTRY[registered]
 
 
 def _check_plain_parameters(recurrence: Recurrence) -> None:
@@ -126,7 +132,7 @@ def _check_plain_parameters(recurrence: Recurrence) -> None:
             raise ValueError(
                 f"Recurrent weights must be plain parameters. Got a parametrized or normed {name!r} in "
                 f"{recurrence.name!r}: remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations "
-                "or torch.nn.utils.remove_weight_norm) before projecting."
+                "or torch.nn.utils.remove_weight_norm) first."
             )
 
 

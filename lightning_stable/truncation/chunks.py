@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.truncation.layout import Layout
-from lightning_stable.truncation.truncate import check_window
+from lightning_stable.truncation.truncate import check_window, copied
 from lightning_stable.truncation.windowed import Windowed, original_class, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -62,7 +61,7 @@ def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
     Many times cheaper than :func:`truncate`, by torch's own layers on chunks side by side, and no exact truncation:
     the context varies between ``window`` and ``2 window - 1`` inputs with the position (``3 window`` at the
     beginning, and a state handed on from chunk to chunk of a stream remembers everything). Where the recurrence
-    contracts, its error is at most that of the window. Parameters are copies, ``state_dict`` keys the same.
+    contracts, the bound of the window holds for it. Parameters are copies, ``state_dict`` keys the same.
 
     Raises:
         ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module is
@@ -75,11 +74,10 @@ def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
                 "`truncate_at_least` works on unidirectional layers that take a whole sequence; use `truncate`. "
                 f"Got {recurrence.module_name or 'the module'!r}, a {type(recurrence.module).__name__}."
             )
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     for recurrence in find_recurrences(twin):
         recurrent = recurrence.module
-        original = original_class(recurrent) if isinstance(recurrent, Windowed) else type(recurrent)
-        recurrent.__class__ = windowed_class(original, ChunkedLayer)
+        recurrent.__class__ = windowed_class(original_class(recurrent), ChunkedLayer)
         assert isinstance(recurrent, Windowed)
         recurrent.window = window
     return twin

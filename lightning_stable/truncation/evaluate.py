@@ -37,6 +37,8 @@ def evaluate_rows(
         recompute: Save only the inputs and evaluate once more in the backward pass: a little slower, and memory
             does not grow with the window. None decides by the size of what would be saved.
     """
+    if torch.compiler.is_compiling():  # an exported program takes batches of any size, so it must not be in blocks
+        return window_rows(stack, inputs, window, first=first, starts=starts, masks=masks, block=None)
     kernels = fused_kernels(stack)
     # Under autocast the products round to half precision: autograd knows which.
     if kernels is not None and not _autocasting(inputs.device):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lightning_stable.truncation.kernels import Kernel, KernelWeights, Parts, kernel_of
@@ -178,8 +177,9 @@ class _FusedRows(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # torch would take what is computed here for constants
+            raise RuntimeError("There are no gradients of gradients of windowed layers. Got `create_graph=True`.")
         plan: _Plan = ctx.plan
         projected, *rest = ctx.saved_tensors
         gradients = _Gradients(_Run(plan, projected, rest))

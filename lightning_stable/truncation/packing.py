@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_stable.truncation.memory import CarriedState, Memory, carry
+from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
 
 
 def pack_state(state: Any) -> dict[str, Any]:
@@ -19,9 +18,16 @@ def pack_state(state: Any) -> dict[str, Any]:
         "is_tuple": isinstance(state, tuple),
     }
     if memory is not None and not memory.lost:
-        kept = memory.apply(torch.clone)
-        rows = None if kept.rows is None else [list(part) for part in kept.rows]
-        packed["memory"] = {"seen": kept.seen, "recent": kept.recent, "rows": rows}
+        kept = memory_of(parts, memory.layer)
+        assert kept is not None
+        kept = kept.apply(lambda tensor: tensor.detach().clone())
+        packed["memory"] = {
+            "seen": kept.seen,
+            "recent": kept.recent,
+            "masks": list(kept.masks),
+            "rows": None if kept.rows is None else [list(state) for state in kept.rows],
+            "batch": kept.batch,
+        }
     return packed
 
 
@@ -31,6 +37,6 @@ def unpack_state(packed: dict[str, Any], layer: nn.Module) -> Any:
     if "memory" in packed:
         given = packed["memory"]
         rows = None if given["rows"] is None else tuple(tuple(state) for state in given["rows"])
-        memory = Memory(layer, given["seen"], given["recent"], rows)
-        parts = [carry(part, memory) for part in parts]
+        memory = Memory(layer, **given | {"masks": tuple(given["masks"]), "rows": rows})
+        parts = [carry(part, memory, index) for index, part in enumerate(parts)]
     return tuple(parts) if packed["is_tuple"] else parts[0]

@@ -8,7 +8,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from lightning_stable.recurrence import find_recurrences, recurrences_of
-from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
+from lightning_stable.recurrence.registry import registered_type
+from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, original_class, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -22,7 +23,7 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
     ``window`` at least the length of the sequence the twin *is* the model.
 
     A state that the twin returns and is given back continues the windows: over chunks, too, an output depends on the
-    last ``window`` inputs. Carry it as it was returned, detached or not.
+    last ``window`` inputs. Carry it as it was returned, detached or not, with whole sequences chosen, reset or scaled.
 
     Args:
         module: Any module with recurrences; it is not changed.
@@ -43,24 +44,44 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
     shared: dict[int, Tensor] = {}
     if share:
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return window_(copy.deepcopy(module, dict(shared)), window, recompute=recompute)
+    return window_(copied(module, shared), window, recompute=recompute)
+
+
+def copied(module: ModuleT, memo: dict[int, Tensor] | None = None) -> ModuleT:
+    """A deep copy that runs its own layers, also where the module was compiled in place."""
+    twin = copy.deepcopy(module, dict(memo or {}))
+    for part in twin.modules():
+        part._compiled_call_impl = None  # by `Module.compile`; copied, it calls the layers of the original
+    return twin
 
 
 def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> ModuleT:
-    """Give the recurrent layers of a module their windowed form, in place; layers that have one keep it.
+    """Give the recurrent layers of a module their windowed form, in place.
 
     Raises:
-        ValueError: If ``window`` is no positive integer or there is no recurrence.
+        ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module has a
+            ``forward`` of its own, which a windowed form could not follow.
     """
     check_window(window)
     modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
     for recurrent in modules.values():
         if not isinstance(recurrent, Windowed):
-            form = WindowedLayer if recurrences_of(recurrent)[0].takes_sequences else WindowedCell
-            recurrent.__class__ = windowed_class(type(recurrent), form)
-            assert isinstance(recurrent, Windowed)
-            recurrent.window, recurrent.recompute = window, recompute
+            _check_own_forward(recurrent)
+        form = WindowedLayer if recurrences_of(recurrent)[0].takes_sequences else WindowedCell
+        recurrent.__class__ = windowed_class(original_class(recurrent), form)
+        assert isinstance(recurrent, Windowed)
+        recurrent.window, recurrent.recompute = window, recompute
     return module
+
+
+def _check_own_forward(recurrent: nn.Module) -> None:
+    registered = registered_type(recurrent)
+    if registered is not None and type(recurrent).forward is not registered.forward:
+        raise ValueError(
+            f"A windowed form follows the recurrence of {registered.__name__}, and would pass over a `forward` of its "
+            "own: put what it does around the layer in a module that holds one, or register the class with "
+            f"lightning_stable.register_recurrence. Got {type(recurrent).__name__}."
+        )
 
 
 def check_window(window: int, name: str = "window") -> None:

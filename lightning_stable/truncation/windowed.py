@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,7 +30,11 @@ class Windowed(nn.Module):
     window: int
     recompute: bool | None = None
     _stored = False
-    _patience: float = 2  # calls that continue no earlier one, before the layer expects no other
+
+    def __init_subclass__(cls) -> None:
+        # A compiler would see the states without what they carry; around the layer, modules may be compiled.
+        if "forward" in vars(cls):
+            cls.forward = torch.compiler.disable(cls.forward)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def as_stored(self) -> Iterator[None]:
@@ -41,6 +44,14 @@ class Windowed(nn.Module):
             yield
         finally:
             self._stored = before
+
+    def settled(self, memory: Memory) -> Memory:
+        """The memory with its unfinished windows computed."""
+        if memory.rows is not None:
+            return memory
+        (stack,) = stacks_of(self)
+        with self.as_stored():
+            return replace(memory, rows=_begun(stack, memory, self.window))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time and cannot be found by its name.
@@ -77,11 +88,17 @@ class WindowedLayer(Windowed):
         memory, hx = memory_of(_parts(hx), self), _plain(hx)
         layout = Layout.of(self, input)
         seen = layout.time + (0 if memory is None else memory.seen)
-        self._patience = self._patience - 1 if memory is None else math.inf
         with self.as_stored():
             if seen <= self.window:
+                masks = self._masks_of_native(layout)
                 output, state = super().forward(input, hx)
-                return output, self._with_memory(state, layout, memory, seen, None, [])
+                rows = None
+                if memory is not None and memory.recent is None:  # edited windows do not follow from inputs
+                    assert memory.rows is not None
+                    rows = _saving_nothing(
+                        _continued, stacks_of(self)[0], layout.inputs, memory.rows, self.window, masks
+                    )
+                return output, self._with_memory(state, layout, memory, seen, rows, masks)
             layout.check(self, hx)
             stacks = stacks_of(self)
             masks = self._masks(stacks, layout)
@@ -143,21 +160,25 @@ class WindowedLayer(Windowed):
         rows: States | None,
         masks: list[Tensor],
     ) -> Any:
-        if torch.compiler.is_compiling():
-            return state
         if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
             reason = "of a PackedSequence" if layout.packed is not None else "of a bidirectional layer"
             after = Memory(self, lost=reason)
         elif rows is not None:
-            after = Memory(self, seen, rows=rows)
+            after = Memory(self, seen, rows=rows, batch=1 if layout.batched else None)
         else:
-            after = _young(self, layout.inputs, memory, seen)
+            after = _young(self, layout.inputs, memory, seen, masks, 1 if layout.batched else None)
             # The windows that a next chunk will continue, with the weights of now: a step may change them before.
-            if self._patience >= 0 and seen + layout.time > self.window:
-                after = replace(after, rows=_saving_nothing(_begun, stacks_of(self)[0], after, self.window, masks))
-        if isinstance(state, tuple):
-            return tuple(carry(part, after) for part in state)
-        return carry(state, after)
+            if self.training and seen + layout.time > self.window:
+                after = replace(after, rows=_saving_nothing(_begun, stacks_of(self)[0], after, self.window))
+        return _carried(state, after)
+
+    def _masks_of_native(self, layout: Layout) -> list[Tensor]:
+        """The dropout masks that the module's own ``forward`` is about to draw."""
+        if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
+            return []  # nothing of it is carried on
+        device = layout.inputs.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return self._masks(stacks_of(self), layout)
 
 
 class WindowedCell(Windowed):
@@ -170,43 +191,76 @@ class WindowedCell(Windowed):
         """One step; the state depends on the last ``window`` inputs since the state the sequence started from.
 
         Raises:
-            ValueError: If ``hx`` was returned by this cell and was edited since.
+            ValueError: If ``hx`` was returned by this cell and was edited since, or shapes do not fit.
         """
         if self._stored:
             return super().forward(input, hx)
         memory, hx = memory_of(_parts(hx), self), _plain(hx)
+        if memory is not None:
+            _check_step(self, input, _parts(hx)[0])
         inputs = (input if input.dim() == 2 else input.unsqueeze(0)).unsqueeze(0)
+        batch = 0 if input.dim() == 2 else None
         seen = 1 + (0 if memory is None else memory.seen)
         with self.as_stored():
             if seen <= self.window:
                 state = super().forward(input) if hx is None else super().forward(input, hx)
-                after = _young(self, inputs, memory, seen)
+                after = _young(self, inputs, memory, seen, [], batch)
+                if memory is not None and memory.recent is None:
+                    assert memory.rows is not None
+                    rows = advance_rows(stacks_of(self)[0], inputs, memory.rows)
+                    after = Memory(self, seen, rows=take(rows, slice(0, self.window - 1)), batch=batch)
             else:
                 assert memory is not None  # a window is longer than nothing
                 (stack,) = stacks_of(self)
                 start = (tuple((part if input.dim() == 2 else part.unsqueeze(0)).unsqueeze(0) for part in _parts(hx)),)
                 rows = advance_rows(stack, inputs, _unfinished(stack, memory, start, self.window))
-                after = Memory(self, seen, rows=take(rows, slice(0, self.window - 1)))
+                after = Memory(self, seen, rows=take(rows, slice(0, self.window - 1)), batch=batch)
                 last = tuple(part[-1] if input.dim() == 2 else part[-1].squeeze(0) for part in rows[0])
                 state = last if isinstance(hx, tuple) else last[0]
-        if torch.compiler.is_compiling():
-            return state
-        return tuple(carry(part, after) for part in state) if isinstance(state, tuple) else carry(state, after)
+        return _carried(state, after)
 
 
-def _young(layer: Windowed, inputs: Tensor, memory: Memory | None, seen: int) -> Memory:
+def _check_step(cell: nn.Module, inputs: Tensor, state: Tensor) -> None:
+    """Of a state that is carried on; of others the cell's own forward takes care."""
+    features = getattr(cell, "input_size", inputs.shape[-1])
+    if inputs.shape[-1] != features or inputs.shape[:-1] != state.shape[:-1]:
+        expected = (*state.shape[:-1], features)
+        raise ValueError(f"`input` must have shape {expected}, as the state it continues. Got {tuple(inputs.shape)}.")
+
+
+def _carried(state: Any, memory: Memory) -> Any:
+    if torch.compiler.is_compiling():  # exported; compiled code does not come here
+        return state
+    if isinstance(state, tuple):
+        return tuple(carry(value, memory, part) for part, value in enumerate(state))
+    return carry(state, memory)
+
+
+def _young(
+    layer: Windowed, inputs: Tensor, memory: Memory | None, seen: int, masks: list[Tensor], batch: int | None
+) -> Memory:
     """The memory after inputs that needed no unfinished window yet: they follow from the inputs themselves."""
     if memory is not None and memory.recent is not None:
+        masks = _joined_masks(memory, inputs, masks)
         inputs = torch.cat((memory.recent, inputs))
-    return Memory(layer, seen, recent=inputs[max(0, len(inputs) - layer.window + 1) :])
+    first = max(0, len(inputs) - layer.window + 1)
+    return Memory(layer, seen, recent=inputs[first:], masks=tuple(mask[first:] for mask in masks), batch=batch)
 
 
-def _begun(stack: Stack, memory: Memory, window: int, masks: list[Tensor]) -> States:
+def _joined_masks(memory: Memory, inputs: Tensor, masks: list[Tensor]) -> list[Tensor]:
+    """Masks of the earlier inputs and of these; where only one of the two had dropout the other's are ones."""
+    assert memory.recent is not None
+    before = list(memory.masks) or [mask.new_ones(len(memory.recent), *mask.shape[1:]) for mask in masks]
+    after = masks or [mask.new_ones(len(inputs), *mask.shape[1:]) for mask in before]
+    return [torch.cat(pair) for pair in zip(before, after, strict=True)]
+
+
+def _begun(stack: Stack, memory: Memory, window: int) -> States:
     """The unfinished windows that began after the start, from the inputs."""
     assert memory.recent is not None
-    count = min(memory.seen, window) - 1
-    recent = memory.recent[len(memory.recent) - count :]
-    return advance_rows(stack, recent, stack.zeros(recent[:0]), [mask[len(mask) - count :] for mask in masks])
+    first = len(memory.recent) - min(memory.seen, window) + 1
+    recent = memory.recent[first:]
+    return advance_rows(stack, recent, stack.zeros(recent[:0]), [mask[first:] for mask in memory.masks])
 
 
 def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:
@@ -215,7 +269,7 @@ def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> Sta
     if rows is None:
         # Where the state was detached, the windows are as well.
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(part.requires_grad for part in start[0])):
-            rows = _begun(stack, memory, window, [])
+            rows = _begun(stack, memory, window)
     # At the beginning of a sequence the oldest is the run from the start itself.
     return concatenate(rows, start) if memory.seen < window else rows
 
@@ -255,9 +309,9 @@ def _plain(state: Any) -> Any:
 _CLASSES: dict[tuple[type[nn.Module], type[Windowed]], type[Windowed]] = {}
 
 
-def original_class(module: Windowed) -> type[nn.Module]:
-    """The class of a windowed module before it was windowed."""
-    return type(module).__bases__[-1]
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, that before it was windowed if it is."""
+    return type(module).__bases__[-1] if isinstance(module, Windowed) else type(module)
 
 
 def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Windowed]:

@@ -163,7 +163,7 @@ def test_an_output_depends_on_its_window_over_borders(name: str, window: int, de
             assert torch.equal(before[t], after[t]) != (t - window < changed <= t)
 
 
-@pytest.mark.parametrize("chunks", [[5, 4], [4, 3, 2], [4, 1, 4]])
+@pytest.mark.parametrize("chunks", [[5, 4], [4, 3, 2], [4, 1, 4], [3, 6], [2, 1, 6]])
 @pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru"])
 def test_dropout_masks_belong_to_positions_over_borders(name: str, chunks: list[int]) -> None:
     window = 3
@@ -248,8 +248,9 @@ def test_a_carried_state_is_a_tensor() -> None:
     plain = h_n.as_subclass(Tensor)
     assert torch.equal(h_n, plain)
     linear = nn.Linear(5, 2).double()
-    for computed in (h_n[-1], h_n + 1, 2 - h_n, h_n.mean(), linear(h_n[-1]), torch.cat((h_n, c_n)), h_n.squeeze(0)):
+    for computed in (h_n.mean(), torch.tanh(h_n), h_n @ plain.mT, linear(h_n[-1]), linear(h_n)):
         assert type(computed) is Tensor
+    assert torch.equal(h_n[-1] + 1 - torch.cat((h_n, c_n))[0], plain[-1] + 1 - plain[0])
     assert torch.equal(linear(h_n[-1]), linear(plain[-1]))
     assert h_n.detach().numpy().shape == (1, BATCH, 5)
     (h_n.sum() + output.sum()).backward()
@@ -324,21 +325,20 @@ def in_place(state: Tensor, change: Callable[[Tensor], Any]) -> Tensor:
 
 
 EDITED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "mask": ("mul", lambda state: state * torch.ones(1, BATCH, 1)),
-    "mask in front": ("mul", lambda state: torch.ones(1, BATCH, 1) * state),
-    "torch.mul": ("mul", lambda state: torch.mul(state, 1.0)),
-    "keep": ("__getitem__", lambda state: state[:, torch.tensor([1, 0])]),
-    "slice": ("__getitem__", lambda state: state[:, :BATCH]),
-    "where": ("where", lambda state: torch.where(torch.ones(1, BATCH, 1).bool(), state, torch.zeros_like(state))),
-    "masked_fill": ("masked_fill", lambda state: state.masked_fill(torch.zeros(1, BATCH, 1).bool(), 0)),
-    "index_select": ("index_select", lambda state: state.index_select(1, torch.tensor([1, 0]))),
-    "zeros_like": ("zeros_like", torch.zeros_like),
-    "zero_": ("zero_", lambda state: in_place(state, Tensor.zero_)),
-    "mul_": ("mul_", lambda state: in_place(state, lambda part: part.mul_(1))),
-    "setitem": ("__setitem__", lambda state: in_place(state, lambda part: part.__setitem__((0, 0), 0.0))),
+    "add": ("add", lambda state: state + 1.0),
+    "add in front": ("add", lambda state: 1.0 + state),
     "iadd": ("add", lambda state: in_place(state, lambda part: part.__iadd__(1))),
-    "edited, then copied": ("mul", lambda state: (state * 1.0).detach().clone()),
-    "edited twice": ("mul", lambda state: state * 1.0 * torch.ones(1)),
+    "flip": ("flip", lambda state: state.flip(1)),
+    "clamp": ("clamp", lambda state: state.clamp(-1, 1)),
+    "cat": ("cat", lambda state: torch.cat((state, state), 1)),
+    "view of another shape": ("view", lambda state: state.view(1, -1, 1)),
+    "a layer": ("__getitem__", lambda state: state[[0]]),
+    "setitem": ("__setitem__", lambda state: in_place(state, lambda part: part.__setitem__((0, 0), 0.0))),
+    "a view set": ("through a view", lambda state: in_place(state, lambda part: part.transpose(0, 1)[0].zero_())),
+    "data set": ("through a view", lambda state: in_place(state, lambda part: part.data[0, 0].fill_(1.0))),
+    "edited, then copied": ("add", lambda state: (state + 1.0).detach().clone()),
+    "edited twice": ("add", lambda state: (state + 1.0) * torch.ones(1)),
+    "two states": ("where", lambda state: torch.where(torch.ones(1, BATCH, 1).bool(), state, state.clone())),
 }
 
 
@@ -353,8 +353,138 @@ def test_edited_states_are_refused(change: str, length: int) -> None:
             twin(x[length:], each(state, edit))
     # One edited part is enough.
     _, (h_n, c_n) = twin(x[:length])
-    with pytest.raises(ValueError, match="a windowed LSTM can be carried on only as the layer returned it"):
+    with pytest.raises(ValueError, match="a windowed LSTM can be carried on as the layer returned it"):
         twin(x[length:], (h_n, edit(c_n)))
+
+
+# Edits that the windows follow ----------------------------------------------------------------------------------------
+EDITS_CHUNKS = [[2, 7], [5, 4], [3, 2, 4]]
+ROWS = torch.tensor([1, 0, 1])
+CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "indices": lambda state: state[:, ROWS],
+    "list": lambda state: state[:, [1, 0, 1]],
+    "index_select": lambda state: state.index_select(1, ROWS),
+    "index_select from the end": lambda state: torch.index_select(state, -2, ROWS),
+    "in two steps": lambda state: state[:, [1, 0]].detach()[:, torch.tensor([0, 1, 0])],
+}
+
+
+@pytest.mark.parametrize("chunks", EDITS_CHUNKS)
+@pytest.mark.parametrize("change", CHOSEN)
+@pytest.mark.parametrize("window", [1, 3, 4, 20])
+def test_chosen_sequences_take_their_windows_along(window: int, change: str, chunks: list[int]) -> None:
+    """Beams of a search, or the sequences of a batch that go on."""
+    for name in ("gru", "lstm"):
+        twin, x = truncate(net(name, num_layers=2), window), sequence()
+        output, state = twin(x)
+        _, hx = twin(x[: chunks[0]])
+        hx, later = each(hx, CHOSEN[change]), x[chunks[0] :, ROWS]
+        found, last, _ = run_chunks(twin, later, chunks[1:], hx)
+        same(flat(found, last), flat(output[chunks[0] :, ROWS], each(state, lambda part: part[:, ROWS])))
+
+
+def test_sequences_of_a_slice_or_a_mask_go_on() -> None:
+    twin, x = truncate(net("gru"), 3), sequence()
+    _, hx = twin(x[:5])
+    for chosen in (slice(1, 2), torch.tensor([False, True])):
+        same([twin(x[5:, 1:], hx[:, chosen])[0]], [twin(x)[0][5:, 1:]])
+
+
+DONE = torch.tensor([True, False])[:, None]
+RESET: dict[str, Callable[[Tensor], Tensor]] = {
+    "mask": lambda state: state * ~DONE,
+    "mask in front": lambda state: (~DONE).double()[None] * state,
+    "torch.mul": lambda state: torch.mul(state, ~DONE),
+    "where": lambda state: torch.where(DONE, torch.zeros_like(state), state),
+    "where with a number": lambda state: torch.where(DONE[None], 0.0, state),
+    "masked_fill": lambda state: state.masked_fill(DONE, 0),
+    "mul_": lambda state: in_place(state, lambda part: part.mul_(~DONE)),
+    "imul": lambda state: in_place(state, lambda part: part.__imul__(~DONE)),
+    "masked_fill_": lambda state: in_place(state, lambda part: part.masked_fill_(DONE, 0)),
+}
+
+
+@pytest.mark.parametrize("chunks", EDITS_CHUNKS)
+@pytest.mark.parametrize("change", RESET)
+@pytest.mark.parametrize("window", [1, 3, 4, 20])
+def test_sequences_that_are_reset_start_afresh(window: int, change: str, chunks: list[int]) -> None:
+    """The first sequence ends with the first chunk, and another begins in its place; the second goes on."""
+    for name in ("gru", "lstm"):
+        twin, x = truncate(net(name, num_layers=2), window), sequence()
+        _, hx = twin(x[: chunks[0]])
+        found, last, _ = run_chunks(twin, x[chunks[0] :], chunks[1:], each(hx, RESET[change]))
+        fresh, whole = flat(*twin(x[chunks[0] :])), flat(*twin(x))
+        whole[0] = whole[0][chunks[0] :]
+        same(flat(found, last), [torch.cat((a[:, :1], b[:, 1:]), 1) for a, b in zip(fresh, whole, strict=True)])
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("border", [2, 5])
+@pytest.mark.parametrize("window", [1, 3, 4, 20])
+def test_a_scaled_state_scales_every_window(window: int, border: int, part: int) -> None:
+    module, x = net("lstm", num_layers=2), sequence()
+    twin = truncate(module, window)
+    _, hx = twin(x[:border])
+    hx = tuple(value * 0.5 if index == part else value for index, value in enumerate(hx))
+    found, _, _ = run_chunks(twin, x[border:], [2, T - border - 2], hx)
+    for t in range(border, T):
+        low, state = max(0, t - window + 1), None
+        if low < border:
+            _, state = module(x[low:border])
+            state = tuple(value * 0.5 if index == part else value for index, value in enumerate(state))
+        same([found[t - border]], [module(x[max(low, border) : t + 1], state)[0][-1]])
+
+
+def test_a_given_start_of_single_sequences() -> None:
+    """Reset to a state of the user's own, not to zero."""
+    module, x = net("gru"), sequence()
+    twin, start = truncate(module, 3), start_state(module, BATCH)
+    _, hx = twin(x[:5])
+    found, _ = twin(x[5:], torch.where(DONE, start, hx))
+    same([found[:2, 0]], [twin(x[5:], start)[0][:2, 0]])
+    same([found[2:, 0]], [twin(x[5:])[0][2:, 0]])  # no longer reaching over the border
+    same([found[:, 1]], [twin(x)[0][5:, 1]])
+
+
+OWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros_like": torch.zeros_like,
+    "zero_": lambda state: in_place(state, Tensor.zero_),
+    "fill_": lambda state: in_place(state, lambda part: part.fill_(0.25)),
+    "copy_": lambda state: in_place(state, lambda part: part.copy_(torch.full_like(part, -0.5))),
+    "computed": lambda state: torch.tanh(state).detach(),
+}
+
+
+@pytest.mark.parametrize("length", [2, 5])
+@pytest.mark.parametrize("change", OWN)
+def test_states_of_the_users_own_are_starts(change: str, length: int) -> None:
+    for name in ("gru", "lstm"):
+        module, x = net(name), sequence()
+        twin = truncate(module, 3)
+        _, state = twin(x[:length])
+        own = each(state, OWN[change])
+        plain = each(own, lambda part: part.as_subclass(Tensor))
+        same(flat(twin(x[length:], own)), flat(restarted(module, x[length:], 3, plain)))
+
+
+TURNED_BACK: dict[str, Callable[[Tensor], Tensor]] = {
+    "transpose": lambda state: state.transpose(0, 1).transpose(0, 1),
+    "squeeze": lambda state: state.squeeze(0).unsqueeze(0),
+    "view": lambda state: state.view(-1).view(state.shape),
+    "permute": lambda state: state.permute(1, 0, 2).detach().permute(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("length", [2, 5])
+@pytest.mark.parametrize("change", TURNED_BACK)
+def test_views_turned_back_have_lost_nothing(change: str, length: int, mode: Any) -> None:
+    """Layers around a recurrence turn states around and back."""
+    for name in ("gru", "lstm"):
+        twin, x = truncate(net(name), 3), sequence()
+        with mode():
+            _, state = twin(x[:length])
+            same([twin(x[length:], each(state, TURNED_BACK[change]))[0]], [twin(x)[0][length:]])
 
 
 def test_parts_of_different_states_are_refused() -> None:
@@ -474,10 +604,9 @@ def test_a_carried_state_in_a_state_dict_is_a_tensor() -> None:
     fresh.load_state_dict(stored)
     # Windows over the border have been left behind: the state is one to start from.
     same([fresh(x[5:])], [restarted(model.core, x[5:], 3, model.state)[0]])
-    # A state that is overwritten is not that of its windows.
+    # So is one that is overwritten.
     twin.load_state_dict(loaded)
-    with pytest.raises(ValueError, match="changed in place by 'copy_'"):
-        twin(x[5:])
+    same([twin(x[5:])], [restarted(model.core, x[5:], 3, model.state)[0]])
 
 
 def test_a_pickled_state_is_a_tensor() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import lightning_stable
 from lightning_stable import certify, project_
-from lightning_stable.truncation import Windowed, truncate, window_
+from lightning_stable.truncation import Windowed, truncate, truncate_at_least, window_
 from tests.nets import net
-from tests.truncation.brute import flat, gradients, restarted, same
+from tests.truncation.brute import each, flat, gradients, restarted, same
 
 T, BATCH, WINDOW = 7, 2, 3
 
@@ -247,13 +247,54 @@ def test_windows_in_place() -> None:
     same([model(sequence())], [expected])
 
 
-def test_layers_that_have_a_window_keep_it() -> None:
-    model = nn.ModuleList([net("gru"), net("lstm", 5)])
+def test_a_window_is_set_anew() -> None:
+    model = nn.ModuleList([net("gru"), truncate_at_least(net("lstm"), 4)])
+    whole = nn.ModuleList([net("gru"), net("lstm")])
     window_(model[0], 2)
     twin = truncate(model, 5)
-    assert [layer.window for layer in twin] == [2, 5]
+    assert [layer.window for layer in twin] == [5, 5]
+    for layer, other in zip(twin, whole, strict=True):
+        same(flat(layer(sequence())), flat(truncate(other, 5)(sequence())))
     assert type(twin[0]) is type(model[0])
-    same(flat(twin[0](sequence())), flat(model[0](sequence())))
+    assert model[0].window == 2
+
+
+def test_twins_of_modules_compiled_in_place() -> None:
+    """Torch's copy of such a module goes on calling the layers of the original."""
+    model = nn.Sequential(net("gru"))
+    model.compile(backend="eager")
+    model[0].compile(backend="eager")
+    expected = flat(truncate(net("gru"), 2)(sequence()))
+    same(flat(truncate(model, 2)(sequence())), expected)
+    same(flat(truncate_at_least(model, 20)(sequence())), flat(net("gru")(sequence())))
+
+
+def test_a_compiled_model_carries_its_windows() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core, self.head = net("lstm"), nn.Linear(5, 2).double()
+
+        def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+            output, state = self.core(x + 1, hx)
+            return self.head(output), state
+
+    twin, x = truncate(Model(), 3), sequence()
+    compiled, state, outputs = torch.compile(twin, backend="eager"), None, []
+    for values in x.split([2, 4, 1]):
+        output, state = compiled(values, each(state, Tensor.detach))
+        outputs.append(output)
+    same([torch.cat(outputs)], [twin(x)[0]])
+
+
+def test_a_batch_of_any_size_is_exported() -> None:
+    twin, x = truncate(net("lstm", num_layers=2), 3), sequence()
+    program = torch.export.export(
+        twin, (x,), dynamic_shapes={"input": {1: torch.export.Dim("batch", min=1, max=64)}}, strict=False
+    )
+    for batch in (1, 3, 17):
+        other = torch.randn(T, batch, 3, dtype=torch.float64)
+        same(flat(program.module()(other)), flat(twin(other)))
 
 
 def test_twins_of_a_twin_are_apart() -> None:
@@ -305,18 +346,22 @@ def test_modules_that_cannot_be_copied_say_so() -> None:
 
 
 def test_subclasses_keep_what_they_are() -> None:
+    class Named(nn.GRU):
+        def own(self) -> str:
+            return "own"
+
+    twin = truncate(Named(3, 4), 100)
+    assert isinstance(twin, Named)
+    assert twin.own() == "own"
+
+
+def test_a_forward_of_its_own_is_refused() -> None:
     class Scaled(nn.GRU):
         def forward(self, input: Tensor, hx: Any = None) -> Any:
             return super().forward(2 * input, hx)
 
-        def own(self) -> str:
-            return "own"
-
-    twin = truncate(Scaled(3, 4).double(), 100)
-    assert twin.own() == "own"
-    module = nn.GRU(3, 4).double()
-    module.load_state_dict(twin.state_dict())
-    same(flat(twin(sequence())), flat(module(2 * sequence())))
+    with pytest.raises(ValueError, match=r"pass over a `forward` of its own: .* Got Scaled"):
+        truncate(nn.Sequential(Scaled(3, 4)), 2)
 
 
 def test_public_names() -> None:

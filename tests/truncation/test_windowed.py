@@ -335,8 +335,23 @@ def test_states_of_cells_belong_together_and_detach(name: str) -> None:
     for t, values in enumerate(x):
         hx = each(twin(values, hx), torch.Tensor.detach)
         same(flat(hx), flat(restarted_cell(cell, x, 3)[t]))
-    with pytest.raises(ValueError, match="changed by 'mul'"):
-        twin(x[0], each(hx, lambda part: part * 0))
+    with pytest.raises(ValueError, match="changed by 'add'"):
+        twin(x[0], each(hx, lambda part: part + 0))
+    # Sequences reset and chosen.
+    reset = each(hx, lambda part: part * torch.tensor([[0.0], [1.0]]))
+    fresh, on = flat(twin(x[0])), flat(twin(x[0], hx))
+    same(flat(twin(x[0], reset)), [torch.stack((a[0], b[1])) for a, b in zip(fresh, on, strict=True)])
+    same(flat(twin(x[0, [1]], each(hx, lambda part: part[[1]]))), [part[1:] for part in on])
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("shape", [(BATCH, 7), (BATCH + 1, 3), (3,)])
+def test_a_step_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    twin, hx = truncate(net(name), 2), None
+    for values in sequence():
+        hx = twin(values, hx)
+    with pytest.raises(ValueError, match=r"`input` must have shape \(2, 3\), as the state it continues. Got"):
+        twin(torch.zeros(shape, dtype=torch.float64), hx)
 
 
 def test_own_cells_are_restarted() -> None:
