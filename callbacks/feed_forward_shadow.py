@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
+from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
@@ -30,9 +31,10 @@ class FeedForwardShadowCallback(Callback):
     geometrically with the window. Where a :class:`StabilityProjectionCallback` is on the trainer, the twin is
     projected after its own steps too: projected gradient descent on both, as in the theory.
 
-    The model's own run stays bit-identical to one without this callback. It costs about as much time again, more
-    for wide windows (``step_time_ratio`` says how much), and the memory of a second model, its optimizer, and a copy
-    of the initial weights.
+    The model's own run stays bit-identical to one without this callback. A step costs the model's time once more,
+    with up to ``window`` times that of its recurrent layers, as each window is evaluated on its own
+    (``step_time_ratio`` says how much); and the memory of a second model with gradients and optimizer, and of the
+    initial weights.
 
     Logs every ``trainer.log_every_n_steps`` optimizer steps, under ``name``:
 
@@ -43,20 +45,28 @@ class FeedForwardShadowCallback(Callback):
       ``prediction_distance_relative``: Frobenius norm of the difference over that of the model's predictions,
     - ``step_time_ratio``: time of a training step with the twin over that without.
 
-    At every validation, averaged over its batches: ``val_loss``, ``val_loss_gap``, ``val_weight_distance``,
-    ``val_weight_distance_relative``, ``val_prediction_distance`` and ``val_prediction_distance_relative``, of the
-    loss that ``validation_step`` returns or logs with "loss" in its name. All of them can be monitored. Several of
-    these callbacks with one ``name`` on a trainer log under ``<name>/k=<window>/``.
+    At every validation, averaged over its batches by their size, as Lightning does: ``val_loss``, ``val_loss_gap``,
+    ``val_weight_distance``, ``val_weight_distance_relative``, ``val_prediction_distance`` and
+    ``val_prediction_distance_relative``. The loss is what ``validation_step`` logs as ``val_loss``, ``val/loss`` or
+    ``loss``, else returns, else logs with "loss" in its name; without such a number (a metric object is none) there is
+    a warning and no ``val_loss``. All of them can be monitored. Several of these callbacks with one ``name`` on a
+    trainer log under ``<name>/k=<window>/``.
 
     What hooks of the twin log is kept apart and nothing of it reaches a logger. Hooks of other callbacks are not
     called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
-    model's alone. Under ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here.
+    model's alone. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
+    a model changes its batches in place, the twin sees the first of them as it was left, with a warning. Under
+    ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here.
+
+    A checkpoint holds the twin, and a resumed run goes on exactly. One thing it cannot hold: of a state in a registered
+    buffer, which depends on how far the model has come, the unfinished windows are not saved. The resumed twin goes on
+    from that state as it is, and its windows are exact again after ``window`` inputs.
 
     Args:
         window: Number of inputs the twin's recurrent layers see, at least 1.
         twin: None for a windowed deep copy; or a LightningModule of the model's architecture, or a function without
             arguments that makes one, for models that cannot be copied. It is set up as the trainer sets up its model
-            and gets the model's weights; recurrent layers that have no window get ``window``.
+            and gets the model's weights and ``window``.
         predictions: What to compare, ``predictions(module, batch) -> Tensor``, evaluated without gradients in
             evaluation mode after the step when it is logged. By default predictions are the first floating-point
             tensors that ``forward`` returned during the step, or, where a step never calls the module itself, the
@@ -68,8 +78,10 @@ class FeedForwardShadowCallback(Callback):
 
     Raises:
         ValueError: For arguments out of range; when training starts, if a layer has no windowed form.
-        MisconfigurationException: For manual optimization, several optimizers, strategies that shard parameters, a
-            model without recurrence, one that cannot be copied, and a given twin of another architecture.
+        MisconfigurationException: For ``twin`` and ``predictions`` of a wrong type; when training starts, for manual
+            optimization, several optimizers, strategies that shard parameters, a second callback with this window and
+            name, a model without recurrence, one that cannot be copied, one whose copy still uses it (functions that
+            close over it), and a given twin of another architecture; later, for parameters that were not there then.
 
     Example:
         >>> shadow = FeedForwardShadowCallback(window=10)
@@ -85,13 +97,16 @@ class FeedForwardShadowCallback(Callback):
         name: str = "shadow",
     ) -> None:
         check_window(window)
-        if not (twin is None or callable(twin)):
-            raise ValueError(
+        # Modules are callable, too.
+        if not (twin is None or isinstance(twin, LightningModule) or (callable(twin) and not isinstance(twin, Module))):
+            raise MisconfigurationException(
                 "`twin` must be a LightningModule, a function without arguments that makes one, or None for a copy. "
                 f"Got {twin!r}."
             )
         if not (predictions is None or callable(predictions)):
-            raise ValueError(f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}.")
+            raise MisconfigurationException(
+                f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}."
+            )
         if not isinstance(name, str) or not name:
             raise ValueError(f"`name` must be a string that is not empty. Got {name!r}.")
         self.window, self.predictions, self.name = window, predictions, name
@@ -118,6 +133,12 @@ class FeedForwardShadowCallback(Callback):
                 "FeedForwardShadowCallback trains a second whole model, which strategies that shard parameters or "
                 f"step in their own way do not allow. Got strategy {type(strategy).__name__}; use 'ddp' or "
                 "'auto'."
+            )
+        same = [c for c in _shadows(trainer) if (c.name, c.window) == (self.name, self.window)]
+        if len(same) > 1:
+            raise MisconfigurationException(
+                "FeedForwardShadowCallbacks of one trainer must differ in `window` or `name`, under which they log. "
+                f"Got {len(same)} with `window={self.window}` and `name={self.name!r}`."
             )
         # A new run; what a checkpoint knows is restored after this.
         self.twin, self._state, self._restored = None, {}, {}
@@ -254,7 +275,7 @@ class FeedForwardShadowCallback(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._comparison is None:
-            return self._state
+            return self._restored or self._state
         self._comparison.catch_up()
         return self._comparison.twin.state_dict()
 

@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_stable.shadow.nested import parts_of
 from lightning_stable.shadow.predictions import outermost_recurrent
-from lightning_stable.truncation import window_
+from lightning_stable.truncation import Windowed, window_
 
 TwinSource = LightningModule | Callable[[], LightningModule] | None
 
@@ -63,14 +64,23 @@ def copied(model: LightningModule, window: int) -> LightningModule:
                 f"function that makes one. Got {replaced!r}."
             )
     _check_shapes_known(model)
+    # Torch copies no tensor with a history, such as a state that the next step will detach.
+    with_history: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in parts_of(Tensor, vars(module))
+        if not value.is_leaf
+    }
     try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, with_history)
     except Exception as error:
         raise MisconfigurationException(
             f"FeedForwardShadowCallback could not deep-copy {type(model).__name__}: pass `twin=`, a module of the same "
             f"architecture or a function that makes one. Got {type(error).__name__}: {error}"
         ) from error
-    window_(twin, window)
+    _windowed(twin, window)
+    for module in twin.modules():
+        module._compiled_call_impl = None  # of `module.compile()`; the copied one would call the model's own layer
     return twin
 
 
@@ -78,9 +88,15 @@ def made(source: LightningModule | Callable[[], LightningModule], model: Lightni
     """The given module, or what the factory makes.
 
     Raises:
-        MisconfigurationException: If this is no module, or the model itself.
+        MisconfigurationException: If this is no module, or the model itself, or the function raises.
     """
-    twin = source if isinstance(source, LightningModule) else source()
+    try:
+        twin = source if isinstance(source, LightningModule) else source()
+    except Exception as error:
+        raise MisconfigurationException(
+            "`twin` must be a LightningModule of its own, or a function without arguments that makes one. "
+            f"Got {source!r}, which raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(twin, LightningModule) or twin is model:
         raise MisconfigurationException(
             "`twin` must be a LightningModule of its own, or a function without arguments that makes one. "
@@ -98,7 +114,7 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     """
     twin.setup("fit")
     twin.configure_model()
-    window_(twin, window)
+    _windowed(twin, window)
     trainer.precision_plugin.convert_module(twin)
     twin.to(model.device)
     _check_shapes_known(model)
@@ -114,9 +130,21 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     twin.on_fit_start()
 
 
+def _windowed(twin: LightningModule, window: int) -> None:
+    window_(twin, window)
+    for module in twin.modules():
+        for method in parts_of(MethodType, vars(module)):
+            layer, name = method.__self__, method.__name__
+            if isinstance(layer, Windowed) and getattr(layer, name, method) != method:
+                raise MisconfigurationException(
+                    f"FeedForwardShadowCallback gives recurrent layers a `{name}` with a window, which a method kept "
+                    f"from before does not have: call the layer instead. Got a kept `{name}` of {layer}."
+                )
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _check_same(model: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> None:

@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_stable.shadow.batches import cloned, shallow, versions
 from lightning_stable.shadow.clock import Clock
 from lightning_stable.shadow.distances import prediction_distances, weight_distances
 from lightning_stable.shadow.predictions import PredictionWatch
-from lightning_stable.shadow.recorder import LogTap
+from lightning_stable.shadow.recorder import LogTap, Mean, floating
 from lightning_stable.shadow.rng import RandomStates, isolated
-from lightning_stable.shadow.twin import Twin, loss_of, shallow
+from lightning_stable.shadow.twin import Twin, loss_of
 
 PredictionFunction = Callable[[LightningModule, Any], Tensor]
 # Names under which a validation loss is looked for before any other with "loss" in it.
-_LOSS_NAMES = ("val_loss", "loss")
+_LOSS_NAMES = ("val_loss", "val/loss", "loss")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Pending:
     batch: Any
     batch_idx: int
     states: RandomStates
+    versions: list[int]
     step: int = 0
     watching: bool = False
 
@@ -66,17 +71,19 @@ class Comparison:
         self._twin_loss: Tensor | None = None
         self._stepped = True
         self._heard: dict[str, Tensor] = {}
-        self._validation: dict[str, list[Tensor]] = {}
+        self._validation: dict[str, Mean] = {}
+        self._batches_change = False
+        self._warned_of_loss = False
 
     # ---------------------------------------------------------------- training
     def start_batch(self, batch: Any, batch_idx: int) -> None:
         """The model begins a batch."""
         self.twin.schedules.catch_up()
+        self.twin.follow()
         step = self._trainer.global_step
         watching = self._is_due(step + 1)
         self._model_watch.begin(watching=watching and self._predictions is None)
-        states = RandomStates.capture(self._model.device)
-        self._pending = Pending(shallow(batch), batch_idx, states, step, watching)
+        self._pend(batch, batch_idx, step, watching)
         self.clock.start()
 
     def catch_up(self) -> None:
@@ -91,8 +98,9 @@ class Comparison:
         self._stepped = self._trainer.global_step > pending.step
         self._twin_watch.begin(watching=pending.watching and self._predictions is None)
         self.clock.twin_start()
+        batch, states = self._twins_batch(pending), pending.states
         self._twin_loss = self.twin.train_batch(
-            pending.batch, pending.batch_idx, stepping=self._stepped, states=pending.states
+            batch, pending.batch_idx, step=pending.step, stepping=self._stepped, states=states
         )
         self.clock.twin_done()
 
@@ -117,6 +125,23 @@ class Comparison:
             metrics["step_time_ratio"] = ratio
         return {name: float(value) for name, value in metrics.items()}
 
+    def _pend(self, batch: Any, batch_idx: int, step: int = 0, watching: bool = False) -> None:
+        batch = cloned(batch) if self._batches_change else shallow(batch)
+        states = RandomStates.capture(self._model.device)
+        self._pending = Pending(batch, batch_idx, states, versions(batch), step, watching)
+
+    def _twins_batch(self, pending: Pending) -> Any:
+        """The batch as the model got it; once the model changes one in place, a copy is made of those that follow."""
+        if versions(pending.batch) == pending.versions:
+            return pending.batch
+        self._batches_change = True
+        rank_zero_warn(
+            f"{type(self._model).__name__} changes its batches in place. The twin sees the first one as the model left "
+            "it, so that the two part here; from the next on, it gets a copy made before the model's step. Let the "
+            f"model change a copy. Got a change in batch {pending.batch_idx}."
+        )
+        return cloned(pending.batch)  # the twin's changes must not reach the data
+
     def _is_due(self, step: int) -> bool:
         interval: int = self._trainer.log_every_n_steps  # type: ignore[attr-defined]
         return interval > 0 and step % interval == 0
@@ -132,7 +157,7 @@ class Comparison:
         self._heard = {}
         LogTap.attach(self._model, self._hear)
         self._model_watch.begin(watching=self._predictions is None)
-        self._pending = Pending(shallow(batch), batch_idx, RandomStates.capture(self._model.device))
+        self._pend(batch, batch_idx)
 
     def end_validation_batch(self, outputs: Any, batch: Any, *dataloader_idx: int) -> None:
         """The model's batch is over: the twin's turn. Nothing here waits for the device."""
@@ -140,44 +165,58 @@ class Comparison:
         pending, self._pending = self._pending, None
         assert pending is not None
         self._twin_watch.begin(watching=self._predictions is None)
-        states = pending.states
-        output = self.twin.validation_batch(pending.batch, pending.batch_idx, *dataloader_idx, states=states)
-        losses = self._validation_losses(outputs, output)
-        if losses is not None:
-            self._collect({"val_loss": losses[1], "val_loss_gap": losses[1] - losses[0]})
-        self._collect({f"val_{name}": value for name, value in self._prediction_distances(batch).items()})
+        given, states = self._twins_batch(pending), pending.states
+        output = self.twin.validation_batch(shallow(given), pending.batch_idx, *dataloader_idx, states=states)
+        values, name = self._prediction_distances(batch), ""
+        if losses := self._validation_losses(outputs, output):
+            name, first, second = losses
+            values |= {"loss": second, "loss_gap": second - first}
+        size = self._size(given, name)
+        for key, value in values.items():
+            self._validation.setdefault(f"val_{key}", Mean()).add(value, size)
 
     def end_validation_epoch(self) -> dict[str, Tensor]:
-        """All batches are done; returns what is to be logged."""
+        """All batches are done; returns what is to be logged, the same in all processes."""
         self.twin.end_epoch("val", "on_validation_epoch_end")
-        metrics = {name: torch.stack(values).mean() for name, values in self._validation.items()}
+        if "val_loss" not in self._validation and not self._warned_of_loss:
+            self._warned_of_loss = True
+            rank_zero_warn(
+                "FeedForwardShadowCallback logs no `val_loss` and no `val_loss_gap`: it needs a loss that "
+                '`validation_step` returns, or logs as a number with "loss" in its name. Got none from '
+                f"{type(self._model).__name__}."
+            )
+        metrics = {name: mean.compute(self.twin.recorder.reduce) for name, mean in self._validation.items()}
         distances = self._weight_distances()
         for name in ("weight_distance", "weight_distance_relative"):
             metrics[f"val_{name}"] = distances[name]
         self._validation = {}
         return metrics
 
-    def _collect(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._validation.setdefault(name, []).append(value)
+    def _size(self, batch: Any, name: str) -> int:
+        """By which Lightning weighs the batch."""
+        if (given := self.twin.recorder.batch_sizes.get(name)) is not None:
+            return given
+        try:
+            return extract_batch_size(batch)
+        except MisconfigurationException:  # without tensors
+            return 1
 
     def _hear(self, name: str, value: Any) -> None:
         if "loss" in name and not isinstance(value, Metric):
-            self._heard[name] = torch.as_tensor(value).detach()
+            self._heard[name] = floating(value)
 
-    def _validation_losses(self, model_output: Any, twin_output: Any) -> tuple[Tensor, Tensor] | None:
-        """What both validation steps returned as their loss, or logged under a name that says so."""
-        first, second = loss_of(model_output), loss_of(twin_output)
-        if first is not None and second is not None:
-            return first, second
+    def _validation_losses(self, model_output: Any, twin_output: Any) -> tuple[str, Tensor, Tensor] | None:
+        """The loss that both validation steps logged, with its name, or returned."""
         logged = self.twin.recorder.batch_values
         shared = [name for name in (*_LOSS_NAMES, *self._heard) if name in self._heard and name in logged]
-        return (self._heard[shared[0]], logged[shared[0]]) if shared else None
+        first, second = loss_of(model_output), loss_of(twin_output)
+        if first is not None and second is not None and not (shared and shared[0] in _LOSS_NAMES):
+            return "", floating(first), floating(second)
+        return (shared[0], self._heard[shared[0]], logged[shared[0]]) if shared else None
 
     # --------------------------------------------------------------- distances
     def _weight_distances(self) -> dict[str, Tensor]:
-        model, twin = (dict(module.named_parameters()) for module in (self._model, self.twin.module))
-        return weight_distances(model, twin, self.twin.initial)
+        return weight_distances(*self.twin.parameters(), self.twin.initial)
 
     def _prediction_distances(self, batch: Any) -> dict[str, Tensor]:
         if self._predictions is None:
@@ -193,6 +232,10 @@ class Comparison:
                 self._trainer.precision_plugin.val_step_context(),
             ):
                 outputs.append(self._predictions(module, batch))
+            if not isinstance(outputs[-1], Tensor):
+                raise MisconfigurationException(
+                    f"`predictions` must return a tensor. Got {type(outputs[-1]).__name__} from {self._predictions!r}."
+                )
         return prediction_distances(outputs[:1], outputs[1:])
 
     def detach(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -60,6 +62,37 @@ def _schedule(scheduler: Any, monitor: str | None) -> Schedule:
         scheduler, options = scheduler["scheduler"], scheduler
         follows = options.get("reduce_on_plateau", isinstance(scheduler, ReduceLROnPlateau))
     return Schedule(scheduler, monitor if follows else None)
+
+
+def parameter_count(optimizer: Optimizer) -> int:
+    """How many tensors an optimizer trains."""
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def follow_groups(optimizer: Optimizer, original: Optimizer, twins: Mapping[Tensor, Tensor]) -> None:
+    """Give the twin's optimizer the parameter groups that were added to the model's.
+
+    Args:
+        optimizer: The twin's.
+        original: The model's.
+        twins: The twin's parameter for each of the model's.
+
+    Raises:
+        MisconfigurationException: If the two do not train the same parameters then.
+    """
+    for group in original.param_groups[len(optimizer.param_groups) :]:
+        options = {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        optimizer.add_param_group({**options, "params": [twins[p] for p in group["params"] if p in twins]})
+    # Parameters outside of the modules have no names, and can only be counted.
+    known = set(twins.values())
+    ours = [[twins.get(p) for p in group["params"]] for group in original.param_groups]
+    theirs = [[p if p in known else None for p in group["params"]] for group in optimizer.param_groups]
+    if [list(map(id, group)) for group in ours] != [list(map(id, group)) for group in theirs]:
+        raise MisconfigurationException(
+            "The twin's optimizer must train the parameters that the model's trains, group by group. During training, "
+            "add only parameters that the model had from the start, in groups of their own. Got groups of "
+            f"{list(map(len, ours))} parameters in the model's and {list(map(len, theirs))} in the twin's."
+        )
 
 
 class ScheduleMirror:

@@ -24,17 +24,19 @@ class Recorder:
     Attributes:
         values: The latest value of each name: of the last batch, or of the last finished epoch.
         batch_values: What was logged in the present batch, without the suffix of a data loader.
+        batch_sizes: The sizes of the batch that were given with them.
     """
 
     def __init__(self, reduce: Reduce | None = None) -> None:
         self.values: dict[str, Tensor] = {}
         self.batch_values: dict[str, Tensor] = {}
-        self._reduce = reduce
+        self.batch_sizes: dict[str, int] = {}
+        self.reduce = reduce
         self._stage = "train"
         self._batch: Any = None
         self._suffix = ""
         # Validation may run in the middle of an epoch of training.
-        self._means: dict[str, dict[str, _Mean]] = {"train": {}, "val": {}}
+        self._means: dict[str, dict[str, Mean]] = {"train": {}, "val": {}}
         self._metrics: dict[str, dict[str, Metric]] = {"train": {}, "val": {}}
 
     def begin(self, stage: str, batch: Any = None, dataloader_idx: int | None = None) -> None:
@@ -47,7 +49,7 @@ class Recorder:
         """
         self._stage, self._batch = stage, batch
         self._suffix = "" if dataloader_idx is None else f"/dataloader_idx_{dataloader_idx}"
-        self.batch_values = {}
+        self.batch_values, self.batch_sizes = {}, {}
 
     @torch.no_grad()
     def log(
@@ -71,23 +73,23 @@ class Recorder:
         if isinstance(value, Metric):
             self._metrics[self._stage][name + suffix] = value
             return
-        value = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
-        if value.dtype not in (torch.float32, torch.float64):
-            value = value.to(torch.get_default_dtype())
+        value = floating(value)
         self.batch_values[name] = value
+        if batch_size is not None:
+            self.batch_sizes[name] = batch_size
         if on_step:
             for key in (name, f"{name}_step") if on_epoch else (name,):
                 self.values[key + suffix] = value
         if on_epoch:
             names = (name, f"{name}_epoch") if on_step else (name,)
-            mean = _Mean(tuple(key + suffix for key in names), reduce_fx, sync_dist)
+            mean = Mean(tuple(key + suffix for key in names), reduce_fx, sync_dist)
             mean = self._means[self._stage].setdefault(name + suffix, mean)
             mean.add(value, self._weight(batch_size) if mean.weighted else 1)
 
     def end_epoch(self) -> None:
         """Turn what was logged in this stage into its values, and start afresh."""
         for mean in self._means[self._stage].values():
-            self.values.update(dict.fromkeys(mean.names, mean.compute(self._reduce)))
+            self.values.update(dict.fromkeys(mean.names, mean.compute(self.reduce)))
         for name, metric in self._metrics[self._stage].items():
             self.values[name] = metric.compute()
             metric.reset()
@@ -99,10 +101,24 @@ class Recorder:
         return 1 if self._batch is None else extract_batch_size(self._batch)
 
 
-class _Mean:
-    """A value over an epoch, by Lightning's four reductions (another function counts as the mean)."""
+def floating(value: Any) -> Tensor:
+    """A number or tensor as Lightning keeps it: detached, in single or double precision."""
+    double = torch.get_default_dtype() == torch.float64
+    default = torch.float64 if double else torch.float32  # also where modules compute in half precision
+    kept: Tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=default)
+    return kept if kept.dtype in (torch.float32, torch.float64) else kept.to(default)
 
-    def __init__(self, names: tuple[str, ...], reduce_fx: Any, sync_dist: bool) -> None:
+
+class Mean:
+    """A value over an epoch, by Lightning's four reductions (another function counts as the mean).
+
+    Args:
+        names: Those it is recorded under.
+        reduce_fx: As in :meth:`lightning.pytorch.LightningModule.log`.
+        sync_dist: Whether it goes over all processes.
+    """
+
+    def __init__(self, names: tuple[str, ...] = (), reduce_fx: Any = "mean", sync_dist: bool = True) -> None:
         kind = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
         self.kind = {"avg": "mean"}.get(kind, kind)
         self.names, self.sync_dist = names, sync_dist
@@ -111,9 +127,11 @@ class _Mean:
 
     @property
     def weighted(self) -> bool:
+        """Whether batches count by their sizes."""
         return self.kind not in ("sum", "max", "min")
 
     def add(self, value: Tensor, weight: int) -> None:
+        """Take in the value of a batch of size ``weight``."""
         if self.total is None:
             self.total = value * weight if self.weighted else value
         elif self.kind in ("max", "min"):
@@ -123,6 +141,7 @@ class _Mean:
         self.weight += weight
 
     def compute(self, reduce: Reduce | None) -> Tensor:
+        """The value over all batches."""
         assert self.total is not None
         total, weight = self.total, torch.full_like(self.total, self.weight)
         if self.sync_dist and reduce is not None:

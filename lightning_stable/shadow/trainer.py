@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -47,7 +48,23 @@ class TwinTrainer(Proxy):
             loggers=loggers,
             logger=loggers[0] if loggers else None,
             _recorder=recorder,
+            _step=None,
         )
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps made before what the twin is doing now."""
+        own: int | None = self._step
+        return self._target.global_step if own is None else own
+
+    @contextmanager
+    def at_step(self, step: int) -> Iterator[None]:
+        """For the block ``global_step`` is that of the model in the same place, which has gone on since."""
+        vars(self)["_step"] = step
+        try:
+            yield
+        finally:
+            vars(self)["_step"] = None
 
     def set_optimizers(self, optimizer: Optimizer, wrapped: Optimizer, schedules: Sequence[Schedule]) -> None:
         """Let ``self.optimizers()`` and ``self.lr_schedulers()`` of the twin return its own."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from lightning_stable.shadow.apart import apart
 from lightning_stable.shadow.build import TwinSource, copied, made, prepare_given
-from lightning_stable.shadow.optimizers import ScheduleMirror, configured
+from lightning_stable.shadow.optimizers import ScheduleMirror, configured, follow_groups, parameter_count
 from lightning_stable.shadow.projection import TwinProjection
 from lightning_stable.shadow.recorder import Recorder
 from lightning_stable.shadow.rng import RandomStates, isolated
@@ -48,9 +51,10 @@ class Twin:
         self.recorder = Recorder((lambda value, by: reduce(value, reduce_op=by)) if several else None)
         self.projections: dict[str, TwinProjection] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._seen_apart: set[str] = set()
         with isolated(self._device):
             self.module = copied(model, window) if source is None else made(source, model)
-            proxy = TwinTrainer(trainer, self.module, self.recorder)
+            self._proxy = proxy = TwinTrainer(trainer, self.module, self.recorder)
             # A user's module may read its trainer anywhere, and logs through `log`.
             self.module.trainer = proxy  # type: ignore[assignment]
             self.module.log = self.recorder.log  # type: ignore[method-assign]
@@ -61,6 +65,10 @@ class Twin:
                 self.optimizer, schedules = configured(self.module)
                 originals = [config.scheduler for config in trainer.lr_scheduler_configs]
                 self.schedules = ScheduleMirror(self.module, schedules, originals, self._monitored)
+                self._followed, twins = dict(model.named_parameters()), dict(self.module.named_parameters())
+                self._twins: dict[Tensor, Tensor] = {value: twins[name] for name, value in self._followed.items()}
+                self._trained = 0
+                self.follow()
                 self.step = TrainingStep(trainer, self.module, self.optimizer)
                 proxy.set_optimizers(self.optimizer, self.step.wrapped, schedules)  # type: ignore[arg-type]
                 self._take_over()
@@ -73,12 +81,15 @@ class Twin:
         with isolated(self._device):
             getattr(self.module, name)(*args)
 
-    def train_batch(self, batch: Any, batch_idx: int, *, stepping: bool, states: RandomStates) -> Tensor | None:
+    def train_batch(
+        self, batch: Any, batch_idx: int, *, step: int, stepping: bool, states: RandomStates
+    ) -> Tensor | None:
         """Do what the model did in this batch, with the same random numbers.
 
         Args:
             batch: The model's batch.
             batch_idx: Its index in the epoch.
+            step: The trainer's ``global_step`` when the model's batch began.
             stepping: Whether the model made an optimizer step.
             states: Of the random generators when the model's batch began.
 
@@ -89,21 +100,25 @@ class Twin:
         for projection in self.projections.values():
             projection.begin_step()
         with isolated(self._device, states):
-            self.module.on_train_batch_start(batch, batch_idx)
-            loss = self.step.run(batch, batch_idx, stepping=stepping)
+            with self._proxy.at_step(step), self._apart("train"):
+                self.module.on_train_batch_start(batch, batch_idx)
+                loss = self.step.run(batch, batch_idx, stepping=stepping)
             for projection in self.projections.values():
                 projection.end_step()
             self.module.on_train_batch_end({} if loss is None else {"loss": loss}, batch, batch_idx)
         self.recorder.begin("train")
+        if loss is not None:
+            self._seen_apart.add("train")
         return loss
 
     def validation_batch(self, batch: Any, batch_idx: int, *dataloader_idx: int, states: RandomStates) -> Any:
         """Evaluate the twin on a validation batch; returns the output of its ``validation_step``."""
         self.recorder.begin("val", batch, *dataloader_idx)
-        with isolated(self._device, states):
+        with isolated(self._device, states), self._apart("val"):
             self.module.on_validation_batch_start(batch, batch_idx, *dataloader_idx)
             output = self.step.evaluate(batch, batch_idx, *dataloader_idx)
             self.module.on_validation_batch_end(output, batch, batch_idx, *dataloader_idx)
+        self._seen_apart.add("val")
         return output
 
     def start_validation(self, *, stepped: bool) -> None:
@@ -134,6 +149,41 @@ class Twin:
         with isolated(self._device):
             getattr(self.module, hook)()
             self.recorder.end_epoch()
+
+    def follow(self) -> None:
+        """Freeze, unfreeze and optimize the parameters that are so in the model, as finetuning callbacks change it.
+
+        Raises:
+            MisconfigurationException: If the two optimizers do not train the same parameters then, or these are new.
+        """
+        for ours, theirs in self._twins.items():
+            if ours.requires_grad != theirs.requires_grad:
+                theirs.requires_grad_(ours.requires_grad)
+        original = self.trainer.optimizers[0]
+        if (count := parameter_count(original)) != self._trained:
+            self.parameters()
+            follow_groups(self.optimizer, original, self._twins)
+            self._trained = count
+
+    def parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters of the model and of the twin, by name.
+
+        Raises:
+            MisconfigurationException: If some were added, removed or replaced since the twin was made.
+        """
+        ours, theirs = dict(self._model.named_parameters()), dict(self.module.named_parameters())
+        for name in {**self._followed, **ours, **theirs}:
+            first, second = ours.get(name), theirs.get(name)
+            if first is None or first is not self._followed.get(name) or second is not self._twins[first]:
+                raise MisconfigurationException(
+                    "FeedForwardShadowCallback compares the parameters that the model had when training started; they "
+                    f"must not be added, removed or replaced during training. Got a change of {name!r}."
+                )
+        return {**ours}, {**theirs}
+
+    def _apart(self, stage: str) -> AbstractContextManager[None]:
+        """See to it, in the first batch of a stage, that the twin leaves the model alone."""
+        return nullcontext() if stage in self._seen_apart else apart(self._model, self.module)
 
     def detach(self) -> None:
         """Give the module its own ``log`` back and take the trainer away: it is an ordinary module again."""
@@ -193,15 +243,6 @@ class Twin:
         """The twin's own value, or the model's where the twin logs none (a value of another callback's)."""
         value = self.recorder.values.get(name)
         return self.trainer.callback_metrics.get(name) if value is None else value
-
-
-def shallow(batch: Any) -> Any:
-    """New containers around the same tensors: a step may take things out of its batch."""
-    if type(batch) is dict:
-        return {key: shallow(value) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(shallow(value) for value in batch)
-    return batch
 
 
 def loss_of(output: Any) -> Tensor | None:

@@ -5,7 +5,9 @@ import itertools
 import math
 import pickle
 import random
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from lightning_stable import certify
@@ -29,7 +32,7 @@ from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProje
 from lightning_stable.stability.monitor import Hook, _nothing
 from lightning_stable.truncation import Windowed, truncate
 from tests.callbacks.shadows import WHOLE, AfterBatch, Loader, Noisy, seed, state
-from tests.helpers import FEATURES, UNITS, Recurrent, equal, on_gpu, sequences, trainer, weights
+from tests.helpers import FEATURES, UNITS, Recurrent, Sequences, equal, on_gpu, sequences, trainer, weights
 
 RATE = 0.9
 
@@ -60,6 +63,42 @@ class OwnClipping(Noisy):
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
         assert gradient_clip_algorithm == "value"
         nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val / 2)
+
+
+class Compiled(Noisy):
+    """Two of its modules, and itself, compiled by ``module.compile()``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for module in (self.core, self.head, self):
+            module.compile(backend="eager")
+
+
+class BySteps(Noisy):
+    """Its loss and learning rate follow ``global_step``, which its hooks write down."""
+
+    def note(self, hook: str) -> int:
+        assert self.global_step == self.trainer.global_step
+        self.notes = [*getattr(self, "notes", []), (hook, self.global_step)]
+        return self.global_step
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        return super().training_step(batch, batch_idx) * (1 + self.note("step"))
+
+    def configure_gradient_clipping(self, optimizer: Any, **_: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), 1 / (1 + self.note("clip")))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 + self.note("before"))
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.param_groups[0]["weight_decay"] = 0.01 * self.note("after")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self.note("start")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.note("end")
 
 
 class Scheduled(Noisy):
@@ -145,6 +184,8 @@ SETTINGS: dict[str, Setting] = {
     "rnn projection": (lambda: Noisy("rnn", growth=1.0), {}, lambda: [projection(every_n_steps=3)]),
     "recorded": (lambda: Noisy(growth=1.0, bounded=False), {"precision": "bf16-mixed"}, lambda: [projection()]),
     "rarely": (lambda: Noisy(growth=1.0, bounded=False), {}, lambda: [projection(every_n_steps=3)]),
+    "compiled in place": (Compiled, {"accumulate_grad_batches": 3}, nothing),
+    "by step": (lambda: BySteps(optimizer=adam), {"accumulate_grad_batches": 2}, nothing),
 }
 
 
@@ -159,6 +200,16 @@ def fit(model: L.LightningModule, path: Path, *callbacks: L.Callback, **kwargs: 
     run = trainer(path, *callbacks, **(defaults | kwargs))
     run.fit(model, *data())
     return run
+
+
+@contextmanager
+def warned(about: str) -> Iterator[list[str]]:
+    """Every warning, also those that are repeated."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages.extend(str(warning.message) for warning in caught if about in str(warning.message))
 
 
 def plain(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -299,6 +350,15 @@ def test_own_hooks_keep_own_state(tmp_path: Path) -> None:
     assert ours.twin.counts == model.counts
     assert model.counts["on_train_batch_start"] == 21
     assert set(names) <= model.counts.keys()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_global_step_in_every_hook(accumulate: int, tmp_path: Path) -> None:
+    model, ours = BySteps(), FeedForwardShadowCallback(1)
+    run = fit(model, tmp_path, ours, accumulate_grad_batches=accumulate)
+    assert ours.twin.notes == model.notes
+    assert model.notes[-1] == ("end", run.global_step)
+    assert {hook for hook, _ in model.notes} == {"start", "step", "clip", "before", "after", "end"}
 
 
 def test_user_code_that_reads_and_writes_its_trainer(tmp_path: Path) -> None:
@@ -466,10 +526,9 @@ def test_given_twin(kind: str, tmp_path: Path) -> None:
                 value.add_(torch.rand(()))
         return twin
 
-    given = {"module": make(), "factory": make, "class": Uncopyable, "windowed": truncate(Noisy(), 1)}[kind]
-    copied, model, ours = FeedForwardShadowCallback(1), Noisy(), FeedForwardShadowCallback(1, twin=given)
-    window = 3 if kind == "windowed" else 1
-    ours = FeedForwardShadowCallback(window, twin=given, name="given")
+    given = {"module": make(), "factory": make, "class": Uncopyable, "windowed": truncate(Noisy(), 3)}[kind]
+    copied, model = FeedForwardShadowCallback(1), Noisy()
+    ours = FeedForwardShadowCallback(1, twin=given, name="given")
     fit(model, tmp_path, copied, ours)
     assert isinstance(ours.twin.core, Windowed)
     assert equal(weights(copied.twin), weights(ours.twin))
@@ -505,6 +564,7 @@ def test_given_twin_is_set_up_as_the_model_is(tmp_path: Path) -> None:
             r"first mismatch 'core\.weight_ih_l0': shape \(20, 3\) in the model, \(15, 3\) in the t",
         ),
         (lambda: nn.Linear(1, 1), r"`twin` must be a LightningModule of its own.* Got Linear"),
+        (lambda window: Noisy(), r"`twin` must be a LightningModule of its own.* which raised TypeError: .*'window'"),
     ],
 )
 def test_twin_of_another_architecture(twin: Any, message: str, tmp_path: Path) -> None:
@@ -612,7 +672,7 @@ def test_callbacks_have_states_of_their_own(tmp_path: Path) -> None:
         FeedForwardShadowCallback(1),
         FeedForwardShadowCallback(2),
         FeedForwardShadowCallback(1, name="other"),
-        FeedForwardShadowCallback(1, twin=Noisy),
+        FeedForwardShadowCallback(1, name="given", twin=Noisy),
     ]
     run = fit(Noisy(), tmp_path, *shadows)
     run.save_checkpoint(tmp_path / "model.ckpt")
@@ -645,6 +705,293 @@ def test_two_fits_with_one_callback(tmp_path: Path) -> None:
     assert not equal(weights(first), weights(model))
     fit(Noisy("gru"), tmp_path, ours)
     assert isinstance(ours.twin.core, nn.GRU)
+
+
+@pytest.mark.parametrize("what", ["fit", "validate", "sanity check"])
+def test_nothing_is_lost_where_nothing_is_trained(what: str, tmp_path: Path) -> None:
+    """A state that was loaded is saved again."""
+
+    class Fails(Seeded):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            raise RuntimeError("as planned")
+
+    def run(epochs: int, ckpt: str | None = None, kind: type[Seeded] = Seeded) -> tuple[L.Trainer, Any, Any]:
+        model, ours = kind(every_epoch), FeedForwardShadowCallback(1)
+        fitting = trainer(tmp_path, ours, OnExceptionCheckpoint(tmp_path, "exception"), max_epochs=epochs)
+        if what == "validate" and epochs == 1 and ckpt:
+            fitting.validate(model, sequences(2), ckpt_path=tmp_path / ckpt, verbose=False)
+        else:
+            fitting.fit(model, Loader(6), sequences(2), ckpt_path=ckpt and tmp_path / ckpt)
+        return fitting, model, ours
+
+    run(1)[0].save_checkpoint(tmp_path / "first.ckpt")
+    if what == "sanity check":
+        with pytest.raises(RuntimeError, match="as planned"):
+            run(2, "first.ckpt", Fails)
+        (tmp_path / "exception.ckpt").rename(tmp_path / "again.ckpt")
+    else:
+        run(1, "first.ckpt")[0].save_checkpoint(tmp_path / "again.ckpt")
+    first, again = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("first", "again"))
+    assert str(again["callbacks"]) == str(first["callbacks"])
+    if what == "fit":
+        whole, resumed = run(2)[-1], run(2, "again.ckpt")[-1]
+        assert equal(state(resumed.twin), state(whole.twin))
+
+
+class Undetached(Noisy):
+    """Keeps states with their history, detached at the beginning of the next step only."""
+
+    kept: Any = None
+
+    def loss(self, batch: Tensor) -> Tensor:
+        before = None if self.kept is None else tuple(value.detach() for value in self.kept["now"][0])
+        output, after = self.core(batch, before)
+        if self.training:
+            self.kept = {"now": [after]}
+        return self.head(output).square().mean()
+
+
+def test_a_state_with_history_is_copied(tmp_path: Path) -> None:
+    model, ours = Undetached(), FeedForwardShadowCallback(WHOLE)
+    run = fit(model, tmp_path, ours)
+    run.fit_loop.max_epochs = 4
+    run.fit(model, *data())
+    assert equal(weights(ours.twin), weights(model))
+    assert model.kept["now"][0][0].grad_fn is not None
+
+
+# A model that holds on to itself --------------------------------------------------------------------------------------
+
+
+class Closed(Noisy):
+    """Calls its recurrence in another way."""
+
+    run: Any = None
+    act: Any = None
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        core = self.core
+        # What a copy has is its own only where it takes it from `self`.
+        self.run = {
+            "layer": lambda x: self.core(x),
+            "forward": lambda x: core.forward(x),
+            "bound": self.core.forward,
+        }.get(how, core)
+        if how == "hook":
+            core.register_forward_hook(lambda module, args, output: setattr(self, "act", output[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = (self.run or self.core)(x)
+        return self.head(output if self.act is None else self.act)
+
+
+class ClosedInValidation(Closed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.core if self.training or self.run is None else self.run)(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Closed("layer"), "a call of its LSTM"),
+        (lambda: Closed("forward"), "a gradient of 'core.weight_ih_l0'"),
+        (lambda: Closed("hook"), "a new value of 'act'"),
+        (lambda: ClosedInValidation("layer"), "a call of its LSTM"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_closures_over_the_model(make: Any, message: str, accumulate: int, tmp_path: Path) -> None:
+    """A copy of them still works on the model; one that is made anew does not."""
+    model, whole = make(), FeedForwardShadowCallback(WHOLE)
+    settings = {"accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0}
+    with pytest.raises(MisconfigurationException, match=rf"closes over .* pass `twin=`.* Got {message}"):
+        fit(model, tmp_path, whole, **settings)
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    assert not hooks
+    alone, model, given = make(), make(), FeedForwardShadowCallback(WHOLE, twin=make)
+    fit(alone, tmp_path, **settings)
+    fit(model, tmp_path, given, **settings)
+    assert equal(weights(alone), weights(model))
+    assert equal(weights(model), weights(given.twin))
+
+
+@pytest.mark.parametrize("twin", [None, lambda: Closed("bound")])
+def test_a_kept_method_has_no_window(twin: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"call the layer instead\. Got a kept `forward` of WindowedLSTM"
+    ):
+        fit(Closed("bound"), tmp_path, FeedForwardShadowCallback(1, twin=twin))
+
+
+def test_a_kept_layer_is_the_copys_own(tmp_path: Path) -> None:
+    model, whole, short = Closed(), FeedForwardShadowCallback(WHOLE), FeedForwardShadowCallback(1)
+    fit(model, tmp_path, whole, short)
+    assert equal(weights(model), weights(whole.twin))
+    assert not equal(weights(model), weights(short.twin))
+
+
+def test_a_twin_may_share_what_is_frozen(tmp_path: Path) -> None:
+    shared = nn.Linear(FEATURES, FEATURES).requires_grad_(False)
+
+    class Sharing(Noisy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = shared
+
+        def loss(self, batch: Tensor) -> Tensor:
+            return super().loss(self.shared(batch))
+
+    model, whole = Sharing(), FeedForwardShadowCallback(WHOLE, twin=Sharing)
+    fit(model, tmp_path, whole)
+    assert equal(weights(model), weights(whole.twin))
+
+
+# A model that changes what it is given --------------------------------------------------------------------------------
+
+
+class InPlace(Noisy):
+    """Masks inputs without a copy, and its own batch alone."""
+
+    where = "training_step"
+
+    def change(self, batch: Any, where: str) -> Tensor:
+        if where == self.where:
+            batch["x"].masked_fill_(torch.rand(batch["x"].shape) < 0.2, 0.0).mul_(0.9)
+        return batch["x"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return super().training_step(self.change(batch, "training_step"), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(self.change(batch, "validation_step"), batch_idx)
+
+
+class InValidation(InPlace):
+    where = "validation_step"
+
+
+@pytest.mark.parametrize("make", [InPlace, InValidation])
+def test_batches_changed_in_place(make: Any, tmp_path: Path) -> None:
+    """One warning; the twin is right from the second batch on, and the model's data stay the model's."""
+
+    def run(*shadows: L.Callback) -> tuple[dict[str, Tensor], dict[str, float]]:
+        seed()
+        # Kept between the epochs: a change by the twin would come back to the model.
+        batches, others = ([{"x": batch.clone()} for batch in loader] for loader in data())
+        model = make()
+        fitting = trainer(tmp_path, *shadows, max_epochs=3, num_sanity_val_steps=0, log_every_n_steps=1)
+        fitting.fit(model, DataLoader(batches, batch_size=None), DataLoader(others, batch_size=None))
+        return state(model), fitting.callback_metrics
+
+    alone, _ = run()
+    shadow = FeedForwardShadowCallback(WHOLE)
+    with warned("changes its batches in place") as messages:
+        beside, metrics = run(shadow, FeedForwardShadowCallback(1))
+    assert equal(alone, beside)
+    assert len(messages) == 2
+    assert all(message.endswith("Got a change in batch 0.") for message in messages)
+    if make is InValidation:
+        assert equal(beside, state(shadow.twin))
+        assert metrics[f"shadow/k={WHOLE}/val_loss_gap"] == 0
+
+
+def test_no_warning_without_a_reason(tmp_path: Path) -> None:
+    with warned("") as messages:
+        fit(Noisy(), tmp_path, FeedForwardShadowCallback(1))
+    assert not [message for message in messages if "in place" in message or "FeedForwardShadow" in message]
+
+
+# Finetuning -----------------------------------------------------------------------------------------------------------
+
+
+class Freezing(Noisy):
+    """Optimizes what is not frozen."""
+
+    def configure_optimizers(self) -> Any:
+        return adam([p for p in self.parameters() if p.requires_grad])
+
+
+class Unfreeze(BaseFinetuning):
+    def freeze_before_training(self, module: Any) -> None:
+        self.freeze(module.head)
+
+    def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.head, optimizer, lr=0.02)
+
+
+class UnfreezeAlone(L.Callback):
+    """What it unfreezes is in the optimizer from the start."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        module.head.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        module.head.requires_grad_(trainer.current_epoch > 0)
+
+
+@pytest.mark.parametrize("make", [lambda: Freezing(optimizer=adam), lambda: Noisy(optimizer=adam)])
+@pytest.mark.parametrize("first", [True, False])
+def test_finetuning_is_followed(make: Any, first: bool, tmp_path: Path) -> None:
+    model, whole, short = make(), FeedForwardShadowCallback(WHOLE), FeedForwardShadowCallback(1)
+    tuning = Unfreeze() if isinstance(model, Freezing) else UnfreezeAlone()
+    start = weights(model)
+    fit(model, tmp_path, *((tuning, whole, short) if first else (whole, short, tuning)))
+    assert not torch.equal(start["head.weight"], model.head.weight)
+    assert equal(weights(model), weights(whole.twin))
+    assert not equal(weights(model), weights(short.twin))
+
+
+def test_finetuning_is_resumed(tmp_path: Path) -> None:
+    """The twin's optimizer has the groups that the model's has then, whatever Lightning itself leaves frozen."""
+
+    def run(epochs: int, ckpt: Path | None = None) -> tuple[L.Trainer, Any, Any]:
+        model, whole = Freezing(optimizer=adam), FeedForwardShadowCallback(WHOLE)
+        fitting = trainer(tmp_path, Unfreeze(), whole, max_epochs=epochs)
+        fitting.fit(model, Loader(4), ckpt_path=ckpt)
+        return fitting, model, whole.twin
+
+    run(2)[0].save_checkpoint(tmp_path / "model.ckpt")
+    resumed, model, twin = run(3, tmp_path / "model.ckpt")
+    assert resumed.global_step == 12
+    assert len(resumed.optimizers[0].param_groups) == 2
+    assert equal(weights(model), weights(twin))
+
+
+class Growing(Noisy):
+    """Gets a layer in the second epoch."""
+
+    def __init__(self, optimized: bool) -> None:
+        super().__init__(optimizer=adam)
+        self.optimized = optimized
+
+    def on_train_epoch_start(self) -> None:
+        if self.trainer.current_epoch == 1:
+            self.late = nn.Linear(2, 2)
+            if self.optimized:
+                self.trainer.optimizers[0].add_param_group({"params": list(self.late.parameters())})
+
+
+@pytest.mark.parametrize(("optimized", "steps"), [(True, 7), (False, 8)])
+def test_parameters_that_come_later(optimized: bool, steps: int, tmp_path: Path) -> None:
+    """Noticed at once by the optimizer, or where weights are compared."""
+    model = Growing(optimized)
+    with pytest.raises(MisconfigurationException, match=r"must not be added, .* Got a change of 'late\.weight'"):
+        fit(model, tmp_path, FeedForwardShadowCallback(WHOLE), limit_val_batches=0)
+    assert model.trainer.global_step == steps
+
+
+def test_a_parameter_that_joins_a_group(tmp_path: Path) -> None:
+    class Joining(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.optimizers[0].param_groups[0]["params"].extend(module.head.parameters())
+
+    model = Freezing()
+    model.head.requires_grad_(False)
+    with pytest.raises(MisconfigurationException, match=r"in groups of their own\. Got groups of \[10\] .* \[8\] in"):
+        fit(model, tmp_path, FeedForwardShadowCallback(WHOLE), Joining())
 
 
 # Logging --------------------------------------------------------------------------------------------------------------
@@ -735,6 +1082,68 @@ def test_values_are_what_they_say(accumulate: int, tmp_path: Path) -> None:
     assert metrics["shadow/val_weight_distance"] == pytest.approx(final, rel=1e-4)
     (line,) = [values for _, values in logger.all if "shadow/val_loss" in values]
     assert {f"shadow/{name}" for name in VALIDATION} <= line.keys()
+
+
+class Weighted(Noisy):
+    """Its validation loss in one of the ways to give one."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.mean = how, MeanMetric()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        if self.how == "given":
+            self.log("val_loss", loss, batch_size=1 + 7 * batch_idx)
+        elif self.how == "returned":
+            self.log("value", loss)
+            return loss
+        elif self.how == "both":
+            self.log("val_loss", loss, batch_size=5 - batch_idx)
+            return 2 * loss
+        elif self.how == "object":
+            self.mean.update(loss)
+            self.log("val_loss", self.mean)
+        elif self.how == "extracted":
+            self.log_dict({"val/loss": loss, "other_loss": 3 * loss})
+        return None
+
+
+@pytest.mark.parametrize("how", ["extracted", "given", "returned", "both"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_batches_weigh_as_in_the_models_own_mean(how: str, precision: Any, tmp_path: Path) -> None:
+    """The last one is smaller: to the bit the model's own validation loss."""
+    model, whole, short = Weighted(how), FeedForwardShadowCallback(WHOLE), FeedForwardShadowCallback(1)
+    seed()
+    run = trainer(tmp_path, whole, short, precision=precision, max_epochs=2)
+    evaluation = DataLoader(Sequences(11, seed=1), batch_size=4)
+    run.fit(model, sequences(3), evaluation)
+    metrics = run.callback_metrics
+    name = {"extracted": "val/loss", "returned": "value"}.get(how, "val_loss")
+    assert metrics[f"shadow/k={WHOLE}/val_loss"] == metrics[name]
+    assert metrics[f"shadow/k={WHOLE}/val_loss_gap"] == 0
+    assert metrics["shadow/k=1/val_loss"] != metrics[name]
+    assert metrics["shadow/k=1/val_loss_gap"].item() == pytest.approx(
+        (metrics["shadow/k=1/val_loss"] - metrics[name]).item(), abs=1e-6
+    )
+    if precision == "32-true":
+        model.eval(), short.twin.eval()
+        with torch.no_grad():
+            apart = [(short.twin(b[:, :-1]) - model(b[:, :-1])).norm(dim=2).mean().item() for b in evaluation]
+        sizes = {"given": [1, 8, 15], "both": [5, 4, 3]}.get(how, [4, 4, 3])
+        assert metrics["shadow/k=1/val_prediction_distance"].item() == pytest.approx(
+            np.average(apart, weights=sizes), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("how", ["object", "not at all"])
+def test_no_validation_loss(how: str, tmp_path: Path) -> None:
+    with warned("logs no `val_loss`") as messages:
+        run = fit(Weighted(how), tmp_path, FeedForwardShadowCallback(1))
+    (message,) = messages
+    assert message.endswith("Got none from Weighted.")
+    assert "shadow/val_loss" not in run.callback_metrics
+    assert run.callback_metrics["shadow/val_prediction_distance"] > 0
 
 
 def test_predictions_of_a_given_function(tmp_path: Path) -> None:
@@ -962,13 +1371,28 @@ def test_on_a_gpu(precision: str, tmp_path: Path) -> None:
     [
         *(({"window": bad}, rf"`window` must be a positive integer\. Got {bad!r}") for bad in (0, -1, True, 1.5, None)),
         ({"window": 1, "twin": 3}, r"`twin` must be a LightningModule, .* Got 3"),
+        ({"window": 1, "twin": nn.LSTM(1, 1)}, r"`twin` must be a LightningModule, .* Got LSTM"),
         ({"window": 1, "predictions": "logits"}, r"`predictions` must be a function .* Got 'logits'"),
         ({"window": 1, "name": ""}, r"`name` must be a string .* Got ''"),
     ],
 )
 def test_wrong_argument(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
         FeedForwardShadowCallback(**arguments)
+
+
+def test_predictions_that_are_no_tensor(tmp_path: Path) -> None:
+    ours = FeedForwardShadowCallback(1, predictions=lambda module, batch: module.core(batch))
+    with pytest.raises(MisconfigurationException, match=r"`predictions` must return a tensor\. Got tuple"):
+        fit(Noisy(), tmp_path, ours)
+
+
+def test_two_callbacks_with_one_name(tmp_path: Path) -> None:
+    """Lightning refuses what it cannot save; the names of what is logged are ours to look after."""
+    with pytest.raises(MisconfigurationException, match=r"must differ in `window` or `name`.* Got 2 with `window=1`"):
+        fit(Noisy(), tmp_path, FeedForwardShadowCallback(1), FeedForwardShadowCallback(1, twin=Noisy))
+    with pytest.raises(RuntimeError, match="FeedForwardShadowCallback"):
+        trainer(tmp_path, FeedForwardShadowCallback(1), FeedForwardShadowCallback(1))
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.optim import SGD, lr_scheduler
 
+from lightning_stable.shadow.batches import cloned, shallow, versions
+from lightning_stable.shadow.nested import parts_of
 from lightning_stable.shadow.optimizers import configured
 from lightning_stable.shadow.predictions import PredictionWatch, first_floating
 from lightning_stable.shadow.rng import RandomStates, isolated
 from lightning_stable.shadow.trainer import Proxy
-from lightning_stable.shadow.twin import shallow
 from tests.helpers import FEATURES, TIME, Recurrent
 
 
@@ -88,6 +89,24 @@ def test_shallow_copies_of_batches() -> None:
     assert copied["x"][1][0] is batch["x"][1][0]
     batch["x"].clear()
     assert len(copied["x"]) == 2
+
+
+def test_changes_in_place_are_counted() -> None:
+    x = torch.ones(2)
+    batch = {"x": [x, (torch.zeros(1), 3)], "y": pack_sequence([torch.ones(2)])}
+    before, copied = versions(batch), cloned(batch)
+    assert versions(batch) == before
+    x[:1].zero_()
+    assert versions(batch) != before
+    assert torch.equal(copied["x"][0], torch.ones(2))
+    with torch.inference_mode():
+        assert versions([torch.ones(1)]) == [0]
+
+
+def test_tensors_in_structures() -> None:
+    loop: list[Any] = [torch.ones(1), {"a": (torch.zeros(1), "text", None)}]
+    loop.append(loop)
+    assert len(list(parts_of(Tensor, loop))) == 2
 
 
 def test_first_floating_tensor() -> None:

@@ -1,0 +1,29 @@
+"""The model's batch, given to the twin as the model got it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_stable.shadow.nested import parts_of
+
+
+def shallow(batch: Any) -> Any:
+    """New containers around the same tensors: a step may take things out of its batch."""
+    if type(batch) is dict:
+        return {key: shallow(value) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(shallow(value) for value in batch)
+    return batch
+
+
+def cloned(batch: Any) -> Any:
+    """New containers around new tensors."""
+    return apply_to_collection(batch, Tensor, Tensor.clone)
+
+
+def versions(batch: Any) -> list[int]:
+    """Counts of the changes in place of each tensor, kept on the host; torch counts none of inference tensors."""
+    return [0 if value.is_inference() else value._version for value in parts_of(Tensor, batch)]
