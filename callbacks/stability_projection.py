@@ -43,8 +43,9 @@ class StabilityProjectionCallback(Callback):
     not be an emptied one), ``stability/<layer>/recurrent_norm_kept`` (over the norm before the first projection), and
     ``stability/projection_distance`` (how far the last step's projection moved the weights).
 
-    Callbacks that replace weights (averaging, swapping) belong before this one, so that what they leave is projected;
-    averaged weights that such a callback writes into a checkpoint are not what the certificate in it speaks of.
+    Callbacks that replace weights (averaging, swapping) belong before this one, so that what they leave is projected.
+    With Lightning's WeightAveraging the averaged weights are projected when a validation begins: those evaluated, and
+    those a ModelCheckpoint saves after it, are stable. The certificate in a checkpoint speaks of the model's own.
 
     Momentum and Adam's moments are left alone: they are averages of gradients, and the gradient of a projected step
     is still the gradient. A moment that keeps pushing outwards is cut back at every step.
@@ -279,6 +280,13 @@ class StabilityProjectionCallback(Callback):
             self._attached.monitor.checking = True
         else:  # trainer.validate: certify, never change weights
             self._watch(trainer, pl_module, training=False)
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning's WeightAveraging has put averaged weights in place by now, if it stands before this callback.
+        # An average of stable weights need not be stable, and it is what is evaluated and saved.
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._attached.project(strict=True)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,23 +7,45 @@ if __name__ != "lightning_stable.datamodules":
     # Under the bare name every class would exist a second time and isinstance checks between the copies would fail.
     raise ImportError(f"Import this package as `lightning_stable.datamodules`. Got `{__name__}`.")
 
+from lightning_stable.datamodules.adding import AddingDataModule
+from lightning_stable.datamodules.atis import ATISDataModule
+from lightning_stable.datamodules.bucketing import BucketBatchSampler
+from lightning_stable.datamodules.chorales import ChoralesDataModule
+from lightning_stable.datamodules.copy_memory import CopyMemoryDataModule
+from lightning_stable.datamodules.download import DownloadError, fetch
 from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
 from lightning_stable.datamodules.linear_system import LinearSystem, LinearSystemDataModule
+from lightning_stable.datamodules.padded import PaddedBatch, pad
+from lightning_stable.datamodules.penn_treebank import PennTreebankDataModule
 from lightning_stable.datamodules.python_docs import PythonDocsDataModule
+from lightning_stable.datamodules.sequences import SequenceDataModule
 from lightning_stable.datamodules.stream import ColumnStream, lay_out_columns
 from lightning_stable.datamodules.text import TextDataModule
 from lightning_stable.datamodules.unigram import unigram_perplexity
 from lightning_stable.datamodules.vocabulary import DictVocabulary, Vocabulary
+from lightning_stable.datamodules.wikitext2 import WikiText2DataModule
 
 __all__ = [
+    "ATISDataModule",
+    "AddingDataModule",
+    "BucketBatchSampler",
+    "ChoralesDataModule",
     "ColumnStream",
+    "CopyMemoryDataModule",
     "DictVocabulary",
+    "DownloadError",
     "LanguageModelingDataModule",
     "LinearSystem",
     "LinearSystemDataModule",
+    "PaddedBatch",
+    "PennTreebankDataModule",
     "PythonDocsDataModule",
+    "SequenceDataModule",
     "TextDataModule",
     "Vocabulary",
+    "WikiText2DataModule",
+    "fetch",
     "lay_out_columns",
+    "pad",
     "unigram_perplexity",
 ]

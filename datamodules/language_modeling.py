@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable.datamodules.checks import require_bool, require_positive_int, require_seed
 from lightning_stable.datamodules.stream import ColumnStream
 from lightning_stable.datamodules.unigram import unigram_perplexity
 from lightning_stable.datamodules.vocabulary import DictVocabulary, Vocabulary
@@ -65,6 +65,8 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         batch_size: columns per device in training.
         eval_batch_size: columns per device in validation and test.
         chunk_length: time steps per batch.
+        vary_length: let the batches of training vary around this length; see :class:`ColumnStream`.
+        seed: seed of these lengths.
 
     Raises:
         ValueError: naming the argument that has a wrong type or range.
@@ -80,6 +82,8 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         batch_size: int = 20,
         eval_batch_size: int = 10,
         chunk_length: int = 35,
+        vary_length: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not callable(tokenizer):
@@ -92,12 +96,16 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         require_positive_int("batch_size", batch_size)
         require_positive_int("eval_batch_size", eval_batch_size)
         require_positive_int("chunk_length", chunk_length)
+        require_bool("vary_length", vary_length)
+        require_seed(seed)
         self.tokenizer = tokenizer
         self.vocab_from = vocab_from
         self.min_frequency = min_frequency
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.chunk_length = chunk_length
+        self.vary_length = vary_length
+        self.seed = seed
         self._vocab = vocab
         self._streams: dict[Split, Tensor] = {}
 
@@ -116,6 +124,10 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
             raise ValueError("`vocab` is built by `setup()`; call that first. Got no vocabulary yet.")
         return self._vocab
 
+    def build_vocab(self, tokens: Iterable[str]) -> Vocabulary:
+        """Return the vocabulary of the text it is built from; ``setup`` calls this unless one was given."""
+        return DictVocabulary.build(tokens, min_frequency=self.min_frequency, specials=[END_OF_LINE])
+
     def setup(self, stage: str | None = None) -> None:
         """Read, tokenize and encode all splits, once; every stage needs the same vocabulary.
 
@@ -127,11 +139,7 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         tokens = {split: tokenize(self.lines(split), self.tokenizer) for split in SPLITS}
         if self._vocab is None:
             counted = SPLITS if self.vocab_from == "all" else SPLITS[:1]
-            self._vocab = DictVocabulary.build(
-                (token for split in counted for token in tokens[split]),
-                min_frequency=self.min_frequency,
-                specials=[END_OF_LINE],
-            )
+            self._vocab = self.build_vocab(token for split in counted for token in tokens[split])
         elif END_OF_LINE not in self._vocab.get_itos():
             # An unknown token would swallow it silently and every line end would be scored as <unk>.
             raise ValueError(f"`vocab` must hold {END_OF_LINE!r}, which ends every line; add it. Got none.")
@@ -158,7 +166,7 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ColumnStream:
         """Return the batches of the training split."""
-        return self._columns("train", self.batch_size)
+        return self._columns("train", self.batch_size, vary_length=self.vary_length)
 
     def val_dataloader(self) -> ColumnStream:
         """Return the batches of the validation split."""
@@ -168,9 +176,17 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         """Return the batches of the test split."""
         return self._columns("test", self.eval_batch_size)
 
-    def _columns(self, split: Split, batch_size: int) -> ColumnStream:
+    def _columns(self, split: Split, batch_size: int, *, vary_length: bool = False) -> ColumnStream:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         try:
-            return ColumnStream(self.stream(split), batch_size, self.chunk_length, rank=rank, world_size=world_size)
+            return ColumnStream(
+                self.stream(split),
+                batch_size,
+                self.chunk_length,
+                rank=rank,
+                world_size=world_size,
+                vary_length=vary_length,
+                seed=self.seed,
+            )
         except ValueError as error:
             raise ValueError(f"The {split} split cannot be batched. {error}") from error

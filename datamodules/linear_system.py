@@ -6,14 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_stable.datamodules.checks import require_positive_int
-from lightning_stable.datamodules.language_modeling import SPLITS, Split
-
-Batch = tuple[Tensor, Tensor]
+from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 
 def _require_number(name: str, value: object) -> None:
@@ -76,7 +72,7 @@ class LinearSystem(NamedTuple):
         return torch.stack(states, 1) @ self.C.T + inputs.to(self.A) @ self.D.T
 
 
-class LinearSystemDataModule(LightningDataModule):
+class LinearSystemDataModule(GeneratedDataModule):
     """Sequence regression on one random linear system: predict ``y_1 .. y_T`` from ``x_1 .. x_T``.
 
     Inputs are standard normal, ``y_t = C h_t + D x_t`` plus Gaussian noise, and all splits come from the same system.
@@ -120,85 +116,40 @@ class LinearSystemDataModule(LightningDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         _require_number("rate", rate)
         require_positive_int("state_size", state_size)
         require_positive_int("input_size", input_size)
         require_positive_int("output_size", output_size)
         require_positive_int("length", length)
-        require_positive_int("train_size", train_size)
-        require_positive_int("valid_size", valid_size)
-        require_positive_int("test_size", test_size)
         _require_number("noise", noise)
-        require_positive_int("batch_size", batch_size)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"`seed` must be an integer in 0 .. 2 ** 63 - 1. Got {seed!r}.")
+        generator = seeded(seed)
+        system = LinearSystem.random(rate, state_size, input_size, output_size, generator)
+        super().__init__(
+            train_size=train_size,
+            valid_size=valid_size,
+            test_size=test_size,
+            batch_size=batch_size,
+            generator=generator,
+        )
+        self.system = system
         self.rate = rate
         self.length = length
         self.input_size = input_size
         self.output_size = output_size
-        self.sizes: dict[Split, int] = {"train": train_size, "valid": valid_size, "test": test_size}
         self.noise = noise
-        self.batch_size = batch_size
-        generator = torch.Generator().manual_seed(seed)
-        self.system = LinearSystem.random(rate, state_size, input_size, output_size, generator)
-        # A seed of its own for each, so that no split changes with the size of another.
-        seeds: list[int] = torch.randint(2**62, (len(SPLITS) + 1,), generator=generator).tolist()
-        *split_seeds, self._shuffle_seed = seeds
-        self._split_seeds = dict(zip(SPLITS, split_seeds, strict=True))
-        self._splits: dict[Split, TensorDataset] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Draw the sequences of all splits, once.
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """Draw inputs, and the outputs of the system with noise.
 
         Raises:
             ValueError: If the outputs of an unstable system grow beyond float32.
         """
-        if not self._splits:
-            self._splits = {split: TensorDataset(*self._draw(split)) for split in SPLITS}
-
-    def _draw(self, split: Split) -> Batch:
-        generator = torch.Generator().manual_seed(self._split_seeds[split])
-        shape = (self.sizes[split], self.length)
-        inputs = torch.randn(*shape, self.input_size, generator=generator)
+        inputs = torch.randn(size, self.length, self.input_size, generator=generator)
         outputs = self.system.outputs(inputs)
-        noise = torch.randn(*shape, self.output_size, generator=generator)
+        noise = torch.randn(size, self.length, self.output_size, generator=generator)
         targets = (outputs + self.noise * noise).float()
         if not targets.isfinite().all():
             raise ValueError(
                 f"`length` must keep an unstable system within float32; lower it, or `rate`. Got length={self.length}."
             )
         return inputs, targets
-
-    def tensors(self, split: Split) -> Batch:
-        """All sequences of a split, ``(x, y)``.
-
-        Raises:
-            ValueError: If there is no such split or ``setup`` has not run.
-        """
-        inputs, targets = self._dataset(split).tensors
-        return inputs, targets
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled batches of the training split."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of the validation split."""
-        return self._loader("valid")
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of the test split."""
-        return self._loader("test")
-
-    def _dataset(self, split: Split) -> TensorDataset:
-        if split not in SPLITS:
-            raise ValueError(f"`split` must be one of {SPLITS}. Got {split!r}.")
-        if not self._splits:
-            raise ValueError("The sequences are drawn by `setup()`; call that first. Got no sequences yet.")
-        return self._splits[split]
-
-    def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-        # Without a generator of its own even a loader that does not shuffle draws from the global random state.
-        generator = torch.Generator().manual_seed(self._shuffle_seed)
-        return DataLoader(self._dataset(split), self.batch_size, shuffle=shuffle, generator=generator)

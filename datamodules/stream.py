@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -35,7 +36,9 @@ def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
 class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
     """Consecutive chunks ``(inputs, targets)`` of the columns, the targets one token ahead.
 
-    Row ``i`` of a chunk continues row ``i`` of the chunk before it. The last chunk may be shorter. Every token of the
+    Row ``i`` of a chunk continues row ``i`` of the chunk before it. The last chunk may be shorter, and with
+    ``vary_length`` every border between two chunks is moved by up to an eighth of ``chunk_length``, anew in each epoch
+    and alike on all processes, so that gradients are not always cut at the same tokens. Every token of the
     columns is a target exactly once, except the first of each column, which nothing precedes: of a column of ``n``
     tokens ``n - 1`` are scored. The chunks are whole batches, so a ``DataLoader`` around them needs
     ``batch_size=None``.
@@ -49,6 +52,8 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
         chunk_length: time steps per chunk.
         rank: index of this process.
         world_size: number of processes.
+        vary_length: let the lengths of the chunks vary around ``chunk_length``; their number stays the same.
+        seed: seed of these lengths, which depend on it and the epoch alone.
 
     Raises:
         ValueError: if a size is not a positive integer, the rank is not below ``world_size``, or the columns are
@@ -56,7 +61,15 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, stream: Tensor, batch_size: int, chunk_length: int, *, rank: int = 0, world_size: int = 1
+        self,
+        stream: Tensor,
+        batch_size: int,
+        chunk_length: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        vary_length: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         require_positive_int("batch_size", batch_size)
@@ -74,7 +87,16 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
             )
         self.columns = columns[rank * batch_size : (rank + 1) * batch_size]
         self.chunk_length = chunk_length
+        self.vary_length = vary_length
+        self.seed = seed
+        self.epoch = 0
+        if vary_length:
+            self.sampler = self  # under this name Lightning looks for the set_epoch to call
         self._given = self._first = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the lengths of an epoch, counted from 0; Lightning does so before each."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The workers of a DataLoader are read in turn, so dealing the chunks out in turn keeps them in order.
@@ -85,9 +107,11 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
 
     def _chunks(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         self._given = first
+        borders = self._borders()
         for index in range(first, len(self)):
             self._given = index + 1
-            yield self._chunk(index)
+            window = self.columns[:, borders[index] : borders[index + 1] + 1]
+            yield window[:, :-1], window[:, 1:]
 
     def state_dict(self) -> dict[str, int]:
         """How many chunks of the epoch were read: Lightning asks for it when it makes a checkpoint."""
@@ -100,7 +124,13 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return -(-(self.columns.size(1) - 1) // self.chunk_length)
 
-    def _chunk(self, index: int) -> tuple[Tensor, Tensor]:
-        start = index * self.chunk_length
-        window = self.columns[:, start : start + self.chunk_length + 1]
-        return window[:, :-1], window[:, 1:]
+    def _borders(self) -> list[int]:
+        scored = self.columns.size(1) - 1
+        borders = torch.arange(len(self) + 1) * self.chunk_length
+        if self.vary_length:
+            generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
+            reach = self.chunk_length // 8
+            borders[1:-1] += torch.randint(-reach, reach + 1, (len(self) - 1,), generator=generator)
+            borders.clamp_(max=scored - 1)  # the last chunk may be short, but not empty
+        borders[-1] = scored
+        return borders.tolist()

@@ -1,6 +1,6 @@
 """Plain text files as a language modelling task."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,26 @@ def read_lines(name: str, path: Path) -> Iterator[str]:
                 yield line.rstrip("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"`{name}` must be UTF-8; convert it. Got {str(path)!r}: {error}.") from error
+
+
+def find_file(folder: Path, split: str, names: Sequence[str]) -> Path:
+    """Return the first file of a folder that has one of the names.
+
+    Args:
+        folder: where to look.
+        split: what the file is for, for error messages.
+        names: the names, the usual one first.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+    raise ValueError(
+        f"`data_dir` must hold the {split} split; put it there as {' or '.join(names)}. Got {str(folder)!r}: {found}."
+    )
 
 
 class TextDataModule(LanguageModelingDataModule):

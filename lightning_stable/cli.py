@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from lightning_stable.version import __version__
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+TASKS = ("jsb", "nottingham", "atis", "wikitext2", "ptb-char", "ptb-word", "copy", "adding")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="lightning-stable",
         description="Provably stable recurrent networks for PyTorch Lightning.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  lightning-stable demo --out runs/demo",
+        epilog="examples:\n"
+        "  lightning-stable demo --out runs/demo\n"
+        "  lightning-stable reproduce copy --out runs/copy\n"
+        "  lightning-stable fit --config runs/copy/runs/gru/config.yaml",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
@@ -40,18 +46,63 @@ def build_parser() -> argparse.ArgumentParser:
     add("--distance-steps", type=_positive, default=80, help="steps of the last comparison (default: %(default)s)")
     add("--seed", type=int, default=1, help="seed of both trainings (default: %(default)s)")
     add("--limit-batches", type=_positive, help="batches per epoch, for a quick look (default: all)")
+    demo.set_defaults(run=_demo)
+    _add_reproduce(commands)
+    for name in LIGHTNING_COMMANDS:  # for --help; they are parsed by LightningCLI
+        commands.add_parser(name, help=f"{name} with LightningCLI: {name} --config FILE", add_help=False)
     return parser
+
+
+def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="train the pairs of one of the paper's tasks and compare them with published figures",
+        description="Train every cell unconstrained and stable, recurrent and truncated, and convolutional networks, "
+        "on one of the paper's tasks; print a table beside published figures; write results.json, results.csv, "
+        "results.png and TensorBoard runs. Every run is an ordinary LightningCLI configuration under OUT/runs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  lightning-stable reproduce jsb --data-dir data/jsb_chorales\n"
+        "  lightning-stable reproduce copy --only gru gru-stable tcn\n"
+        "  lightning-stable reproduce jsb --out runs/jsb --resume",
+    )
+    add = reproduce.add_argument
+    add("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    add("--out", type=Path, help="folder for everything written (default: runs/TASK)")
+    add("--data-dir", type=Path, help="folder with the data set (default: downloaded, where it is public)")
+    add("--budget", choices=("small", "paper"), default="small", help="how much to train (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of every run (default: %(default)s)")
+    add("--baselines", action="store_true", help="train all convolutional networks, not only the usual one")
+    add("--resume", action="store_true", help="keep the runs that are finished, train the others")
+    add("--jobs", type=_positive, help="runs at a time (default: one per core; one on a GPU)")
+    add("--only", nargs="+", metavar="RUN", help="train these runs only, by name: lstm-stable-k10")
+    reproduce.set_defaults(run=_reproduce)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from lightning_stable import demo
+
+    chosen = {field.name: getattr(options, field.name) for field in fields(demo.Options)}
+    return demo.run_demo(options.out, demo.Options(**chosen))
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from lightning_stable import reproduce
+
+    chosen = {field.name: getattr(options, field.name) for field in fields(reproduce.Options)}
+    task = reproduce.load_task(options.task)
+    return reproduce.reproduce(task, options.out or Path("runs") / task.name, reproduce.Options(**chosen))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is returned. Errors take one line unless ``--traceback`` is given."""
-    options = build_parser().parse_args(arguments)
-    # Imported late: --help should not have to wait for torch.
-    from lightning_stable import demo
-
-    chosen = {field.name: getattr(options, field.name) for field in fields(demo.Options)}
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0] in LIGHTNING_COMMANDS:
+        return _lightning(given)
+    options = build_parser().parse_args(given)
+    run: Callable[[argparse.Namespace], int] = options.run  # imports late: --help should not have to wait for torch
     try:
-        return demo.run_demo(options.out, demo.Options(**chosen))
+        return run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -59,6 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"lightning-stable: {type(error).__name__}: {error}\n")
         return 2
+
+
+def _lightning(arguments: list[str]) -> int:
+    from lightning.pytorch.cli import LightningCLI
+
+    # A copy of the configuration beside the logs, never over the one that was given.
+    LightningCLI(args=arguments, save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True})
+    return 0
 
 
 def _positive(text: str) -> int:

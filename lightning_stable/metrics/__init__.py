@@ -1,5 +1,17 @@
 """Metrics: subclasses of :class:`torchmetrics.Metric`."""
 
-from lightning_stable.metrics.perplexity import Perplexity
+from lightning_stable.metrics.chunks import ChunkF1, ChunkPrecision, ChunkRecall
+from lightning_stable.metrics.frame_nll import FrameNLL, frame_nll
+from lightning_stable.metrics.micro import MicroAverage
+from lightning_stable.metrics.perplexity import BitsPerCharacter, Perplexity
 
-__all__ = ["Perplexity"]
+__all__ = [
+    "BitsPerCharacter",
+    "ChunkF1",
+    "ChunkPrecision",
+    "ChunkRecall",
+    "FrameNLL",
+    "MicroAverage",
+    "Perplexity",
+    "frame_nll",
+]

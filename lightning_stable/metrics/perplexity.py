@@ -1,59 +1,26 @@
-"""Perplexity from losses that are already there."""
+"""Perplexity and bits per character: what a language model pays per token."""
 
-from typing import Any
+import math
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_stable.metrics.micro import MicroAverage
 
 
-class Perplexity(Metric):
-    """Perplexity ``exp(sum of token NLL / number of tokens)`` over everything seen since the last reset.
-
-    A micro average: each token counts the same, whatever the length of the batch it came in and the device it was
-    scored on. Without a token it is nan.
-    """
+class Perplexity(MicroAverage):
+    """Perplexity ``exp(sum of token NLL / number of tokens)``: a micro average, nan without a token."""
 
     # torchmetrics.text.Perplexity takes logits and would compute the softmax over the vocabulary a second time, after
-    # the loss has; it also sums in float32, which loses digits over millions of tokens.
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, count: int | Tensor | None = None) -> None:
-        """Add tokens.
-
-        Args:
-            nll: negative log-likelihoods in nats: one per token, of any shape, or already summed.
-            count: number of tokens in ``nll``; by default its number of elements.
-
-        Raises:
-            ValueError: if ``count`` is negative.
-        """
-        if isinstance(count, int) and count < 0:
-            raise ValueError(f"`count` must not be negative. Got {count}.")
-        self._widen()
-        self.total = self.total + nll.detach().to(self.total.dtype).sum()
-        self.count = self.count + (nll.numel() if count is None else count)
+    # the loss has.
 
     def compute(self) -> Tensor:
         """Return the perplexity, a scalar."""
-        return (self.total / self.count).exp()
+        return super().compute().exp()
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Synchronize the processes, all of them in the same precision."""
-        self._widen()  # a process without a token has not been there yet
-        super().sync(*args, **kwargs)
 
-    def _widen(self) -> None:
-        # Done late because ``model.to("mps")`` fails on float64 and ``model.to(torch.bfloat16)`` would narrow it.
-        self.total = self.total.to(torch.float32 if self.total.device.type == "mps" else torch.float64)
+class BitsPerCharacter(MicroAverage):
+    """Bits per character ``sum of character NLL / number of characters / ln 2``: a micro average, nan without one."""
+
+    def compute(self) -> Tensor:
+        """Return the bits per character, a scalar."""
+        return super().compute() / math.log(2)

@@ -15,7 +15,13 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {
 
 
 def build_recurrence(
-    cell: str, input_size: int, hidden_size: int, *, num_layers: int = 1, dropout: float = 0.0
+    cell: str,
+    input_size: int,
+    hidden_size: int,
+    *,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
 ) -> nn.RNNBase:
     """Return a recurrent network, batch first.
 
@@ -26,6 +32,7 @@ def build_recurrence(
         hidden_size: units per layer.
         num_layers: number of layers.
         dropout: dropout between layers.
+        bidirectional: run over the sequence in both directions.
 
     Raises:
         MisconfigurationException: if there is no such cell.
@@ -34,7 +41,14 @@ def build_recurrence(
         raise MisconfigurationException(f"`cell` must be one of {sorted(CELLS)}. Got {cell!r}.")
     # torch warns about dropout "between" the layers of a single one.
     between = dropout if num_layers > 1 else 0.0
-    core = CELLS[cell](input_size, hidden_size, num_layers=num_layers, dropout=between, batch_first=True)
+    core = CELLS[cell](
+        input_size,
+        hidden_size,
+        num_layers=num_layers,
+        dropout=between,
+        batch_first=True,
+        bidirectional=bidirectional,
+    )
     if cell == "irnn":
         for name, parameter in core.named_parameters():
             if name.startswith("weight_hh"):

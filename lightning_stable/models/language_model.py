@@ -1,6 +1,6 @@
 """A recurrent language model that carries its state along a text."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -9,9 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_stable.metrics import Perplexity
-from lightning_stable.models.cells import build_recurrence
-from lightning_stable.truncation import pack_state, unpack_state, window_
+from lightning_stable.feedforward import ConvolutionalNet
+from lightning_stable.metrics import BitsPerCharacter, MicroAverage, Perplexity
+from lightning_stable.models.checks import require_choice, require_positive, require_positive_int, require_probability
+from lightning_stable.models.cores import build_core, output_size, receptive_field
+from lightning_stable.truncation import pack_state, unpack_state
 
 State = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, Tensor]
@@ -24,13 +26,13 @@ def detach(state: State, dtype: torch.dtype) -> State:
     return state.detach().to(dtype)
 
 
-def batch_size(state: State) -> int:
+def batch_size(state: State, dim: int = 1) -> int:
     """Return the batch size of a state whose parts have shape ``(layers, batch, units)``."""
-    return (state[0] if isinstance(state, tuple) else state).size(1)
+    return (state[0] if isinstance(state, tuple) else state).size(dim)
 
 
 class LanguageModel(LightningModule):
-    """Predicts the next token: embedding, dropout, recurrent core, dropout, linear decoder.
+    """Predicts the next token: embedding, dropout, core, dropout, linear decoder.
 
     The batches of a data set are taken as consecutive pieces of the same columns, as
     :class:`~lightning_stable.datamodules.stream.ColumnStream` yields them: the state after one batch, cut from its
@@ -38,20 +40,26 @@ class LanguageModel(LightningModule):
     batch of every epoch and data loader, separately for each stage, and when the batch size changes.
 
     Logs ``train_loss`` per step and ``val_loss``, ``val_perplexity``, ``test_loss``, ``test_perplexity`` per epoch, in
-    nats per token; the latter four average over tokens, not over batches.
+    nats per token; the latter four average over tokens, not over batches. A model of characters logs bits per character,
+    ``val_bpc`` and ``test_bpc``, in place of the perplexities.
+
+    A convolutional core carries the last inputs of its receptive field along instead of a state.
 
     Args:
         vocab_size: number of token ids.
         cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         embedding_size: features per token.
         hidden_size: units per layer.
         num_layers: number of layers.
-        dropout: dropout between the layers and before the decoder.
+        dropout: dropout between the layers (inside a convolutional core) and before the decoder.
         input_dropout: dropout after the embedding; as ``dropout`` if None. A certificate that covers training must
             hold for every dropout mask, so for a stable gated model 0 is the better choice.
         tie_weights: let the decoder share the weight of the embedding.
         window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
             the last k tokens only, also across the batches of a column.
+        kernel_size: of a convolutional core; None for its default.
+        level: what a token is, ``"word"`` or ``"character"``: the unit in which the loss is logged.
         learning_rate: of the default optimizer, Adam.
 
     Raises:
@@ -63,6 +71,7 @@ class LanguageModel(LightningModule):
         vocab_size: int,
         *,
         cell: str = "lstm",
+        core: str | None = None,
         embedding_size: int = 200,
         hidden_size: int = 200,
         num_layers: int = 1,
@@ -70,26 +79,18 @@ class LanguageModel(LightningModule):
         input_dropout: float | None = None,
         tie_weights: bool = False,
         window: int | None = None,
+        kernel_size: int | None = None,
+        level: Literal["word", "character"] = "word",
         learning_rate: float = 2e-3,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "embedding_size": embedding_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-        }
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise MisconfigurationException(f"`{name}` must be a positive integer. Got {size!r}.")
+        require_positive_int("vocab_size", vocab_size)
+        require_positive_int("embedding_size", embedding_size)
         input_dropout = dropout if input_dropout is None else input_dropout
-        for name, probability in (("dropout", dropout), ("input_dropout", input_dropout)):
-            if not (isinstance(probability, (int, float)) and 0 <= probability < 1):
-                raise MisconfigurationException(f"`{name}` must lie in [0, 1). Got {probability!r}.")
-        if not (isinstance(learning_rate, (int, float)) and learning_rate > 0):
-            raise MisconfigurationException(f"`learning_rate` must be positive. Got {learning_rate!r}.")
-        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-            raise MisconfigurationException(f"`window` must be a positive integer, or None. Got {window!r}.")
+        require_probability("dropout", dropout)
+        require_probability("input_dropout", input_dropout)
+        require_positive("learning_rate", learning_rate)
+        require_choice("level", level, ("word", "character"))
         if tie_weights and embedding_size != hidden_size:
             raise MisconfigurationException(
                 "`tie_weights` shares one matrix, so `embedding_size` and `hidden_size` must be equal. "
@@ -98,10 +99,17 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.core = build_recurrence(cell, embedding_size, hidden_size, num_layers=num_layers, dropout=dropout)
-        if window is not None:
-            window_(self.core, window)
-        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.core = build_core(
+            embedding_size,
+            hidden_size,
+            cell=cell,
+            core=core,
+            num_layers=num_layers,
+            dropout=dropout,
+            window=window,
+            kernel_size=kernel_size,
+        )
+        self.decoder = nn.Linear(output_size(self.core), vocab_size)
         self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)
         # Small weights start the model near the uniform distribution, also where the embedding is the decoder.
@@ -111,9 +119,17 @@ class LanguageModel(LightningModule):
         if tie_weights:
             self.decoder.weight = self.embedding.weight
         # One per stage and data loader, made when first needed.
-        self.perplexities = nn.ModuleDict()
+        self.averages = nn.ModuleDict()
+        self.measure: tuple[str, type[MicroAverage]] = (
+            ("perplexity", Perplexity) if level == "word" else ("bpc", BitsPerCharacter)
+        )
         # Plain tensors, so neither in state_dict nor in a checkpoint.
         self._carried: dict[str, State] = {}
+
+    @property
+    def receptive_field(self) -> int | None:
+        """How many tokens a prediction depends on; None if on all."""
+        return receptive_field(self.core)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Score the next token at every position.
@@ -125,9 +141,17 @@ class LanguageModel(LightningModule):
             state: the core's state before the first token; zeros by default.
 
         Returns:
-            Logits of shape ``(batch, time, vocab_size)`` and the core's state after the last token.
+            Logits of shape ``(batch, time, vocab_size)`` and the core's state after the last token: of a convolutional
+            core the embeddings its next outputs depend on, ``(batch, n, embedding_size)``.
         """
-        output, state = self.core(self.input_dropout(self.embedding(tokens)), state)
+        inputs = self.input_dropout(self.embedding(tokens))
+        if isinstance(self.core, ConvolutionalNet):
+            assert not isinstance(state, tuple)
+            output = self.core(inputs, state)
+            seen = inputs if state is None else torch.cat((state, inputs), 1)
+            state = seen[:, max(0, seen.size(1) - self.core.receptive_field + 1) :]
+        else:
+            output, state = self.core(inputs, state)
         logits: Tensor = self.decoder(self.dropout(output))
         return logits, state
 
@@ -178,12 +202,13 @@ class LanguageModel(LightningModule):
         # Each stage has its own state, so validation in the middle of an epoch does not disturb training. Data loaders
         # of one stage come one after the other, each with a batch 0.
         state = self._carried.get(stage) if batch_idx > 0 else None
-        if state is not None and batch_size(state) != tokens.size(0):
+        batch_dim = 0 if isinstance(self.core, ConvolutionalNet) else 1
+        if state is not None and batch_size(state, batch_dim) != tokens.size(0):
             state = None
         logits: Tensor
-        logits, state = self(tokens, state)
+        logits, after = self(tokens, state)
         # Under autocast the core may answer in half precision; carried on, a state has the dtype that zeros would have.
-        self._carried[stage] = detach(state, self.embedding.weight.dtype)
+        self._carried[stage] = detach(after, self.embedding.weight.dtype)
         return logits
 
     def _score(self, stage: str, batch: Batch, batch_idx: int) -> tuple[Tensor, int]:
@@ -197,10 +222,11 @@ class LanguageModel(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         nll, count = self._score(stage, batch, batch_idx)
+        name, measure = self.measure
         key = f"{stage}_{dataloader_idx}"
-        if key not in self.perplexities:
-            self.perplexities[key] = Perplexity().to(self.device)
-        perplexity = cast(Perplexity, self.perplexities[key])
-        perplexity.update(nll, count)
+        if key not in self.averages:
+            self.averages[key] = measure().to(self.device)
+        average = cast(MicroAverage, self.averages[key])
+        average.update(nll, count)
         self.log(f"{stage}_loss", nll / count, batch_size=count, sync_dist=True)
-        self.log(f"{stage}_perplexity", perplexity, metric_attribute=f"perplexities.{key}", prog_bar=True)
+        self.log(f"{stage}_{name}", average, metric_attribute=f"averages.{key}", prog_bar=True)

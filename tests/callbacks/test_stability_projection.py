@@ -419,6 +419,31 @@ def test_stable_in_validation_and_at_the_end(cell: str, tmp_path: Path) -> None:
     assert ours.report.rate == rate(model) <= RATE
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_averaged_weights_are_projected_for_validation_and_saved_so(cell: str, tmp_path: Path) -> None:
+    """The average of stable weights need not be stable."""
+    rates: list[float] = []
+
+    class Validation(L.Callback):
+        def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            rates.append(rate(pl_module))
+
+    average, best = averaging(), ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1)
+    # Weights that jump about: their mean lies outside unless the set is convex.
+    model = Recurrent(cell, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=3.0, momentum=0.9))
+    run = trainer(
+        tmp_path, average, projection(), Validation(), best, max_epochs=3, enable_checkpointing=True
+    )
+    run.fit(model, sequences(), sequences(1))
+    assert len(rates) == 1 + 3
+    assert max(rates) <= RATE
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert len(saved) == 3
+    for path in saved:
+        model.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
+        assert rate(model) <= RATE
+
+
 def test_weights_replaced_by_a_callback_before(tmp_path: Path) -> None:
     class Replace(L.Callback):
         @torch.no_grad()

@@ -110,3 +110,47 @@ def test_goes_on_where_it_was_stopped() -> None:
     assert torch.equal(rest[0][0], list(stream)[2][0])
     assert stream.state_dict() == {"given": 0}  # read to the end: the next epoch starts at the beginning
     assert len(list(again)) == len(stream)
+
+
+@given(layouts(), st.integers(0, 2**63 - 1), st.integers(0, 3))
+def test_varied_chunks_are_consecutive_and_alike_on_all_ranks(
+    layout: tuple[torch.Tensor, int, int, int], seed: int, epoch: int
+) -> None:
+    tokens, batch_size, chunk_length, world_size = layout
+    tokens = torch.arange(9 * len(tokens))  # chunks of nine times the length
+    ranks = [
+        ColumnStream(tokens, batch_size, 9 * chunk_length, rank=r, world_size=world_size, vary_length=True, seed=seed)
+        for r in range(world_size)
+    ]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+    chunks = [list(rank) for rank in ranks]
+    lengths = [[inputs.size(1) for inputs, _ in own] for own in chunks]
+    assert all(own == lengths[0] for own in lengths)
+    assert len(lengths[0]) == len(ranks[0])
+    assert min(lengths[0]) >= 1
+    reach = 9 * chunk_length // 8
+    assert all(abs(length - 9 * chunk_length) <= 2 * reach for length in lengths[0][:-2])
+    for rank, own in zip(ranks, chunks, strict=True):
+        assert torch.equal(torch.cat([inputs for inputs, _ in own], dim=1), rank.columns[:, :-1])
+        assert torch.equal(torch.cat([targets for _, targets in own], dim=1), rank.columns[:, 1:])
+
+
+def test_varied_lengths_depend_on_seed_and_epoch_alone_and_can_be_resumed() -> None:
+    def stream(seed: int, epoch: int) -> ColumnStream:
+        made = ColumnStream(torch.arange(4000), 2, 100, vary_length=True, seed=seed)
+        made.set_epoch(epoch)
+        return made
+
+    def lengths(of: ColumnStream) -> list[int]:
+        return [inputs.size(1) for inputs, _ in of]
+
+    state = torch.get_rng_state()
+    first = lengths(stream(3, 1))
+    assert len(set(first)) > 5
+    assert first == lengths(stream(3, 1)) != lengths(stream(3, 2))
+    assert first != lengths(stream(5, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    resumed = stream(3, 1)
+    resumed.load_state_dict({"given": 4})
+    assert lengths(resumed) == first[4:]

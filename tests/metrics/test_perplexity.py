@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_stable.metrics import Perplexity
+from lightning_stable.metrics import BitsPerCharacter, Perplexity
 
 BATCHES = st.lists(st.lists(st.floats(0, 8, width=32), min_size=1, max_size=9), min_size=1, max_size=6)
 
@@ -20,6 +20,16 @@ def test_is_the_micro_average_however_it_is_fed(batches: list[list[float]]) -> N
         summed.update(torch.tensor(batch, dtype=torch.float64).sum(), len(batch))
     assert per_token.compute().item() == pytest.approx(expected, rel=1e-12)
     assert summed.compute().item() == pytest.approx(expected, rel=1e-12)
+
+
+@given(BATCHES)
+def test_bits_per_character(batches: list[list[float]]) -> None:
+    characters = [nll for batch in batches for nll in batch]
+    metric = BitsPerCharacter()
+    for batch in batches:
+        metric.update(torch.tensor(batch))
+    expected = math.fsum(nll / math.log(2) for nll in characters) / len(characters)
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_count_may_be_a_tensor() -> None:

@@ -1,0 +1,195 @@
+"""Slot filling on the Airline Travel Information System corpus (ATIS)."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lightning_stable.datamodules.checks import require_bool, require_positive_int
+from lightning_stable.datamodules.language_modeling import Split
+from lightning_stable.datamodules.padded import Pair
+from lightning_stable.datamodules.sequences import SequenceDataModule
+from lightning_stable.datamodules.text import find_file, read_lines
+from lightning_stable.datamodules.vocabulary import DictVocabulary
+
+STEMS: dict[Split, tuple[str, ...]] = {
+    "train": ("atis-2.train", "train"),
+    "valid": ("atis-2.dev", "dev", "valid"),
+    "test": ("atis.test", "test"),
+}
+SUFFIXES = (".iob", ".w-intent.iob", ".csv")
+OUTSIDE = "O"
+# Every tenth utterance validates where the corpus comes without a split for it.
+HELD_OUT = 10
+
+_TAG = re.compile(r"O|[BI]-.+")
+_DIGIT = re.compile(r"\d")
+
+
+class Utterance(NamedTuple):
+    """The words of an utterance and the slot tag of each, in the BIO scheme."""
+
+    words: list[str]
+    tags: list[str]
+
+
+def read_utterances(path: Path) -> list[Utterance]:
+    r"""Read an ``.iob`` file (``BOS w1 .. wn EOS<TAB>O t1 .. tn O``) or a CSV file with the columns text and slots.
+
+    ``BOS`` and ``EOS`` may be missing. They are dropped, with their tags, of which the last may be the intent of the
+    utterance instead of ``O``. Blank lines are skipped.
+
+    Args:
+        path: the file; one that ends in ``.csv`` is read as CSV.
+
+    Raises:
+        ValueError: naming the line, if it has no tags, as many words as it has no tags, or tags of another scheme;
+            or if the file is empty, not UTF-8 or lacks a column.
+    """
+    rows = _csv_rows(path) if path.suffix == ".csv" else _iob_rows(path)
+    utterances = [_utterance(f"{path}, line {line}", text, slots) for line, text, slots in rows]
+    if not utterances:
+        raise ValueError(f"The file must hold utterances. Got none in {str(path)!r}.")
+    return utterances
+
+
+def _iob_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(read_lines("data_dir", path), 1):
+        if line.strip():
+            text, _, slots = line.strip().partition("\t")
+            yield number, text, slots
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    # The reader is given the line ends, which a quoted field may hold.
+    reader = csv.DictReader(f"{line}\n" for line in read_lines("data_dir", path))
+    if missing := {"text", "slots"} - set(reader.fieldnames or ()):
+        raise ValueError(f"{str(path)!r} must have the columns text and slots. Got none named {sorted(missing)}.")
+    for row in reader:
+        yield reader.line_num, row["text"] or "", row["slots"] or ""
+
+
+def _utterance(place: str, text: str, slots: str) -> Utterance:
+    words, tags = text.split(), slots.split()
+    intent = bool(tags) and not _TAG.fullmatch(tags[-1])
+    if intent and len(tags) == len(words) + 1:
+        tags.pop()
+    if not words or len(words) != len(tags):
+        raise ValueError(
+            f"An utterance must have one tag per word, in a column of their own. "
+            f"Got {len(words)} words and {len(tags)} tags in {place}."
+        )
+    first, last = int(words[0] == "BOS"), len(words) - (words[-1] == "EOS")
+    words, tags = words[first:last], tags[first:last]
+    if not words:
+        raise ValueError(f"An utterance must have words between BOS and EOS. Got none in {place}.")
+    if wrong := [tag for tag in tags if not _TAG.fullmatch(tag)]:
+        raise ValueError(f"Tags must be O, B-slot or I-slot. Got {wrong[0]!r} in {place}.")
+    return Utterance(words, tags)
+
+
+def _labels(utterances: Iterable[Utterance]) -> set[str]:
+    return {tag for utterance in utterances for tag in utterance.tags}
+
+
+class ATISDataModule(SequenceDataModule):
+    """Which slot does each word of a spoken request fill?
+
+    Words are lower-cased, and those that training does not have become ``<unk>``. Batches are
+    :class:`~lightning_stable.datamodules.padded.PaddedBatch`: ``inputs`` word ids, ``targets`` label ids, int64 of
+    shape ``(batch, time)``, padded with 0 and with -100, which ``cross_entropy`` ignores.
+
+    Some labels of validation and test never occur in training. They too have ids, after those of training, so that
+    the chunks they belong to are counted as misses; a model has an output for each of ``num_labels``, though nothing
+    teaches it these.
+
+    The corpus is not downloaded: put its files into ``data_dir``.
+
+    Args:
+        data_dir: folder with ``atis-2.train.iob``, ``atis-2.dev.iob`` and ``atis.test.iob``, or ``train``, ``dev`` (or
+            ``valid``) and ``test`` with ``.iob`` or ``.csv``; see :func:`read_utterances` for both formats. Without a
+            file for validation every tenth training utterance is kept for it.
+        batch_size: utterances per batch and device in training.
+        eval_batch_size: utterances per batch and device in validation and test; as ``batch_size`` if None.
+        min_frequency: words that are rarer in training become ``<unk>``.
+        digits: write every digit as 0, so that a flight number or time unseen in training is known by its form.
+        bucket: put utterances of similar length into a batch.
+        seed: seed of the order of training.
+
+    Attributes:
+        vocab: after ``setup``: the words of training.
+        labels: after ``setup``: the labels by id, O first, those of training before the others.
+
+    Raises:
+        ValueError: naming the argument that has a wrong type or range; in ``setup``, if a file is missing or empty, or
+            a line is wrong.
+    """
+
+    target_padding = -100.0
+    vocab: DictVocabulary
+    labels: list[str]
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        min_frequency: int = 1,
+        digits: bool = True,
+        bucket: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, bucket=bucket, seed=seed)
+        require_positive_int("min_frequency", min_frequency)
+        require_bool("digits", digits)
+        self.data_dir = Path(data_dir)
+        self.min_frequency = min_frequency
+        self.digits = digits
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels of all splits."""
+        return len(self.labels)
+
+    def read(self) -> dict[Split, list[Pair]]:
+        """Read the files; collect words and labels."""
+        splits = self._utterances()
+        train = _labels(splits["train"]) | {OUTSIDE}
+        others = _labels(splits["valid"] + splits["test"]) - train
+        self.labels = [OUTSIDE, *sorted(train - {OUTSIDE}), *sorted(others)]
+        self.vocab = DictVocabulary.build(
+            (word for utterance in splits["train"] for word in self._words(utterance)), min_frequency=self.min_frequency
+        )
+        ids = {label: index for index, label in enumerate(self.labels)}
+        return {
+            split: [
+                (torch.tensor(self.vocab(self._words(one))), torch.tensor([ids[tag] for tag in one.tags]))
+                for one in utterances
+            ]
+            for split, utterances in splits.items()
+        }
+
+    def _words(self, utterance: Utterance) -> list[str]:
+        words = [word.lower() for word in utterance.words]
+        return [_DIGIT.sub("0", word) for word in words] if self.digits else words
+
+    def _utterances(self) -> dict[Split, list[Utterance]]:
+        names = {split: [stem + suffix for suffix in SUFFIXES for stem in stems] for split, stems in STEMS.items()}
+        without_valid = not any((self.data_dir / name).is_file() for name in names["valid"])
+        if without_valid:
+            del names["valid"]
+        splits = {split: read_utterances(find_file(self.data_dir, split, names[split])) for split in names}
+        if without_valid:
+            train = splits["train"]
+            if len(train) < HELD_OUT:
+                raise ValueError(
+                    f"`data_dir` must hold {STEMS['valid'][0]}.iob, or at least {HELD_OUT} training utterances, every "
+                    f"tenth of which then validates. Got {len(train)} in {str(self.data_dir)!r}."
+                )
+            splits["valid"] = train[HELD_OUT - 1 :: HELD_OUT]
+            splits["train"] = [one for index, one in enumerate(train, 1) if index % HELD_OUT]
+        return splits

