@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow test-torchtext lint types bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
@@ -13,6 +13,17 @@ test: $(STAMP)  ## the fast test suite, on all cores
 
 test-slow: $(STAMP)  ## everything this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+TORCHTEXT := .venv-torchtext
+test-torchtext: $(TORCHTEXT)/.installed  ## the text data modules with the real torchtext, in its own environment (5 GB)
+	OMP_NUM_THREADS=1 $(TORCHTEXT)/bin/pytest tests/datamodules/test_torchtext.py tests/datamodules/test_text.py
+
+$(TORCHTEXT)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCHTEXT)
+	$(TORCHTEXT)/bin/python -m pip install --quiet --upgrade pip
+	grep -v '^torch==' constraints.txt > $(TORCHTEXT)/constraints.txt
+	$(TORCHTEXT)/bin/python -m pip install --quiet --constraint $(TORCHTEXT)/constraints.txt --editable '.[torchtext]' pytest hypothesis
+	touch $(TORCHTEXT)/.installed
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +36,7 @@ bench: $(STAMP)  ## ratios, both sides interleaved, one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(TORCHTEXT) runs build dist *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed. Got %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'

@@ -151,6 +151,11 @@ class ATISDataModule(SequenceDataModule):
         self.digits = digits
 
     @property
+    def vocab_size(self) -> int:
+        """Number of word ids."""
+        return len(self.vocab)
+
+    @property
     def num_labels(self) -> int:
         """Number of labels of all splits."""
         return len(self.labels)

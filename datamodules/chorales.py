@@ -106,6 +106,7 @@ class ChoralesDataModule(SequenceDataModule):
         frames: after ``setup``: number of frames by split, the first ones of the sequences included.
         max_active: after ``setup``: the most keys that sound at once in any frame of any split, which bounds the
             inputs of a certificate.
+        key_frequencies: after ``setup``: how often each key sounds in the training split, in (0, 1).
 
     Raises:
         ValueError: naming the argument that has a wrong type or range; in ``setup``, if the file is missing or wrong.
@@ -114,6 +115,7 @@ class ChoralesDataModule(SequenceDataModule):
 
     frames: dict[Split, int]
     max_active: int
+    key_frequencies: list[float]
 
     def __init__(
         self,
@@ -146,4 +148,7 @@ class ChoralesDataModule(SequenceDataModule):
         splits = read_rolls(self.path)
         self.frames = {split: sum(map(len, rolls)) for split, rolls in splits.items()}
         self.max_active = int(max(roll.sum(1).max() for rolls in splits.values() for roll in rolls))
+        train = torch.cat(splits["train"])
+        # Laplace's rule: a key that never sounded may do so yet.
+        self.key_frequencies = ((train.sum(0) + 1) / (len(train) + 2)).tolist()
         return {split: [(roll[:-1], roll[1:]) for roll in rolls if len(roll) > 1] for split, rolls in splits.items()}

@@ -124,6 +124,11 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
             raise ValueError("`vocab` is built by `setup()`; call that first. Got no vocabulary yet.")
         return self._vocab
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self.vocab)
+
     def build_vocab(self, tokens: Iterable[str]) -> Vocabulary:
         """Return the vocabulary of the text it is built from; ``setup`` calls this unless one was given."""
         return DictVocabulary.build(tokens, min_frequency=self.min_frequency, specials=[END_OF_LINE])

@@ -90,6 +90,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from lightning_stable import reproduce
 
     chosen = {field.name: getattr(options, field.name) for field in fields(reproduce.Options)}
+    chosen["only"] = None if options.only is None else tuple(options.only)
     task = reproduce.load_task(options.task)
     return reproduce.reproduce(task, options.out or Path("runs") / task.name, reproduce.Options(**chosen))
 

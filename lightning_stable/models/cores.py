@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.fx
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -13,6 +14,10 @@ from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, Wa
 from lightning_stable.models.cells import build_recurrence
 from lightning_stable.models.checks import require_positive_int, require_probability
 from lightning_stable.truncation import Windowed, window_
+
+# For the input sets that certificates derive from the graph: these two cannot be traced through.
+torch.fx.wrap("pack_padded_sequence")
+torch.fx.wrap("pad_packed_sequence")
 
 CORES: dict[str, type[ConvolutionalNet]] = {"tcn": TCN, "gated-conv": GatedConvNet, "wavenet": WaveNet}
 

@@ -40,8 +40,8 @@ class LanguageModel(LightningModule):
     batch of every epoch and data loader, separately for each stage, and when the batch size changes.
 
     Logs ``train_loss`` per step and ``val_loss``, ``val_perplexity``, ``test_loss``, ``test_perplexity`` per epoch, in
-    nats per token; the latter four average over tokens, not over batches. A model of characters logs bits per character,
-    ``val_bpc`` and ``test_bpc``, in place of the perplexities.
+    nats per token; the latter four average over tokens, not over batches. A model of characters logs bits per
+    character, ``val_bpc`` and ``test_bpc``, in place of the perplexities.
 
     A convolutional core carries the last inputs of its receptive field along instead of a state.
 

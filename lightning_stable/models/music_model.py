@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_stable.metrics import frame_nll
@@ -31,6 +35,8 @@ class MusicModel(SequenceModel):
         window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
             the last k frames only.
         kernel_size: Of a convolutional core; None for its default.
+        key_frequencies: How often each key sounds, in (0, 1): what the untrained head predicts. A head that had to
+            learn this first would distort the core meanwhile. None starts as torch's layers do.
         learning_rate: Of the default optimizer, Adam.
 
     Raises:
@@ -49,6 +55,7 @@ class MusicModel(SequenceModel):
         input_dropout: float = 0.0,
         window: int | None = None,
         kernel_size: int | None = None,
+        key_frequencies: Sequence[float] | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
         require_positive_int("keys", keys)
@@ -67,6 +74,16 @@ class MusicModel(SequenceModel):
         )
         self.save_hyperparameters()
         self.input_dropout = nn.Dropout(input_dropout)
+        if key_frequencies is not None:
+            self._start_at(torch.as_tensor(key_frequencies))
+
+    @torch.no_grad()
+    def _start_at(self, frequencies: Tensor) -> None:
+        if frequencies.shape != self.head.bias.shape or not ((frequencies > 0) & (frequencies < 1)).all():
+            raise MisconfigurationException(
+                f"`key_frequencies` must be {len(self.head.bias)} numbers between 0 and 1. Got {frequencies.tolist()}."
+            )
+        self.head.bias.copy_(frequencies.logit())
 
     def forward(self, rolls: Tensor) -> Tensor:
         """Logits of the keys in the next frame, ``(batch, time, keys)``, for frames of the same shape."""

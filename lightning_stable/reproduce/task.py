@@ -81,6 +81,8 @@ class Run:
 class Task:
     """A task as its file describes it.
 
+    A value ``data.NAME`` in a configuration is replaced by that attribute of the data module, once it is set up.
+
     Attributes:
         name: Name of the task and its file.
         title: Title of table and figure.
@@ -193,6 +195,17 @@ def merged(*configs: Mapping[str, Any]) -> Config:
             else:
                 result[key] = copy.deepcopy(value)
     return result
+
+
+def filled(config: Any, data: object) -> Any:
+    """The configuration with every string ``"data.NAME"`` replaced by that attribute of the data module."""
+    if isinstance(config, dict):
+        return {key: filled(value, data) for key, value in config.items()}
+    if isinstance(config, list):
+        return [filled(value, data) for value in config]
+    if isinstance(config, str) and config.startswith("data."):
+        return getattr(data, config.removeprefix("data."))
+    return config
 
 
 def _folder() -> Any:

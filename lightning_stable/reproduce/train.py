@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from typing_extensions import override
 from lightning_stable import certify
 from lightning_stable.feedforward import ConvolutionalNet
 from lightning_stable.reproduce.files import write_text
-from lightning_stable.reproduce.task import Config, Run, Task, merged
+from lightning_stable.reproduce.task import Config, Run, Task, filled, merged
 
 # Called after every epoch with its number, of how many, and the validation metric.
 Report = Callable[[int, int, float], None]
@@ -37,14 +39,8 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
         task: The task.
         run: The run.
         folder: Folder for everything the run writes.
-        data: Its data module, set up: it knows the size of the vocabulary and the names of labels.
+        data: Its data module, set up.
     """
-    facts: Config = {}
-    arguments = run.config["model"]["init_args"]
-    if "vocab_size" in arguments:
-        facts["vocab_size"] = len(data.vocab)  # type: ignore[attr-defined]
-    if "labels" in arguments:
-        facts["labels"] = list(data.labels)  # type: ignore[attr-defined]
     monitor = f"val_{task.metric.name}"
     checkpoint = {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -60,9 +56,7 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
         # A folder per run under one root, which TensorBoard shows side by side.
         "init_args": {"save_dir": str(folder.parent.parent / "tensorboard"), "name": "", "version": run.name},
     }
-    config = merged(
-        run.config, {"model": {"init_args": facts}, "trainer": {"callbacks": [checkpoint], "logger": logger}}
-    )
+    config = filled(merged(run.config, {"trainer": {"callbacks": [checkpoint], "logger": logger}}), data)
     path = folder / "config.yaml"
     write_text(path, yaml.safe_dump(config, sort_keys=False))
     return path
@@ -98,7 +92,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
         "metric": task.metric.title,
         "validation": checkpoint.best_model_score.item() * task.metric.scale,
         "test": metrics[f"test_{task.metric.name}"] * task.metric.scale,
-        **_certificate(model, task.input_bound),
+        **_certificate(model, filled(task.input_bound, data)),
         "receptive_field": getattr(model, "receptive_field", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": trainer.current_epoch,
@@ -121,7 +115,19 @@ def finished(folder: Path, config: Path) -> Row | None:
 
 
 def make_data(config: Config) -> LightningDataModule:
-    """The data module of a configuration, set up."""
+    """The data module of a configuration, set up.
+
+    Raises:
+        ValueError: If it needs a folder with the data set, or has no use for one.
+    """
+    name: str = config["data"]["class_path"]
+    given = config["data"].get("init_args", {}).get("data_dir")
+    module, _, class_name = name.rpartition(".")
+    parameter = inspect.signature(getattr(import_module(module), class_name)).parameters.get("data_dir")
+    if parameter is None and given is not None:
+        raise ValueError(f"`data_dir` has no meaning for {class_name}, which makes its data itself. Got {given!r}.")
+    if parameter is not None and parameter.default is parameter.empty and given is None:
+        raise ValueError(f"`data_dir` must be the folder with your copy of the data for {class_name}. Got None.")
     data: LightningDataModule = instantiate_class((), {"init_args": {}} | config["data"])
     data.prepare_data()
     data.setup("fit")

@@ -44,7 +44,8 @@ _BOUNDED_FUNCTIONS: dict[Any, tuple[float, float]] = {
     nn.functional.relu6: (0.0, 6.0),
 }
 # The values stay what they are, and features stay features.
-_PASS_THROUGH = ("contiguous", "float", "double", "to", "detach", "clone")
+_PACKING = (nn.utils.rnn.pack_padded_sequence, nn.utils.rnn.pad_packed_sequence)
+_PASS_THROUGH = ("contiguous", "float", "double", "to", "detach", "clone", _PACKING[0])
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
 _INPLACE_OPERATORS = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")}
 # With more ways to call a model than this, nothing is derived.
@@ -128,7 +129,7 @@ def _trace(model: nn.Module, mode: bool, arguments: dict[str, Any]) -> fx.Graph 
             if mode != model.training:
                 for module in model.modules():
                     module.training = mode
-            return _LeafTracer().trace(model, concrete_args=arguments)
+            return _LeafTracer(autowrap_functions=_PACKING).trace(model, concrete_args=arguments)
     except Exception:
         return None
 

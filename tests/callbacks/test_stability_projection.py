@@ -431,9 +431,7 @@ def test_averaged_weights_are_projected_for_validation_and_saved_so(cell: str, t
     average, best = averaging(), ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1)
     # Weights that jump about: their mean lies outside unless the set is convex.
     model = Recurrent(cell, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=3.0, momentum=0.9))
-    run = trainer(
-        tmp_path, average, projection(), Validation(), best, max_epochs=3, enable_checkpointing=True
-    )
+    run = trainer(tmp_path, average, projection(), Validation(), best, max_epochs=3, enable_checkpointing=True)
     run.fit(model, sequences(), sequences(1))
     assert len(rates) == 1 + 3
     assert max(rates) <= RATE

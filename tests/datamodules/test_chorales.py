@@ -70,6 +70,9 @@ def test_counts(tmp_path: Path) -> None:
     assert data.frames == {split: sum(lengths) for split, lengths in LENGTHS.items()}
     assert data.sizes == {"train": 5, "valid": 2, "test": 2}
     assert data.max_active == 30
+    train = torch.cat([torch.cat((inputs, targets[-1:])) for inputs, targets in data.sequences("train")])
+    assert data.key_frequencies == pytest.approx(((train.sum(0) + 1) / (len(train) + 2)).tolist())
+    assert 0 < min(data.key_frequencies) < max(data.key_frequencies) < 1
 
 
 @pytest.mark.parametrize("bucket", [False, True])

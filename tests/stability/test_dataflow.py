@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import certify, project_
-from lightning_stable.models import LanguageModel
+from lightning_stable.models import LanguageModel, SlotTagger
 from lightning_stable.stability import FiniteSet
 from lightning_stable.stability.dataflow import derive_input_sets
 
@@ -96,6 +97,25 @@ def test_models_of_the_package_are_derived() -> None:
     assert derive_input_sets(model)["core"].describe() == "embedding table of 7, dropout 0.5"
     assert derive_input_sets(model.eval())["core"].describe() == "embedding table of 7"
     assert derive_input_sets(model.eval(), training=True)["core"].describe() == "embedding table of 7, dropout 0.5"
+
+
+class Packing(nn.Module):
+    """Packs sequences of different lengths inside, with the functions as imported names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.core = nn.Embedding(VOCAB, N), nn.GRU(N, UNITS, batch_first=True)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.core(packed)[0], batch_first=True)[0]
+
+
+def test_packed_inputs_are_derived() -> None:
+    assert derive_input_sets(Packing())["core"].describe() == "embedding table of 7"
+    tagger = SlotTagger(VOCAB, ["O", "B-x"], embedding_size=N, hidden_size=UNITS)
+    assert derive_input_sets(tagger)["core"].describe() == "embedding table of 7"
+    assert {layer.guarantee for layer in certify(tagger).layers} == {"guaranteed"}
 
 
 def test_a_sequential_model() -> None:

@@ -1,0 +1,113 @@
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_stable.models import CORES as NETWORKS
+from lightning_stable.models import build_core
+from lightning_stable.models.cores import evaluate, output_size, receptive_field
+from tests.models.examples import CONVOLUTIONAL, CORES, RECURRENT, WINDOWED
+
+INPUTS, UNITS = 3, 8
+LENGTHS = torch.tensor([4, 9, 1, 7])
+
+cores = pytest.mark.parametrize("core", CORES)
+directions = pytest.mark.parametrize("bidirectional", [False, True])
+
+
+def build(core: str, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return build_core(INPUTS, UNITS, **{"num_layers": 2, **CORES[core], **kwargs}).double()
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, INPUTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@cores
+@directions
+def test_padded_sequences_are_read_as_each_alone(core: str, bidirectional: bool) -> None:
+    net, inputs = build(core, bidirectional=bidirectional), draw(len(LENGTHS), 11)  # longer than the longest of them
+    together = evaluate(net, inputs, LENGTHS)
+    assert together.shape == (len(LENGTHS), 11, output_size(net))
+    for row, length in enumerate(LENGTHS.tolist()):
+        alone = evaluate(net, inputs[row : row + 1, :length])
+        torch.testing.assert_close(together[row : row + 1, :length], alone)
+
+
+@cores
+@directions
+def test_padding_has_no_influence_on_outputs_and_gradients(core: str, bidirectional: bool) -> None:
+    net, seen = build(core, bidirectional=bidirectional), []
+    mask = torch.arange(9) < LENGTHS[:, None]
+    for seed in (1, 2):
+        inputs = torch.where(mask[..., None], draw(4, 9), 100 * draw(4, 9, seed=seed)).requires_grad_()
+        outputs = evaluate(net, inputs, LENGTHS)[mask]
+        gradients = torch.autograd.grad(outputs.square().sum(), [inputs, *net.parameters()])
+        assert not gradients[0][~mask].any()
+        seen.append((outputs, *gradients))
+    for first, second in zip(*seen, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@cores
+@directions
+def test_receptive_field_is_exact(core: str, bidirectional: bool) -> None:
+    net, inputs, position = build(core, bidirectional=bidirectional), draw(1, 41).requires_grad_(), 20
+    (gradient,) = torch.autograd.grad(evaluate(net, inputs)[0, position].square().sum(), inputs)
+    reached = gradient[0].any(-1).nonzero().flatten()
+    field = receptive_field(net)
+    first = 0 if field is None else position - field + 1
+    last = position if not bidirectional else 40 if field is None else position + field - 1
+    assert first >= 0
+    assert (reached[0].item(), reached[-1].item()) == (first, last)
+
+
+@pytest.mark.parametrize("core", RECURRENT)
+@directions
+def test_a_window_as_long_as_the_sequences_is_the_recurrence(core: str, bidirectional: bool) -> None:
+    inputs = draw(len(LENGTHS), 9)
+    for lengths in (None, LENGTHS):
+        whole, windowed, shorter = (
+            evaluate(build(core, bidirectional=bidirectional, window=window), inputs, lengths)
+            for window in (None, 9, 8)
+        )
+        torch.testing.assert_close(windowed, whole)
+        assert not torch.equal(shorter, whole)
+
+
+def test_every_network_is_known() -> None:
+    assert sorted(NETWORKS) == sorted(CONVOLUTIONAL)
+    assert all(receptive_field(build(core)) == 3 for core in WINDOWED)
+
+
+@pytest.mark.parametrize("core", CONVOLUTIONAL)
+def test_kernel_size_and_dropout_reach_the_network(core: str) -> None:
+    assert receptive_field(build(core, kernel_size=1)) == 1
+    assert receptive_field(build(core, kernel_size=5)) > receptive_field(build(core))  # type: ignore[operator]
+    assert build(core, dropout=0.25).dropout.p == 0.25
+    assert build(core, bidirectional=True, kernel_size=5).layers
+    with pytest.raises(MisconfigurationException, match=r"`kernel_size` must be odd in a bidirectional .* Got 4\."):
+        build(core, bidirectional=True, kernel_size=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_size": 0}, r"`input_size` must be a positive integer\. Got 0"),
+        ({"hidden_size": 2.5}, r"`hidden_size` must be a positive integer\. Got 2\.5"),
+        ({"num_layers": True}, r"`num_layers` must be a positive integer\. Got True"),
+        ({"window": 0}, r"`window` must be a positive integer, or None\. Got 0"),
+        ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\)\. Got 1\.0"),
+        ({"cell": "qrnn"}, r"`cell` must be one of .* Got 'qrnn'"),
+        ({"kernel_size": 3}, r"`kernel_size` belongs to a convolutional `core`\. Got 3"),
+        ({"core": "tcn", "kernel_size": 0}, r"`kernel_size` must be a positive integer, or None\. Got 0"),
+        ({"core": "tcn", "window": 3}, r"`window` belongs to a recurrent core; .* Got 3"),
+        ({"core": "lstm"}, r"`core` must be one of \['gated-conv', 'tcn', 'wavenet'\], or None .* Got 'lstm'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        build_core(**{"input_size": INPUTS, "hidden_size": UNITS, **arguments})
