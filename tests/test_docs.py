@@ -23,7 +23,7 @@ class Tokens(LightningDataModule):
         return DataLoader([(tokens[0], tokens[1])] * 2, batch_size=None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-cell.md", "docs/stability.md", "docs/truncation.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/own-cell.md", "docs/stability.md", "docs/tasks.md", "docs/truncation.md"])
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": LanguageModel(7, hidden_size=6, embedding_size=5), "data": Tokens()}
