@@ -90,7 +90,8 @@ class Task:
         note: What to expect, printed under the table.
         config: The configuration that all runs share.
         cells: Of recurrent cores, by name: ``config`` over the shared one, ``stable`` over that where the model is
-            projected, and ``seconds``.
+            projected, ``seconds``, and ``window_cost``, by how much of that a truncated run takes longer per input of
+            its window.
         baselines: The same of convolutional cores; ``always`` for those that no option asks for.
         stable: Configuration over the shared one where a model is projected.
         windows: Of the truncated models.
@@ -139,8 +140,7 @@ class Task:
                         config = merged(config, self.stable, own.get("stable", {}))
                     if window is not None:
                         config = merged(config, {"model": {"init_args": {"window": window}}})
-                    # A window costs up to as many steps as it is long; its kernels are faster than a step of torch's.
-                    seconds = time * own["seconds"] * (1 + 0.2 * (window or 0))
+                    seconds = time * own["seconds"] * (1 + own.get("window_cost", 0.3) * (window or 0))
                     runs.append(Run(core, stable, window, merged(config, options), seconds))
         for core, own in self.baselines.items():
             if baselines or own.get("always", False):

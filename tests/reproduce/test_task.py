@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from lightning.pytorch.cli import instantiate_class
 from lightning_stable.cli import TASKS
 from lightning_stable.models import CELLS, CORES
 from lightning_stable.reproduce import BUDGETS, load_task, task_names
-from lightning_stable.reproduce.task import merged, read_task
+from lightning_stable.reproduce.task import filled, merged, read_task
 
 TEXT = """
 title: A task
@@ -96,15 +97,22 @@ def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) 
     assert any(baseline.get("always") for baseline in task.baselines.values())
     runs = task.runs(budget, seed=0, baselines=True)
     assert all({"rnn", "lstm"} <= {run.core for run in runs if run.stable == stable} for stable in (False, True))
+    data = SimpleNamespace(vocab_size=9, labels=["O", "B-x"], max_active=4, key_frequencies=[0.05] * 88)
     for run in runs:
-        arguments = run.config["model"]["init_args"]
+        config = filled(run.config, data)
+        arguments = config["model"]["init_args"]
         assert arguments.keys() >= ({"core"} if run.core in CORES else {"cell"})
-        facts = {"vocab_size": 9, "labels": ["O", "B-x"]}
-        run.config["model"]["init_args"] = arguments | {key: facts[key] for key in facts if key in arguments}
         if arguments.get("hidden_size", 0) <= 300:  # large ones take their time
-            model = instantiate_class((), run.config["model"])
+            model = instantiate_class((), config["model"])
             assert model.receptive_field == run.window or run.window is None
-        for callback in run.config["trainer"]["callbacks"]:
+        callbacks = config["trainer"].get("callbacks", [])
+        for callback in callbacks:
             instantiate_class((), callback)
-        stable = any("StabilityProjection" in c["class_path"] for c in run.config["trainer"]["callbacks"])
-        assert stable == run.stable
+        assert run.stable == any("StabilityProjection" in callback["class_path"] for callback in callbacks)
+    if task.input_bound is not None:
+        assert instantiate_class((), filled(task.input_bound, data)).guarantee == "guaranteed"
+
+
+def test_values_of_the_data_are_filled_in() -> None:
+    config = {"a": ["data.size", {"b": "data.size"}], "c": "database", "d": 3}
+    assert filled(config, SimpleNamespace(size=5)) == {"a": [5, {"b": 5}], "c": "database", "d": 3}
