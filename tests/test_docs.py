@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_stable.models import LanguageModel
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 class Tokens(LightningDataModule):
@@ -23,7 +24,7 @@ class Tokens(LightningDataModule):
         return DataLoader([(tokens[0], tokens[1])] * 2, batch_size=None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-cell.md", "docs/stability.md", "docs/tasks.md", "docs/truncation.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": LanguageModel(7, hidden_size=6, embedding_size=5), "data": Tokens()}
@@ -31,7 +32,7 @@ def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         exec(compile(block, page, "exec"), names)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_inside_the_repository_exist(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]

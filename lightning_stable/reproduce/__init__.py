@@ -82,7 +82,8 @@ def reproduce(task: Task, out: Path, options: Options) -> int:
     if ordered:
         write_results(ordered, out)
         floor = getattr(data, task.floor) if isinstance(task.floor, str) else task.floor
-        console.print(results_table(task, ordered, floor))
+        # Wrapped by the terminal, if it must be: numbers cut to fit say less.
+        Console(width=max(110, console.width)).print(results_table(task, ordered, floor))
         if task.note:
             console.print(task.note.strip(), highlight=False)
         plot_results(task, ordered, floor, out / "results.png")

@@ -37,7 +37,8 @@ def plot_results(task: Task, rows: Sequence[dict[str, Any]], floor: float | None
                 alpha = 1.0 if published["status"] == "published" else 0.35
                 axes.plot(published["value"], height, "x", color="#b3261e", alpha=alpha, markersize=6, zorder=2)
             height += 1
-        axes.axhline(height + 0.4, color="#dddddd", linewidth=0.8)
+        if core != cores[-1]:
+            axes.axhline(height + 0.4, color="#dddddd", linewidth=0.8)
         height += 1.8
     if floor is not None:
         axes.axvline(floor * task.metric.scale, color="black", linestyle=":", linewidth=1)

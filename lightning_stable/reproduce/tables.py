@@ -24,8 +24,8 @@ def results_table(task: Task, rows: Sequence[Row], floor: float | None) -> Table
     )
     table.add_column("model", no_wrap=True)
     for name in ("sees", "validation", "test", "certified\nrate", "recurrent\nnorm"):
-        table.add_column(name, justify="right")
-    table.add_column("literature")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("literature", no_wrap=True)
     if floor is not None:
         table.add_row("nothing learned", "", "", _number(floor * task.metric.scale))
     best = (min if task.metric.better == "lower" else max)(row["test"] for row in rows)
