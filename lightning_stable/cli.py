@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from lightning_stable.commands.options import add_certify, add_profile, positive
 from lightning_stable.version import __version__
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -23,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  lightning-stable demo --out runs/demo\n"
         "  lightning-stable reproduce copy --out runs/copy\n"
-        "  lightning-stable fit --config runs/copy/runs/gru/config.yaml",
+        "  lightning-stable fit --config runs/copy/runs/gru/config.yaml\n"
+        "  lightning-stable certify runs/copy/runs/gru/checkpoints/best.ckpt",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
@@ -37,17 +39,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = demo.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s)")
-    add("--epochs", type=_positive, default=6, help="epochs per model (default: %(default)s)")
+    add("--epochs", type=positive, default=6, help="epochs per model (default: %(default)s)")
     add("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="recurrent cell (default: %(default)s)")
-    add("--hidden-size", type=_positive, default=128, help="recurrent units (default: %(default)s)")
+    add("--hidden-size", type=positive, default=128, help="recurrent units (default: %(default)s)")
     add("--rate", type=float, default=0.99, help="largest certified rate (default: %(default)s)")
     add("--gate-bound", type=float, help="largest value of the forget or update gate (default: rate squared)")
-    add("--window", type=_positive, default=10, help="inputs the twins see (default: %(default)s)")
-    add("--distance-steps", type=_positive, default=80, help="steps of the last comparison (default: %(default)s)")
+    add("--window", type=positive, default=10, help="inputs the twins see (default: %(default)s)")
+    add("--distance-steps", type=positive, default=80, help="steps of the last comparison (default: %(default)s)")
     add("--seed", type=int, default=1, help="seed of both trainings (default: %(default)s)")
-    add("--limit-batches", type=_positive, help="batches per epoch, for a quick look (default: all)")
+    add("--limit-batches", type=positive, help="batches per epoch, for a quick look (default: all)")
     demo.set_defaults(run=_demo)
     _add_reproduce(commands)
+    add_certify(commands)
+    add_profile(commands)
     for name in LIGHTNING_COMMANDS:  # for --help; they are parsed by LightningCLI
         commands.add_parser(name, help=f"{name} with LightningCLI: {name} --config FILE", add_help=False)
     return parser
@@ -74,7 +78,7 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     add("--seed", type=int, default=0, help="seed of every run (default: %(default)s)")
     add("--baselines", action="store_true", help="train all convolutional networks, not only the usual one")
     add("--resume", action="store_true", help="keep the runs that are finished, train the others")
-    add("--jobs", type=_positive, help="runs at a time (default: one per core; one on a GPU)")
+    add("--jobs", type=positive, help="runs at a time (default: one per core; one on a GPU)")
     add("--only", nargs="+", metavar="RUN", help="train these runs only, by name: lstm-stable-k10")
     reproduce.set_defaults(run=_reproduce)
 
@@ -109,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.traceback:
             raise
-        sys.stderr.write(f"lightning-stable: {type(error).__name__}: {error}\n")
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"lightning-stable: {type(error).__name__}: {message}\n")
         return 2
 
 
@@ -119,10 +124,3 @@ def _lightning(arguments: list[str]) -> int:
     # A copy of the configuration beside the logs, never over the one that was given.
     LightningCLI(args=arguments, save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True})
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer. Got {text}")
-    return value

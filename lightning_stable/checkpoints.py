@@ -1,0 +1,180 @@
+"""A LightningModule from a checkpoint, without running anything the checkpoint says."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch import LightningModule
+
+from lightning_stable import models
+from lightning_stable.stability import InputSet
+from lightning_stable.stability.input_sets import Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Checkpoint = dict[str, Any]
+_LONGEST_REASON = 300
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint on the CPU, loaded with ``weights_only=True``: tensors and plain values, no code.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, is no checkpoint of Lightning's, or holds anything else.
+    """
+    checkpoint = read_plain(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"The file must be a checkpoint that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
+    return checkpoint
+
+
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values only.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise ValueError(f"The file must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file raises depends on where the damage lies
+        refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
+        if refused:
+            raise ValueError(
+                "The file must hold tensors and plain values only, as nothing in it is run. "
+                f"Got {refused[1]} in {str(path)!r}."
+            ) from error
+        raise ValueError(
+            f"The file must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
+        ) from error
+
+
+def load_model(
+    checkpoint: Checkpoint, class_path: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> LightningModule:
+    """The model of a checkpoint, with exactly the weights it holds, in evaluation mode.
+
+    Args:
+        checkpoint: From :func:`read_checkpoint`. Its hyperparameters are the arguments of the class.
+        class_path: Import path of the class. None takes the one a checkpoint of LightningCLI names, if that is a class
+            of :mod:`lightning_stable.models`: nothing else is imported because a checkpoint says so.
+        arguments: Arguments of the class that the checkpoint does not hold, or instead of those it holds.
+
+    Raises:
+        ValueError: If the class is not known or cannot be imported, cannot be made with these arguments, or the
+            weights do not fit it.
+    """
+    hyperparameters = dict(checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+    hyperparameters.pop("_instantiator", None)
+    named = hyperparameters.pop("_class_path", None)
+    model_class = _own_class(named) if class_path is None else import_class(class_path)
+    given = _arguments(model_class, hyperparameters, checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME))
+    given |= arguments or {}
+    try:
+        model = model_class(**given)
+    except Exception as error:
+        raise ValueError(
+            f"`--set NAME=VALUE` must complete the arguments of {model_class.__name__}. "
+            f"Got {sorted(given)}, and {type(error).__name__}: {error}"
+        ) from error
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    try:
+        # Assigned, as copying would round the weights to the precision the class happens to be made in.
+        model.load_state_dict(checkpoint["state_dict"], strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights must fit {model_class.__name__} as the checkpoint's arguments and --set make it. "
+            f"Got {shorten(str(error), _LONGEST_REASON, placeholder=' ...')}"
+        ) from error
+    return model.eval()
+
+
+def recorded_inputs(checkpoint: Checkpoint) -> dict[str, InputSet]:
+    """The input ranges that a StabilityProjectionCallback saw in training, by the name of the recurrent module."""
+    return {
+        name: Recorded(-seen[0], seen[1])
+        for state in _projection_states(checkpoint)
+        for name, seen in state["input_ranges"].items()
+    }
+
+
+def bounds_in_training(checkpoint: Checkpoint) -> dict[str, str]:
+    """The inputs for which a StabilityProjectionCallback certified a layer in training, in words, by its name."""
+    return {
+        layer["name"]: layer["input_bound"]
+        for state in _projection_states(checkpoint)
+        for layer in (state["report"] or {"layers": ()})["layers"]
+        if layer["input_bound"]
+    }
+
+
+def import_class(path: str) -> type[LightningModule]:
+    """The LightningModule of this import path; the working directory is searched too.
+
+    Raises:
+        ValueError: If it cannot be imported or is no LightningModule.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        with search_here():
+            found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"`--class-path` must be a class that can be imported, as in package.module.Class. Got {path!r}: {error}."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+        raise ValueError(f"`--class-path` must be a subclass of lightning.pytorch.LightningModule. Got {path!r}.")
+    return found
+
+
+@contextmanager
+def search_here() -> Iterator[None]:
+    """A block whose imports find modules of the working directory, as ``python -m`` does; installed ones come first."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _own_class(named: Any) -> type[LightningModule]:
+    classes = [getattr(models, name) for name in models.__all__]
+    own = [found for found in classes if isinstance(found, type) and issubclass(found, LightningModule)]
+    by_path = {f"{package}.{found.__name__}": found for found in own for package in (models.__name__, found.__module__)}
+    if named in by_path:
+        return by_path[named]
+    raise ValueError(
+        "`--class-path PACKAGE.MODULE.CLASS` must name the class of the model, unless the checkpoint names one of "
+        f"{models.__name__}. Got a checkpoint that names {'none' if named is None else repr(named)}."
+    )
+
+
+def _arguments(model_class: type[LightningModule], hyperparameters: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """The hyperparameters as arguments: each one that the class takes, or all in the one they were saved from."""
+    parameters = inspect.signature(model_class).parameters
+    if name is not None and name in parameters and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+        return {name: AttributeDict(hyperparameters)}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return hyperparameters
+    return {key: value for key, value in hyperparameters.items() if key in parameters}
+
+
+def _projection_states(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    for state in (checkpoint.get("callbacks") or {}).values():
+        if isinstance(state, dict) and {"report", "constraint", "input_ranges"} <= state.keys():
+            yield state

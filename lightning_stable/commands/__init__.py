@@ -1,0 +1,1 @@
+"""Commands of ``lightning-stable`` that read a checkpoint."""

@@ -1,0 +1,26 @@
+"""Input sets as they are written on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_stable.stability import ActiveEntries, Box, InputSet, L2Ball
+from lightning_stable.stability.input_sets import SupNorm
+
+_KINDS: dict[str, Callable[..., InputSet]] = {"active": ActiveEntries, "l2": L2Ball, "box": Box}
+
+
+def parse_input_bound(text: str) -> InputSet:
+    """The input set that a number, ``active:COUNT``, ``l2:RADIUS`` or ``box:LOW:HIGH`` stands for.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    kind, *numbers = text.split(":")
+    try:
+        return _KINDS[kind](*map(float, numbers)) if numbers else SupNorm(float(kind))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "`--input-bound` must be a finite number of at least 0, active:COUNT, l2:RADIUS, or box:LOW:HIGH with "
+            f"LOW <= HIGH. Got {text!r}."
+        ) from error

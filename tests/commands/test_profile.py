@@ -1,0 +1,185 @@
+"""``lightning-stable profile``: windows measured on data beside certified ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+from lightning_stable import certify, cli, project_, truncation_profile
+from lightning_stable.commands.profile import profile_modules
+from lightning_stable.commands.recorder import record
+from lightning_stable.datamodules import CopyMemoryDataModule, LinearSystemDataModule
+from lightning_stable.models import LanguageModel, SlotTagger
+from lightning_stable.stability.input_sets import SupNorm
+from tests.checkpoint_files import CLASS, Cells, Gated, Plain, as_cli, save
+from tests.commands.test_certify import error_of, language_model
+from tests.models.examples import slots
+
+
+def inputs(batch: int = 3, time: int = 12, seed: int = 0) -> Tensor:
+    return torch.randn(batch, time, 3, generator=torch.Generator().manual_seed(seed)).clamp(-2, 2)
+
+
+def stable(**kwargs: Any) -> Gated:
+    model = Gated(4, **kwargs)
+    project_(model, 0.9, input_bound=2.0)
+    return model
+
+
+def stored(value: object, path: Path) -> str:
+    torch.save(value, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_measured_and_certified_windows(cell: str) -> None:
+    model = stable(cell=cell, num_layers=2).eval()
+    given = record(model, [inputs()], 1)
+    found = profile_modules(model, given, "2", 8, 0.05)["core"]
+    expected = truncation_profile(model.core, inputs(), 8, input_bound=SupNorm(2.0))
+    torch.testing.assert_close(found.profile.max_error, expected.max_error)
+    torch.testing.assert_close(found.profile.mean_error, expected.mean_error)
+    torch.testing.assert_close(found.profile.bound, expected.bound)
+    assert found.measured == expected.required_window(0.05)
+    report = certify(model, input_bound=2.0)
+    assert found.certified == report.required_window(0.05)
+    assert found.layers == report.layers
+    assert found.guarantee == "guaranteed"
+    assert (found.sequences, found.time) == (3, 12)
+
+
+def test_what_the_model_says_about_its_inputs_comes_before_their_range() -> None:
+    model = language_model().eval()
+    found = profile_modules(model, record(model, [torch.randint(7, (2, 9))], 1), None, 5, 0.05)["core"]
+    assert found.guarantee == "guaranteed"
+    assert found.layers == certify(model).layers
+    assert found.certified == certify(model).required_window(0.05)
+    gated = stable().eval()
+    found = profile_modules(gated, record(gated, [inputs()], 1), None, 5, 0.05)["core"]
+    assert found.guarantee == "data"
+    torch.testing.assert_close(found.profile.bound, truncation_profile(gated.core, inputs(), 5).bound)
+
+
+def test_batches_of_different_lengths_are_joined() -> None:
+    model = stable().eval()
+    given = record(model, [inputs(2, 5), inputs(3, 9, seed=1)], 1)["core"]
+    rows = [*inputs(2, 5), *inputs(3, 9, seed=1)]
+    joined = pack_sequence(rows, enforce_sorted=False)
+    assert torch.equal(given.batch_sizes, joined.batch_sizes)
+    expected = truncation_profile(model.core, joined, 6)
+    torch.testing.assert_close(truncation_profile(model.core, given, 6).mean_error, expected.mean_error)
+
+
+def test_the_steps_of_a_cell_are_sequences() -> None:
+    model = Cells().eval()
+    given = record(model, [inputs(2, 5), inputs(3, 9, seed=1)], 1)["core"]
+    assert torch.equal(given, torch.cat((inputs(2, 5), inputs(3, 9, seed=1)[:, :5])).transpose(0, 1))
+    assert profile_modules(model, {"core": given}, None, 4, 0.1)["core"].profile.max_error[-1] < 1
+
+
+def test_packed_sequences() -> None:
+    model = slots().eval()
+    words = torch.randint(11, (2, 6))
+    lengths = torch.tensor([6, 2])
+    seen: dict[str, Any] = {}
+    forward = model.forward
+    model.forward = lambda x: forward(x, lengths)  # type: ignore[method-assign]
+    seen = record(model, [words], 1)
+    assert seen["core"].batch_sizes.tolist() == [2, 2, 1, 1, 1, 1]
+    assert isinstance(model, SlotTagger)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = save(stable().to(dtype), tmp_path)
+    data = stored(inputs(), tmp_path / "x.pt")
+    command = ["profile", str(path), "--class-path", CLASS, "--data", data, "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+
+
+def test_a_data_module_for_a_model_of_double_precision() -> None:
+    data = LinearSystemDataModule(input_size=3, length=5, train_size=1, valid_size=4, test_size=1)
+    given = record(stable().double().eval(), [data], 1)["core"]
+    assert given.data.dtype == torch.float64
+    assert given.batch_sizes.tolist() == [4] * 5
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_table_and_a_plot(window: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = LanguageModel(10, hidden_size=6, embedding_size=5, window=window)
+    project_(model, 0.9)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer: {max_epochs: 1}\n"
+        "data:\n  class_path: tests.commands.test_profile.Copies\n"
+        "  init_args: {delay: 8, batch_size: 5}\n"
+    )
+    command = ["profile", as_cli(model, tmp_path), "--data", config, "--batches", 2, "--max-window", 7]
+    command += ["--tolerance", 0.01, "--out", tmp_path / "out"]
+    assert cli.main([str(part) for part in command]) == 0
+    data = Copies(delay=8, batch_size=5)
+    data.setup()
+    tokens = torch.cat([batch[0] for batch in list(data.val_dataloader())[:2]])
+    expected = truncation_profile(model.core, model.embedding(tokens), 7)
+    with (tmp_path / "out" / "profile.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["module"], row["window"]) for row in rows] == [("core", str(k)) for k in range(1, 8)]
+    errors = torch.tensor([[float(row[key]) for key in ("max_error", "mean_error")] for row in rows])
+    torch.testing.assert_close(errors, torch.stack((expected.max_error, expected.mean_error), 1).float())
+    assert all(float(row["max_error"]) <= float(row["certified_bound"]) for row in rows)
+    assert (tmp_path / "out" / "core.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    certified = certify(model.eval()).required_window(0.01)
+    measured = expected.required_window(0.01)
+    assert str(certified) in out
+    assert ("> 7" if measured is None else f" {measured} ") in out
+    assert "10, up to" in out
+
+
+class Copies(CopyMemoryDataModule):
+    def __init__(self, delay: int, batch_size: int) -> None:
+        super().__init__(delay=delay, train_size=5, valid_size=20, test_size=5, batch_size=batch_size)
+
+
+def test_errors_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[object] = ["profile", save(stable(), tmp_path), "--class-path", CLASS, "--out", tmp_path, "--data"]
+    assert "not found" in error_of(capsys, *given, tmp_path / "missing.pt")
+    assert "Got list" in error_of(capsys, *given, stored([inputs()], tmp_path / "list.pt"))
+    assert "3" in error_of(capsys, *given, stored(torch.zeros(2, 3, 5), tmp_path / "features.pt"))
+    good = stored(inputs(), tmp_path / "x.pt")
+    assert "must hold for the data" in error_of(capsys, *given, good, "--input-bound", "0.1")
+    assert "positive, finite" in error_of(capsys, *given, good, "--tolerance", "0")
+    assert "can be read" in error_of(capsys, *given, tmp_path / "missing.yaml")
+    config = tmp_path / "config.yaml"
+    for text in ("model: 1", "[1]", "data: {init_args: {}}", "data: 3"):
+        config.write_text(text)
+        assert "a 'data' section" in error_of(capsys, *given, config)
+    config.write_text("data: {class_path: nowhere.Data}")
+    assert "nowhere" in error_of(capsys, *given, config)
+    config.write_text("a: [")
+    assert "can be read" in error_of(capsys, *given, config)
+    plain: list[object] = ["profile", save(Plain(), tmp_path), "--class-path", "tests.checkpoint_files.Plain"]
+    assert "No recurrence" in error_of(capsys, *plain, "--data", good)
+
+
+def test_a_recurrence_that_nothing_reaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(Unused(), tmp_path)
+    data = stored(inputs(), tmp_path / "x.pt")
+    message = error_of(capsys, "profile", path, "--class-path", "tests.commands.test_profile.Unused", "--data", data)
+    assert "must make the model call its recurrences" in message
+
+
+class Unused(Gated):
+    def __init__(self) -> None:
+        LightningModule.__init__(self)
+        self.core = torch.nn.GRU(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,187 @@
+"""Models come back from checkpoints exactly, and nothing in a checkpoint is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.checkpoints import (
+    bounds_in_training,
+    import_class,
+    load_model,
+    read_checkpoint,
+    recorded_inputs,
+)
+from lightning_stable.models import LanguageModel, MusicModel
+from tests.checkpoint_files import CLASS, Configured, Gated, as_cli, save
+from tests.helpers import equal, sequences, trainer, weights
+
+
+class Attack:
+    """Its pickle makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_models_of_the_package_need_no_class_path(window: int | None, tie_weights: bool, tmp_path: Path) -> None:
+    model = LanguageModel(7, hidden_size=5, embedding_size=5, window=window, tie_weights=tie_weights)
+    loaded = load_model(read_checkpoint(as_cli(model, tmp_path)))
+    assert type(loaded) is LanguageModel
+    assert not loaded.training
+    assert equal(loaded.state_dict(), model.state_dict())
+    tokens = torch.randint(7, (2, 9))
+    assert torch.equal(loaded(tokens)[0], model.eval()(tokens)[0])
+
+
+def test_a_checkpoint_of_lightning_cli(tmp_path: Path) -> None:
+    cli = LightningCLI(
+        args=[
+            "--model=lightning_stable.models.MusicModel",
+            "--model.keys=4",
+            "--model.hidden_size=5",
+            "--model.cell=gru",
+        ],
+        run=False,
+        save_config_callback=None,
+        trainer_defaults={"logger": False, "accelerator": "cpu", "default_root_dir": tmp_path},
+    )
+    cli.trainer.strategy.connect(cli.model)
+    cli.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = load_model(read_checkpoint(tmp_path / "model.ckpt"))
+    assert isinstance(loaded, MusicModel)
+    assert equal(weights(loaded), weights(cli.model))
+
+
+def test_a_class_of_the_user(tmp_path: Path) -> None:
+    model = Gated(4, num_layers=2)
+    loaded = load_model(read_checkpoint(save(model, tmp_path)), CLASS)
+    assert isinstance(loaded, Gated)
+    assert equal(weights(loaded), weights(model))
+
+
+def test_arguments_in_one(tmp_path: Path) -> None:
+    model = Configured({"hidden_size": 6})
+    loaded = load_model(read_checkpoint(save(model, tmp_path)), "tests.checkpoint_files.Configured")
+    assert equal(weights(loaded), weights(model))
+
+
+def test_arguments_the_checkpoint_lacks(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(save(Gated(4, num_layers=2), tmp_path, hyper_parameters={"num_layers": 1, "x": 1}))
+    with pytest.raises(ValueError, match=r"`--set NAME=VALUE` must complete .* Gated.*hidden_size"):
+        load_model(checkpoint, CLASS)
+    assert load_model(checkpoint, CLASS, {"hidden_size": 4, "num_layers": 2}).core.num_layers == 2
+
+
+def test_weights_keep_their_precision(tmp_path: Path) -> None:
+    model = Gated(4).double()
+    with torch.no_grad():
+        model.core.weight_hh_l0.fill_(1 / 3)
+    loaded = load_model(read_checkpoint(save(model, tmp_path)), CLASS)
+    assert equal(weights(loaded), weights(model))
+
+
+def test_a_class_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "from lightning.pytorch import LightningModule\nclass Mine(LightningModule): ..."
+    (tmp_path / "only_here.py").write_text(source)
+    assert import_class("only_here.Mine").__name__ == "Mine"
+
+
+@pytest.mark.parametrize("path", ["no_such_package.Model", "Model", "", "tests.checkpoint_files.Nothing"])
+def test_a_class_that_cannot_be_imported(path: str) -> None:
+    with pytest.raises(ValueError, match="`--class-path` must be a class that can be imported"):
+        import_class(path)
+
+
+def test_a_class_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="must be a subclass of lightning"):
+        import_class("torch.nn.GRU")
+
+
+@pytest.mark.parametrize("name", [CLASS, "lightning_stable.models.build_core", "lightning_stable.models.os.Model", 3])
+def test_a_checkpoint_chooses_no_other_class(name: Any, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(save(Gated(4), tmp_path, hyper_parameters={"_class_path": name}))
+    with pytest.raises(
+        ValueError, match=r"`--class-path PACKAGE.MODULE.CLASS` must name .* Got a checkpoint that names"
+    ):
+        load_model(checkpoint)
+
+
+def test_its_instantiator_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(7, hidden_size=5, embedding_size=5)
+    path = as_cli(model, tmp_path)
+    checkpoint = read_checkpoint(path)
+    checkpoint["hyper_parameters"]["_instantiator"] = "tests.test_checkpoints.forbidden"
+    assert isinstance(load_model(checkpoint), LanguageModel)
+
+
+def forbidden(*_: Any, **__: Any) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("where", ["state_dict", "hyper_parameters", "callbacks", "extra"])
+def test_a_pickle_is_not_executed(where: str, tmp_path: Path) -> None:
+    path = save(Gated(4), tmp_path, **{where: {"x": Attack(tmp_path / "attacked")}})
+    with pytest.raises(ValueError, match=r"tensors and plain values only.* Got .*mkdir"):
+        read_checkpoint(path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    whole = save(Gated(4), tmp_path).read_bytes()
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[100:], b"\x80\x02garbage"):
+        path = tmp_path / "damaged.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"must be one that torch.save wrote, and whole. Got .*damaged.ckpt"):
+            read_checkpoint(path)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not found"):
+        read_checkpoint(tmp_path / "missing.ckpt")
+    with pytest.raises(ValueError, match="a folder"):
+        read_checkpoint(tmp_path)
+    for content in (torch.zeros(3), {"weights": torch.zeros(3)}):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match="Got no 'state_dict'"):
+            read_checkpoint(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit(change: str, tmp_path: Path) -> None:
+    state = Gated(4).state_dict()
+    if change == "missing":
+        del state["core.bias_hh_l0"]
+    else:
+        state["core.other" if change == "unexpected" else "core.bias_hh_l0"] = torch.zeros(2)
+    checkpoint = read_checkpoint(save(Gated(4), tmp_path, state_dict=state))
+    with pytest.raises(ValueError, match="The weights must fit Gated") as error:
+        load_model(checkpoint, CLASS)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_projection_callback_knows(tmp_path: Path) -> None:
+    run, model = trainer(tmp_path, StabilityProjectionCallback(0.9)), Gated(4)
+    run.fit(model, sequences())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "model.ckpt")
+    seen = sequences().dataset.data.flatten(0, 1)
+    (name, found), *others = recorded_inputs(checkpoint).items()
+    assert (name, others, found.guarantee) == ("core", [], "data")
+    box = found.box(3, seen)
+    torch.testing.assert_close(box.low, seen.amin(0))
+    torch.testing.assert_close(box.high, seen.amax(0))
+    assert list(bounds_in_training(checkpoint)) == ["core.l0"]
+    assert recorded_inputs({}) == bounds_in_training({}) == {}
