@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -57,7 +60,7 @@ def train_all(
         messages = manager.Queue()
         whole = progress.add_task(f"{len(runs)} models", total=sum(run.seconds for run, _, _ in runs), value="")
         bars = {run.name: progress.add_task(run.name, visible=False, value="") for run, _, _ in runs}
-        executor = ProcessPoolExecutor(jobs, mp_context=context)
+        executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
         try:
             pending = {
                 executor.submit(train, task, run, folder, config, _Sender(messages, run.name)): run
@@ -80,6 +83,18 @@ def train_all(
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
     return failures
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is gone, however it went."""
+
+    def wait_for_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def _show(messages: Any, progress: Progress, bars: dict[str, Any], scale: float) -> None:

@@ -1,0 +1,289 @@
+"""Show at validation how gradients and perturbations travel through the states of every recurrent layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import override
+
+from lightning_stable.recurrence import Recurrence, find_recurrences
+from lightning_stable.shadow.nested import parts_of
+from lightning_stable.shadow.rng import isolated
+from lightning_stable.stability.precision import full_precision
+from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients, unmeasured
+
+# What a recurrent module was called with and returned: input, state, output.
+_Call = tuple[Any, Any, Any]
+
+
+class StateGradientCallback(Callback):
+    """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
+
+    ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
+    nothing; see :func:`~lightning_stable.stability.state_gradients.measure_state_gradients` for what is made of it.
+    A model that is not certified stable may still operate in the stable regime on its data (Miller & Hardt, *Stable
+    Recurrent Models*): ``callback.reports["core"].in_stable_regime``. All of these are measurements on these batches,
+    **not bounds**. Nothing is done on the training path, random states and modes stay as they are.
+
+    Logs, for every recurrent module: ``state_gradient/<module>/decay`` (fitted factor per step of the gradient of the
+    loss), ``.../lyapunov`` (largest finite-time exponent of a sequence), ``.../rate_measured`` (``exp`` of it), each
+    where it is finite, and to TensorBoard the figure ``state_gradient/<module>``. With several processes the first one
+    speaks, for its part of the data. Windowed and bidirectional modules are skipped with a warning.
+
+    Args:
+        max_lag: Largest number of steps back.
+        num_batches: Validation batches to measure, of the first data loader.
+        loss: Name under which ``validation_step`` logs its loss. None takes what it returns (a scalar, or the entry
+            ``"loss"``), else the first value it logs with "loss" in its name. Where there is none, growth is measured
+            in random directions.
+        modules: Shell-style patterns of the names of the recurrent modules; None takes all.
+        input_bound: For the certified rate, see :func:`lightning_stable.certify`; None takes the range of the inputs
+            seen.
+        every_n_epochs: Measure at the validations of every n-th epoch.
+        figures: Folder for the figures as PNG files; None writes none.
+
+    Attributes:
+        reports: The latest :class:`~lightning_stable.stability.state_gradients.StateGradients` by name of the module.
+
+    Raises:
+        ValueError: For arguments out of range.
+        MisconfigurationException: When the trainer starts, if no recurrence can be measured or the strategy shards
+            parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[StateGradientCallback(max_lag=50)])
+    """
+
+    def __init__(
+        self,
+        max_lag: int = 32,
+        *,
+        num_batches: int = 1,
+        loss: str | None = None,
+        modules: str | Iterable[str] | None = None,
+        input_bound: Any = None,
+        every_n_epochs: int = 1,
+        figures: str | Path | None = None,
+    ) -> None:
+        for name, value in (("max_lag", max_lag), ("num_batches", num_batches), ("every_n_epochs", every_n_epochs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Got {value!r}.")
+        if loss is not None and (not isinstance(loss, str) or not loss):
+            raise ValueError(f"`loss` must be the name of a logged value, or None. Got {loss!r}.")
+        if figures is not None and not isinstance(figures, (str, Path)):
+            raise ValueError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
+        self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
+        self.loss, self.input_bound = loss, input_bound
+        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
+        self.figures = None if figures is None else Path(figures)
+        self.reports: dict[str, StateGradients] = {}
+        self._parts: dict[str, list[StateGradients]] = {}
+        self._warned = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage not in ("fit", "validate"):
+            return
+        strategy = trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+            raise MisconfigurationException(
+                "StateGradientCallback runs a copy of the model that shares its parameters, which strategies that "
+                f"shard them do not allow. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
+            )
+        try:
+            groups = _by_module(find_recurrences(pl_module, self.modules))
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        skipped = {name: reason for name, group in groups.items() if (reason := unmeasured(group))}
+        if len(skipped) == len(groups):
+            raise MisconfigurationException(
+                f"StateGradientCallback needs a recurrent module with one direction and no window. Got {skipped}."
+            )
+        for name, reason in skipped.items():
+            rank_zero_warn(f"StateGradientCallback skips {name!r}: it is {reason}.")
+        self._parts = {}
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        due = trainer.current_epoch % self.every_n_epochs == 0 and batch_idx < self.num_batches
+        if not due or trainer.sanity_checking or dataloader_idx:
+            return
+        # Tensors made in inference mode, the batch and the copy included, could not be differentiated.
+        with torch.inference_mode(False), torch.enable_grad(), isolated(pl_module.device):
+            twin, batch = _copied(trainer, pl_module), apply_to_collection(batch, Tensor, torch.clone)
+            groups = _by_module(find_recurrences(twin, self.modules))
+            measured = {name: group[0] for name, group in groups.items() if not unmeasured(group)}
+            calls: dict[str, list[_Call]] = {name: [] for name in measured}
+            for name, recurrence in measured.items():
+                _watch(recurrence.module, calls[name])
+            loss = self._loss_of(trainer, twin, batch, batch_idx)
+            for name, made in calls.items():
+                if not made:
+                    continue
+                arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(made, loss)
+                bound = self.input_bound.get(name) if isinstance(self.input_bound, Mapping) else self.input_bound
+                with full_precision(pl_module.device):
+                    report = measure_state_gradients(
+                        measured[name].module, max_lag=self.max_lag, input_bound=bound, name=name, **arguments
+                    )
+                self._parts.setdefault(name, []).append(report)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parts, self._parts = self._parts, {}
+        for name, reports in parts.items():
+            report = self.reports[name] = StateGradients.joined(reports)
+            metrics = {"decay": report.decay, "lyapunov": report.lyapunov, "rate_measured": report.rate}
+            finite = {f"state_gradient/{name}/{key}": v for key, v in metrics.items() if math.isfinite(v)}
+            pl_module.log_dict(finite, rank_zero_only=True)
+            if trainer.is_global_zero:
+                self._draw(trainer, report)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._parts = {}
+
+    def _loss_of(self, trainer: Trainer, twin: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
+        logged: dict[str, Any] = {}
+
+        def log(name: str, value: Any, *_: Any, **__: Any) -> None:
+            logged.setdefault(name, value)
+
+        twin.log = log  # type: ignore[method-assign]
+        # Lightning passes the index to steps that take it, whatever they call it.
+        takes_index = is_param_in_hook_signature(twin.validation_step, "batch_idx", min_args=2)
+        # In evaluation mode cuDNN's recurrent kernels have no backward pass.
+        with trainer.precision_plugin.val_step_context(), torch.backends.cudnn.flags(enabled=False):
+            returned = twin.validation_step(*((batch, batch_idx) if takes_index else (batch,)))
+        if self.loss is not None:
+            if not _is_loss(logged.get(self.loss)):
+                raise MisconfigurationException(
+                    "`loss` must name a differentiable scalar that `validation_step` logs. Got "
+                    f"{self.loss!r}; of those there are {sorted(k for k, v in logged.items() if _is_loss(v))}."
+                )
+            chosen: Tensor = logged[self.loss]
+            return chosen
+        candidates = [returned.get("loss") if isinstance(returned, Mapping) else returned]
+        candidates += [value for name, value in logged.items() if "loss" in name.lower()]
+        loss = next((value for value in candidates if _is_loss(value)), None)
+        if loss is None and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                "StateGradientCallback found no differentiable loss in `validation_step` and measures growth in random "
+                "directions: return the loss, or log it and pass its name as `loss`."
+            )
+        return loss
+
+    def _draw(self, trainer: Trainer, report: StateGradients) -> None:
+        for logger in trainer.loggers:
+            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+            if add_figure is not None:
+                add_figure(f"state_gradient/{report.name}", report.plot(), trainer.global_step)
+        if self.figures is not None:
+            self.figures.mkdir(parents=True, exist_ok=True)
+            file = self.figures / f"state-gradient-{report.name}-step-{trainer.global_step}.png"
+            report.plot().savefig(file, dpi=150)
+
+
+def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
+    """A copy in the same state, with the model's own parameters."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    held = (value for module in model.modules() for value in parts_of(Tensor, vars(module)))
+    memo |= {id(value): value.detach().clone() for value in held if not value.is_leaf}  # torch copies no history
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise MisconfigurationException(
+            f"StateGradientCallback runs `validation_step` on a copy and could not deep-copy {type(model).__name__}. "
+            f"Got {type(error).__name__}: {error}"
+        ) from error
+    twin.trainer = trainer
+    for module in twin.modules():
+        module._compiled_call_impl = None  # by `Module.compile`; the copied one calls the model's own layers
+        hooks = module._forward_pre_hooks
+        # Those of other callbacks at work in this batch would take the copy's inputs for the model's.
+        for key in [key for key, hook in hooks.items() if hook.__module__.startswith("lightning_stable.callbacks")]:
+            del hooks[key]
+    return twin
+
+
+def _by_module(recurrences: Iterable[Recurrence]) -> dict[str, list[Recurrence]]:
+    groups: dict[str, list[Recurrence]] = {}
+    for recurrence in recurrences:
+        groups.setdefault(recurrence.module_name, []).append(recurrence)
+    return groups
+
+
+def _watch(module: nn.Module, calls: list[_Call]) -> None:
+    """Note the calls of a module, and cut the history of the states it is given.
+
+    A step's output is the next step's state: a gradient would come back through it from all later losses.
+    """
+
+    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
+        return (*args[:1], *_detached(args[1:])), given
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inputs, *rest = (*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs))
+        calls.append((_detached(inputs), rest[0] if rest else None, output))
+
+    module.register_forward_pre_hook(cut, with_kwargs=True)
+    module.register_forward_hook(note, with_kwargs=True)
+
+
+def _of_sequence(calls: list[_Call], loss: Tensor | None) -> dict[str, Any]:
+    """What is measured of a module that takes sequences: of several calls the longest."""
+    inputs, state, (output, final) = max(calls, key=lambda call: call[0].data.numel())
+    parts = final if isinstance(final, tuple) else (final,)
+    values, *last = _gradients(loss, [output.data if isinstance(output, PackedSequence) else output, *parts])
+    if any(gradient is not None for gradient in last):
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parts, last, strict=True)]
+        state_gradients = tuple(filled) if isinstance(final, tuple) else filled[0]
+    else:
+        state_gradients = None
+    return {"inputs": inputs, "state": state, "output_gradients": values, "state_gradients": state_gradients}
+
+
+def _of_steps(calls: list[_Call], loss: Tensor | None) -> dict[str, Any]:
+    """What is measured of a cell: its calls make one sequence."""
+    outputs = [output[0] if isinstance(output, tuple) else output for _, _, output in calls]
+    found = _gradients(loss, outputs)
+    values = [torch.zeros_like(out) if grad is None else grad for out, grad in zip(outputs, found, strict=True)]
+    known = any(gradient is not None for gradient in found)
+    inputs = torch.stack([inputs for inputs, _, _ in calls])
+    return {"inputs": inputs, "state": calls[0][1], "output_gradients": torch.stack(values) if known else None}
+
+
+def _gradients(loss: Tensor | None, outputs: list[Tensor]) -> list[Tensor | None]:
+    """None for an output that the loss does not depend on."""
+    wanted = [output for output in outputs if output.requires_grad]
+    if loss is None or not wanted:
+        return [None] * len(outputs)
+    found = iter(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
+    return [next(found) if output.requires_grad else None for output in outputs]
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
+
+
+def _detached(values: Any) -> Any:
+    if isinstance(values, PackedSequence):
+        return PackedSequence(values.data.detach(), *values[1:])
+    return apply_to_collection(values, Tensor, torch.Tensor.detach)
