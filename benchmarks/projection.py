@@ -1,31 +1,24 @@
-"""Projections after a training step: against an SVD clamp, and as a share of the step itself."""
+"""Projections after training steps, on weights that a real training moves, against the textbook's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.timing import Comparison, interleave
+from benchmarks.timing import Comparison, compared, duration
+from benchmarks.training import WARM_UP, training
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.inputs import resolve_sources
 from lightning_stable.stability.project import Constraint, apply_updates, propose_updates
 from lightning_stable.stability.projections import clip_singular_values
+from lightning_stable.stability.subspace import SubspaceClip
 
-_VOCABULARY, _BATCH, _TIME = 10_000, 20, 35
-
-
-def clip_against_svd(sizes: tuple[int, ...] = (128, 256, 512)) -> Iterator[Comparison]:
-    """``clip_singular_values`` against a clamp of ``torch.linalg.svd``, in float32, on weights just outside."""
-    for size in sizes:
-        torch.manual_seed(size)
-        inside = svd_clamp(torch.randn(size, size) / size**0.5 * 1.2, 0.99)
-        weight = inside + 1e-3 * torch.randn(size, size).sign()
-        reference = svd_clamp(weight.double(), 0.99)
-        error = ((clip_singular_values(weight, 0.99).double() - reference).norm() / reference.norm()).item()
-        times = interleave(lambda w=weight: svd_clamp(w, 0.99), lambda w=weight: clip_singular_values(w, 0.99))  # type: ignore[misc]
-        yield Comparison("rnn l2 clip", size, "cpu", "svd clamp", *times, times[0] / times[1], error)
+SIZES = (128, 256, 512)
+_RATE = 0.99
 
 
 def svd_clamp(weight: Tensor, bound: float) -> Tensor:
@@ -35,45 +28,85 @@ def svd_clamp(weight: Tensor, bound: float) -> Tensor:
     return clamped
 
 
-class WordModel(nn.Module):
-    """Embedding, one recurrent layer, decoder."""
+def spectral(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 30) -> Iterator[Comparison]:
+    """Clipping singular values, in a closed loop: each method adds the training's updates to what it left itself.
 
-    def __init__(self, cell: type[nn.RNNBase], size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(_VOCABULARY, size)
-        self.core = cell(size, size, batch_first=True)  # type: ignore[call-arg, arg-type]
-        self.decoder = nn.Linear(size, _VOCABULARY)
+    Errors are the largest distance from the same loop in float64, relative to the weights.
+    """
+    for size in sizes:
+        subspace = SubspaceClip(reading=device == "cpu")
+        methods: dict[str, Callable[[Tensor], Tensor]] = {
+            "gram eigh": lambda w: clip_singular_values(w, _RATE),
+            "chebyshev": lambda w, clip=subspace: clip(w[None], _RATE)[0],  # type: ignore[misc]
+        }
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
+        errors = dict.fromkeys(methods, 0.0)
+        start, updates = _updates(size, steps, device)
+        current, reference = dict.fromkeys(methods, start), start.double()
+        store = current.__setitem__
+        for update in updates:
+            reference = clip_singular_values(reference + update.double(), _RATE)
+            for name, method in methods.items():
+                moved = current[name] + update
+                theirs = duration(lambda w=moved: svd_clamp(w, _RATE), device)  # type: ignore[misc]
+                ours = duration(lambda w=moved, m=method, n=name, s=store: s(n, m(w)), device)  # type: ignore[misc]
+                pairs[name].append((theirs, ours))
+                distance = (current[name].double() - reference).norm() / reference.norm()
+                errors[name] = max(errors[name], distance.item())
+        for name in methods:
+            # The first call of all loads what is loaded once, and the subspace begins with a whole decomposition.
+            yield compared(f"rnn l2 {name}", size, device, "svd clamp", pairs[name][1:], errors[name])
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(batch, time, vocabulary)``."""
-        logits: Tensor = self.decoder(self.core(self.embedding(tokens))[0])
-        return logits
+
+def _updates(size: int, steps: int, device: str) -> tuple[Tensor, list[Tensor]]:
+    """Recurrent weights, and what the optimizer adds to them at every step of a projected training."""
+    updates: list[Tensor] = []
+    before: Tensor | None = None
+    start: Tensor | None = None
+    for step, (model, projector) in enumerate(
+        islice(training("rnn", size, Constraint(_RATE), device), WARM_UP + steps)
+    ):
+        weight = model.core.get_parameter("weight_hh_l0").detach()
+        if before is not None and step >= WARM_UP:
+            updates.append(weight - before)
+        projector.project(strict=False)
+        before = weight.clone()
+        start = before if step == WARM_UP - 1 else start
+    assert start is not None
+    return start, updates
 
 
-def share_of_a_step(sizes: tuple[int, ...] = (200, 512)) -> Iterator[Comparison]:
-    """A training step of a word model (vocabulary 10k, batch 20, 35 steps) against the same step with projection."""
-    for cell in (nn.RNN, nn.LSTM, nn.GRU):
-        for size in sizes:
-            torch.manual_seed(0)
-            model = WordModel(cell, size)
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-            recurrences, constraint = find_recurrences(model), Constraint(0.99)
-            sources = resolve_sources(model, recurrences, None)
-            tokens = torch.randint(_VOCABULARY, (_BATCH, _TIME + 1))
+def gated(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 20) -> Iterator[Comparison]:
+    """The projection after a step of a gated model with an embedding table, against the plain one without memory.
 
-            def step(
-                model: WordModel = model, optimizer: torch.optim.Adam = optimizer, tokens: Tensor = tokens
-            ) -> None:
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+    Errors are largest distances of recurrent weights from the plain projection in float64, relative to the weights.
+    """
+    for cell in ("lstm", "gru"):
+        for method in ("shares", "euclidean", "rescale"):
+            for size in sizes:
+                constraint = Constraint(_RATE, method=method)
+                pairs, error = [], 0.0
+                for step, (model, projector) in enumerate(islice(training(cell, size, constraint, device), 2 + steps)):
+                    plain, wide = copy.deepcopy(model), copy.deepcopy(model).double()
+                    theirs = duration(_plain(plain, constraint), device)
+                    ours = duration(lambda p=projector: p.project(strict=False), device)  # type: ignore[misc]
+                    if step < 2:
+                        continue
+                    pairs.append((theirs, ours))
+                    _plain(wide, constraint)()
+                    expected = wide.core.get_parameter("weight_hh_l0")
+                    distance = (model.core.get_parameter("weight_hh_l0").double() - expected).norm() / expected.norm()
+                    error = max(error, distance.item())
+                yield compared(f"{cell} {method}", size, device, "plain float32", pairs, error)
 
-            def projected_step(step=step, recurrences=recurrences, sources=sources, constraint=constraint) -> None:  # type: ignore[no-untyped-def]
-                step()
-                apply_updates(propose_updates(recurrences, sources, constraint, strict=False))
 
-            apply_updates(propose_updates(recurrences, sources, constraint, strict=True))
-            plain, projected = interleave(step, projected_step, seconds=6)
-            name = f"{cell.__name__.lower()} step with projection"
-            yield Comparison(name, size, "cpu", "plain step", plain, projected, plain / projected, 0.0)
+def _plain(model: torch.nn.Module, constraint: Constraint) -> Callable[[], None]:
+    recurrences = find_recurrences(model)
+    sources = resolve_sources(model, recurrences, None, True)
+    return lambda: apply_updates(propose_updates(recurrences, sources, constraint, strict=False, training=True))
+
+
+def projection(sizes: tuple[int, ...] = SIZES, device: str = "cpu") -> Iterator[Comparison]:
+    """Every method."""
+    yield from spectral(sizes, device)
+    yield from gated(sizes, device)

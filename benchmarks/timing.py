@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Medians of an interleaved run, in seconds; ``ratio`` is baseline over ours, so above 1 means faster."""
+    """Medians of an interleaved run, in seconds; ``ratio`` is baseline over ours, so above 1 means faster.
+
+    ``spread`` is the distance of the quartiles of the pairs' ratios, 0 where there are no pairs.
+    """
 
     name: str
     size: int
@@ -21,20 +26,43 @@ class Comparison:
     ours_seconds: float
     ratio: float
     error: float
+    spread: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return asdict(self)
 
 
-def interleave(baseline: Callable[[], object], ours: Callable[[], object], seconds: float = 1.0) -> tuple[float, float]:
+def compared(
+    name: str, size: int, device: str, baseline: str, pairs: list[tuple[float, float]], error: float
+) -> Comparison:
+    """From pairs of durations, baseline and ours, measured right after each other: the median of their ratios."""
+    ratios = [pair[0] / pair[1] for pair in pairs]
+    quarters = quantiles(ratios, n=4) if len(ratios) > 1 else [0.0, 0.0, 0.0]
+    theirs, ours = (median(side) for side in zip(*pairs, strict=True))
+    return Comparison(name, size, device, baseline, theirs, ours, median(ratios), error, quarters[2] - quarters[0])
+
+
+def duration(function: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of one call, its work on the device included."""
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleave(
+    baseline: Callable[[], object], ours: Callable[[], object], seconds: float = 1.0, device: str = "cpu"
+) -> tuple[float, float]:
     """Run both in turn for about ``seconds`` in total (at least 5 times) and return the medians."""
     baseline(), ours()
     durations: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(durations[0]) < 5:
         for function, found in zip((baseline, ours), durations, strict=True):
-            start = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - start)
+            found.append(duration(function, device))
     return median(durations[0]), median(durations[1])

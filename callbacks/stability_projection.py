@@ -19,10 +19,23 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_stable.stability.fast import State
+from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.monitor import Hook
 from lightning_stable.stability.project import Constraint
 from lightning_stable.stability.projector import Projector
 from lightning_stable.stability.report import StabilityReport
+from lightning_stable.tensorboard import (
+    Entries,
+    begin_table,
+    boards_of,
+    end_table,
+    flush,
+    rate_chart,
+    writes_to_tensorboard,
+)
+from lightning_stable.tensorboard.board import THEORY, last_step
+from lightning_stable.tensorboard.charts import TARGET
 
 _SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 # Autocast rounds the weights again when they are used: aim far enough inside for the rounded ones to be stable too.
@@ -41,7 +54,9 @@ class StabilityProjectionCallback(Callback):
     Logs, every ``trainer.log_every_n_steps`` steps and at every validation: ``stability/rate``,
     ``stability/<layer>/rate``, ``stability/<layer>/recurrent_norm/<gate>`` (Frobenius norms: a certified network must
     not be an emptied one), ``stability/<layer>/recurrent_norm_kept`` (over the norm before the first projection), and
-    ``stability/projection_distance`` (how far the last step's projection moved the weights).
+    ``stability/projection_distance`` (how far the last step's projection moved the weights). A TensorBoardLogger gets
+    the page "Stability" of its custom scalars and, at validations, histograms: ``stability/<layer>/singular_values``
+    of the recurrent weights of an RNN, ``stability/<layer>/unit_rates`` (whose largest is the rate) of a gated cell.
 
     Callbacks that replace weights (averaging, swapping) belong before this one, so that what they leave is projected.
     With Lightning's WeightAveraging the averaged weights are projected when a validation begins: those evaluated, and
@@ -63,6 +78,7 @@ class StabilityProjectionCallback(Callback):
         method: Projection, see :func:`lightning_stable.project_`; None takes the cell's default.
         gate_bound: Largest value of LSTM's forget or GRU's update gate; None takes the cell's default.
         state_bound: Admissible states have entries of at most this size; 1 covers runs that start from zero.
+        histograms_every_n_epochs: Write the histograms at the validations of every n-th epoch; None writes none.
 
     Attributes:
         report: The latest :class:`~lightning_stable.stability.StabilityReport`; None after a run that failed.
@@ -90,15 +106,22 @@ class StabilityProjectionCallback(Callback):
         method: str | None = None,
         gate_bound: float | None = None,
         state_bound: float = 1.0,
+        histograms_every_n_epochs: int | None = 1,
     ) -> None:
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
+        if not _is_count(every_n_steps):
             raise ValueError(f"`every_n_steps` must be a positive integer. Got {every_n_steps!r}.")
+        if not (histograms_every_n_epochs is None or _is_count(histograms_every_n_epochs)):
+            raise ValueError(
+                "`histograms_every_n_epochs` must be a positive integer, or None for no histograms. "
+                f"Got {histograms_every_n_epochs!r}."
+            )
         self.constraint = Constraint(rate, norm, method, gate_bound, state_bound)
         self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
         if self.modules == []:
             raise ValueError("`modules` must name at least one pattern, or be None for all modules. Got [].")
         self.input_bound = input_bound
         self.every_n_steps = every_n_steps
+        self.histograms_every_n_epochs = histograms_every_n_epochs
         self.report: StabilityReport | None = None
         self.num_projections = 0
         self.followers: list[Callable[[], None]] = []
@@ -109,6 +132,7 @@ class StabilityProjectionCallback(Callback):
         self._log_due = False
         self._distance: Tensor | None = None
         self._input_ranges: dict[str, Tensor] = {}
+        self._projector_state: State = {}
         self._norms_before: dict[str, float] = {}
         self._warned: set[str] = set()
 
@@ -128,14 +152,17 @@ class StabilityProjectionCallback(Callback):
         if stage == "fit":  # a new run; what a checkpoint knows is restored after this
             self.report, self._distance, self._log_due, self._warned = None, None, False, set()
             self._steps = self.num_projections = 0
-            self._input_ranges, self._norms_before = {}, {}
+            self._input_ranges, self._norms_before, self._projector_state = {}, {}, {}
+            begin_table(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         projector = self._watch(trainer, pl_module, training=True)
         self._log_interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._norms_before = self._norms_before or projector.recurrent_norms()
-        self._settle()
+        report = self._settle()
+        for board in boards_of(trainer):
+            board.show(rate_chart(layer.name for layer in report.layers))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,6 +186,7 @@ class StabilityProjectionCallback(Callback):
                 f"The recurrences {unseen} were not projected: no inputs reached them through the forward of their "
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
+        end_table(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -169,6 +197,7 @@ class StabilityProjectionCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
+        flush(trainer)
 
     @property
     def steps(self) -> int:
@@ -179,6 +208,10 @@ class StabilityProjectionCallback(Callback):
     def input_ranges(self) -> Mapping[str, Tensor]:
         """Maxima of ``-x`` and ``x`` of the inputs recorded so far, shape ``(2, features)``, by module name."""
         return self._input_ranges if self._projector is None else self._projector.monitor.ranges
+
+    def known_inputs(self, module_name: str) -> InputSet | None:
+        """The input set of a recurrent module, where it is given or follows from the model; None outside of runs."""
+        return None if self._projector is None else self._projector.known_inputs(module_name)
 
     def projector_for(
         self, trainer: Trainer, module: nn.Module, *, training: bool = True, ranges: Mapping[str, Tensor] | None = None
@@ -218,6 +251,7 @@ class StabilityProjectionCallback(Callback):
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule, *, training: bool) -> Projector:
         self._projector = self.projector_for(trainer, pl_module, training=training, ranges=self._input_ranges)
+        self._projector.load_state_dict(self._projector_state)
         self._projector.monitor.recording = not training  # only what the model trains on, see on_train_batch_start
         self._projector.attach()
         return self._projector
@@ -229,6 +263,7 @@ class StabilityProjectionCallback(Callback):
         if self._projector is not None:
             self._projector.detach()
             self._input_ranges = {name: seen.clone() for name, seen in self._projector.monitor.ranges.items()}
+            self._projector_state = self._projector.state_dict()
         self._projector = None
 
     @property
@@ -270,6 +305,8 @@ class StabilityProjectionCallback(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)
             pl_module.log_dict(metrics, logger=False)
+            for board in boards_of(trainer):
+                board.scalars({TARGET: self.constraint.rate}, step, THEORY)
 
     # ----------------------------------------------- validation and checkpoints
     @override
@@ -293,6 +330,7 @@ class StabilityProjectionCallback(Callback):
         metrics = self._metrics(self._certify())
         if not trainer.sanity_checking:
             pl_module.log_dict(metrics, sync_dist=True, reduce_fx="max")
+            self._show(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -305,6 +343,7 @@ class StabilityProjectionCallback(Callback):
             "steps": self._steps,
             "num_projections": self.num_projections,
             "input_ranges": {name: seen.cpu() for name, seen in self.input_ranges.items()},
+            "projector": self._projector_state if self._projector is None else self._projector.state_dict(),
             "norms_before": dict(self._norms_before),
         }
 
@@ -314,9 +353,27 @@ class StabilityProjectionCallback(Callback):
         self.num_projections = state_dict["num_projections"]
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
+        self._projector_state = state_dict.get("projector", {})
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
+            self._projector.load_state_dict(self._projector_state)
             self._settle()
+
+    # ------------------------------------------------------------- TensorBoard
+    def table_entries(self, trainer: Trainer) -> Entries:
+        """The target rate and the certified one, for TensorBoard's table of runs."""
+        return Entries({"rate": self.constraint.rate}, ("stability/rate",))
+
+    def _show(self, trainer: Trainer) -> None:
+        """The target and the histograms, at a validation."""
+        for board in boards_of(trainer):
+            board.scalars({TARGET: self.constraint.rate}, last_step(trainer), THEORY)
+        interval = self.histograms_every_n_epochs
+        if interval is not None and trainer.current_epoch % interval == 0 and writes_to_tensorboard(trainer):
+            # In all processes: they agree on the ranges of the inputs.
+            spectra = {f"stability/{name}": values for name, values in self._attached.spectra().items()}
+            for board in boards_of(trainer):
+                board.histograms(spectra, trainer.global_step)
 
     # ------------------------------------------------------------- certificates
     def _settle(self) -> StabilityReport:
@@ -350,6 +407,17 @@ class StabilityProjectionCallback(Callback):
         if self._distance is not None:
             metrics["stability/projection_distance"] = self._distance.item()
         return metrics
+
+
+def known_inputs(trainer: Trainer, module_name: str) -> InputSet | None:
+    """What the projection callbacks of a trainer know about the inputs of a recurrent module."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found = (c.known_inputs(module_name) for c in callbacks if isinstance(c, StabilityProjectionCallback))
+    return next((inputs for inputs in found if inputs is not None), None)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _reduce_max(tensor: Tensor) -> Tensor:

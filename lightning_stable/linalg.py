@@ -18,9 +18,13 @@ from torch import Tensor
 PERRON_FLOOR = 1e-4
 
 
-def all_finite(values: Tensor) -> Tensor:
-    """Whether no entry is NaN or infinite, a scalar tensor: NaN passes through both extremes, infinities are them."""
-    return torch.isfinite(values.amax()) & torch.isfinite(values.amin())
+def all_finite(*tensors: Tensor) -> Tensor:
+    """Which of the tensors have no NaN or infinite entry, shape ``(tensors,)``: their sums would not be finite.
+
+    Entries too large for a sum to be finite count as infinite.
+    """
+    sums = [v.sum(dtype=torch.float64 if v.dtype == torch.float64 else torch.float32) for v in tensors]
+    return torch.stack([torch.isfinite(total) for total in sums])
 
 
 def inflation(size: int) -> float:

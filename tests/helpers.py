@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_stable.cells import UGRNN, IntersectionRNN
+
 FEATURES, UNITS, TIME = 3, 5, 4
-CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM, "ugrnn": UGRNN, "intersection": IntersectionRNN}
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:

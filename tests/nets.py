@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_stable.cells import UGRNN, IntersectionRNN
+
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "rnn": nn.RNN,
     "relu": partial(nn.RNN, nonlinearity="relu"),
     "lstm": nn.LSTM,
     "proj": partial(nn.LSTM, proj_size=3),
     "gru": nn.GRU,
+    "ugrnn": UGRNN,
+    "intersection": IntersectionRNN,
 }
 CELLS: dict[str, Callable[..., nn.Module]] = {
     "rnn_cell": nn.RNNCell,
@@ -27,6 +31,8 @@ NORMS = {
     "lstm": (*GATED_NORMS, "miller-hardt"),
     "proj": (*GATED_NORMS, "miller-hardt"),
     "gru": GATED_NORMS,
+    "ugrnn": GATED_NORMS,
+    "intersection": GATED_NORMS,
 }
 
 

@@ -29,8 +29,9 @@ def test_relations_between_the_norms(seed: int, size: int, sparsity: float) -> N
     above = 1 + 1e-6
     assert radius <= diagonal(weight) * above
     assert diagonal(weight) <= linalg.spectral_norm(weight) * above
-    # The exact relation diagonal <= perron, up to how far the Perron iteration has converged.
-    assert diagonal(weight) <= perron(weight) * 1.01 + 1e-3
+    # The exact relation diagonal <= perron, up to how far the iterations have converged: nearly nilpotent matrices,
+    # whose roots are nearly 0, take longest.
+    assert diagonal(weight) <= perron(weight) * 1.01 + 5e-3
     assert perron(weight) <= linalg.row_norm(weight) * above
     assert torch.linalg.eigvals(weight.abs()).abs().max() <= perron(weight) * above
 

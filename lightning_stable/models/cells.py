@@ -1,16 +1,25 @@
 """The recurrent cores the models can be built from, by name."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_stable.cells import UGRNN, IntersectionRNN, irnn_
+
+
+def _irnn(*args: Any, **kwargs: Any) -> nn.RNN:
+    return irnn_(nn.RNN(*args, nonlinearity="relu", **kwargs))
+
+
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {
     "rnn": nn.RNN,
-    "irnn": partial(nn.RNN, nonlinearity="relu"),
+    "irnn": _irnn,
+    "ugrnn": UGRNN,
     "gru": nn.GRU,
     "lstm": nn.LSTM,
+    "intersection": IntersectionRNN,
 }
 
 
@@ -41,7 +50,7 @@ def build_recurrence(
         raise MisconfigurationException(f"`cell` must be one of {sorted(CELLS)}. Got {cell!r}.")
     # torch warns about dropout "between" the layers of a single one.
     between = dropout if num_layers > 1 else 0.0
-    core = CELLS[cell](
+    return CELLS[cell](
         input_size,
         hidden_size,
         num_layers=num_layers,
@@ -49,10 +58,3 @@ def build_recurrence(
         batch_first=True,
         bidirectional=bidirectional,
     )
-    if cell == "irnn":
-        for name, parameter in core.named_parameters():
-            if name.startswith("weight_hh"):
-                nn.init.eye_(parameter)
-            elif name.startswith("bias"):
-                nn.init.zeros_(parameter)
-    return core

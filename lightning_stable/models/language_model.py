@@ -47,7 +47,7 @@ class LanguageModel(LightningModule):
 
     Args:
         vocab_size: number of token ids.
-        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         embedding_size: features per token.
         hidden_size: units per layer.

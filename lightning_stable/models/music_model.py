@@ -25,7 +25,7 @@ class MusicModel(SequenceModel):
 
     Args:
         keys: Keys of a frame.
-        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         hidden_size: Units or channels per layer.
         num_layers: Number of layers.

@@ -21,7 +21,7 @@ class SequenceModel(LightningModule):
     Args:
         input_size: Features per time step that the core reads.
         head_size: Features the head returns per time step.
-        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         hidden_size: Units or channels per layer.
         num_layers: Number of layers.

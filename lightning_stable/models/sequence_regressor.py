@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_stable.metrics import MutualInformation
 from lightning_stable.models.checks import require_choice, require_positive_int
 from lightning_stable.models.sequence_model import SequenceModel
 
@@ -20,13 +21,15 @@ class SequenceRegressor(SequenceModel):
     Batches are pairs ``(inputs, targets)`` of sequences of one length. Targets of shape ``(batch, time, output_size)``
     belong to every step and those of shape ``(batch, output_size)`` to the last; of classes they are ids, without the
     last dimension. Logs ``train_loss`` per step, ``val_loss`` and ``test_loss`` per epoch: the mean over all targets of
-    the squared error, or of the cross entropy in nats.
+    the squared error, or of the cross entropy in nats. With labels it also logs ``val_bits`` and ``test_bits``, see
+    :class:`~lightning_stable.metrics.MutualInformation`.
 
     Args:
         input_size: Features per time step. Inputs that are ids are encoded as ``input_size`` zeros and ones.
         output_size: Numbers per target, or classes.
-        loss: ``"mse"`` for numbers; ``"cross-entropy"`` for classes.
-        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        loss: ``"mse"`` for numbers; ``"cross-entropy"`` for classes; ``"binary"`` for labels 0 and 1, whose scores are
+            the logits of 1.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         hidden_size: Units or channels per layer.
         num_layers: Number of layers.
@@ -44,7 +47,7 @@ class SequenceRegressor(SequenceModel):
         input_size: int,
         output_size: int,
         *,
-        loss: Literal["mse", "cross-entropy"] = "mse",
+        loss: Literal["mse", "cross-entropy", "binary"] = "mse",
         cell: str = "lstm",
         core: str | None = None,
         hidden_size: int = 64,
@@ -55,7 +58,7 @@ class SequenceRegressor(SequenceModel):
         learning_rate: float = 1e-3,
     ) -> None:
         require_positive_int("output_size", output_size)
-        require_choice("loss", loss, ("mse", "cross-entropy"))
+        require_choice("loss", loss, ("mse", "cross-entropy", "binary"))
         super().__init__(
             input_size,
             output_size,
@@ -84,24 +87,36 @@ class SequenceRegressor(SequenceModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        total, count = self._score(batch)
-        loss = total / count
-        self.log("train_loss", loss, prog_bar=True, batch_size=count)
+        predictions, targets = self._answer(batch)
+        loss = self._total(predictions, targets) / targets.numel()
+        self.log("train_loss", loss, prog_bar=True, batch_size=targets.numel())
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Log the loss; return that of the batch."""
-        return self.log_average("val_loss", *self._score(batch), dataloader_idx)
+        return self._evaluate("val", batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss."""
-        self.log_average("test_loss", *self._score(batch), dataloader_idx)
+        self._evaluate("test", batch, dataloader_idx)
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the predictions for a batch of inputs, with or without targets."""
         return self(batch if isinstance(batch, Tensor) else batch[0])  # type: ignore[no-any-return]
 
-    def _score(self, batch: Batch) -> tuple[Tensor, int]:
+    def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> Tensor:
+        predictions, targets = self._answer(batch)
+        if self.loss == "binary":
+            key = f"{stage}_bits_{dataloader_idx}"
+            if key not in self.averages:
+                self.averages[key] = MutualInformation().to(self.device)
+            bits = cast(MutualInformation, self.averages[key])
+            bits.update(predictions > 0, targets)
+            self.log(f"{stage}_bits", bits, metric_attribute=f"averages.{key}")
+        return self.log_average(f"{stage}_loss", self._total(predictions, targets), targets.numel(), dataloader_idx)
+
+    def _answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Predictions and targets of the same steps."""
         inputs, targets = batch
         predictions = self(inputs)
         predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
@@ -113,8 +128,12 @@ class SequenceRegressor(SequenceModel):
                 f"`targets` must belong to every step or to the last one. Got shape {tuple(targets.shape)}; the model "
                 f"predicts {tuple(predictions.shape)}{', the last dimension for classes' if classes else ''}."
             )
-        if classes:
-            total = F.cross_entropy(predictions.flatten(0, -2), targets.flatten(), reduction="sum")
-        else:
-            total = (predictions - targets).square().sum()
-        return total, targets.numel()
+        return predictions, targets
+
+    def _total(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses."""
+        if self.loss == "cross-entropy":
+            return F.cross_entropy(predictions.flatten(0, -2), targets.flatten(), reduction="sum")
+        if self.loss == "binary":
+            return F.binary_cross_entropy_with_logits(predictions, targets.to(predictions.dtype), reduction="sum")
+        return (predictions - targets).square().sum()

@@ -29,7 +29,7 @@ class SlotTagger(SequenceModel):
     Args:
         vocab_size: Number of word ids; 0 is that of the unknown word.
         labels: Name of each label id: ``O``, ``B-x`` or ``I-x``.
-        cell: ``"rnn"``, ``"irnn"``, ``"gru"`` or ``"lstm"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         embedding_size: Features per word.
         hidden_size: Units or channels per layer (and direction).

@@ -20,6 +20,8 @@ State = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
 # Bounds |state difference| after a step by |state difference| and |input difference| before it, all entrywise.
 Comparison = Callable[[State, Tensor | None], State]
+# Bounds |output difference| of a step by |state difference| and |input difference| before it, all entrywise.
+OutputComparison = Callable[[State, Tensor | None], Tensor]
 
 
 # Rounds in which the box of the states and the intervals of the gates narrow each other; each round is valid.
@@ -69,6 +71,8 @@ class Recurrence(ABC):
     norms: ClassVar[tuple[str, ...]] = ("row",)
     methods: ClassVar[tuple[str, ...]] = ("rescale",)
     needs_drive: ClassVar[bool] = True
+    # How many parts of the state the module takes and returns, None for all; every step makes the others anew.
+    state_parts: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -112,6 +116,10 @@ class Recurrence(ABC):
         """Rows of ``weight_ih`` whose drive matters most; the fast projection leaves the others unbounded."""
         return slice(None)
 
+    def driven_rows(self, weights: Weights) -> Tensor:
+        """The matrix whose products with the inputs are the drive: ``weight_ih``, and what else the outputs need."""
+        return weights["weight_ih"]
+
     def recurrent_blocks(self, weights: Weights) -> dict[str, Tensor]:
         """The recurrent weights by gate name, as views; a single block named ``h`` for cells without gates."""
         return {"h": weights["weight_hh"]}
@@ -135,6 +143,10 @@ class Recurrence(ABC):
     def initial_state(self, inputs: Tensor) -> State:
         """The zero state for inputs of shape ``(..., input_size)``."""
 
+    def full_state(self, parts: State, inputs: Tensor) -> State:
+        """The state of a step from the parts of it that the module takes; ``inputs`` as in :meth:`initial_state`."""
+        return parts if self.state_parts is None else parts + self.initial_state(inputs)[self.state_parts :]
+
     def output(self, state: State) -> Tensor:
         """What the layer hands to the next one."""
         return state[0]
@@ -152,11 +164,21 @@ class Recurrence(ABC):
 
         Args:
             weights: Weights by role, in the dtype to compute in.
-            drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each; None when nothing is known
-                about the inputs.
+            drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each, see :meth:`driven_rows`; None
+                when nothing is known about the inputs.
             norm: One of ``norms``.
             state_bound: Admissible states have entries of at most this size (1 covers every zero-started run).
         """
+
+    def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor | None:
+        """The rates of the units, shape ``(units,)``, whose maximum is the rate of ``row``; None if there are none.
+
+        Args:
+            weights: Weights by role.
+            drive: As in :meth:`contraction`.
+            state_bound: As in :meth:`contraction`.
+        """
+        return None
 
     # What follows bounds how far a run that restarted from zero is from the whole run. Without it a cell is certified
     # and projected all the same, but no window is certified.
@@ -196,6 +218,17 @@ class Recurrence(ABC):
         """The matrix from the first part of the certificate's state to the output; None if that is the output."""
         return None
 
+    def output_comparison(
+        self, weights: Weights, drive: Interval | None, state_bound: float
+    ) -> OutputComparison | None:
+        """For cells whose output is not made of the state after a step: a bound on its change, as :meth:`comparison`.
+
+        Returns:
+            A function of the differences of the states before the step and of the inputs, which bounds that of the
+            outputs; None where :meth:`readout` says it all.
+        """
+        return None
+
 
 def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:
     """Largest ``|matrix @ state|``, entrywise, for ``|state| <= state_bound``: a number, or a tensor entry by entry."""
@@ -218,7 +251,7 @@ class Budget:
 
 
 class GatedRecurrence(Recurrence):
-    """A recurrence whose state is kept by a leak gate (LSTM's forget, GRU's update gate).
+    """A recurrence whose state is kept by a leak gate (LSTM's forget, GRU's and UGRNN's update gate).
 
     Rows of ``weight_ih`` and ``weight_hh`` are stacked by gate in the order of ``gates``. Row ``j`` of gate ``q``
     has l1 norm ``n_qj``; a certificate in a weighted maximum norm is a condition on these row norms.
@@ -281,3 +314,24 @@ class GatedRecurrence(Recurrence):
             state_bound: As in :meth:`contraction`.
             leak_bound: Upper bound on the leak gate.
         """
+
+    def leading_budget(
+        self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float
+    ) -> Budget | None:
+        """The row conditions of :meth:`budget` where inputs bound the leak gate alone, in a fraction of its time.
+
+        Only biases are taken from ``weights``, and everything is per unit: the units of several recurrences can be
+        handled as if they were those of one.
+
+        Args:
+            weights: Biases by role, in blocks of ``units``.
+            norms: Row norms, shape ``(gates, units)``.
+            leak: Largest pre-activation of the leak gate, shape ``(units,)``.
+            rate: As in :meth:`budget`.
+            state_bound: As in :meth:`budget`.
+            leak_bound: As in :meth:`budget`.
+
+        Returns:
+            The conditions, or None if the cell has no such form.
+        """
+        return None

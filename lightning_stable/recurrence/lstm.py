@@ -180,6 +180,15 @@ class LSTMRecurrence(GatedRecurrence):
             result = self._row(norms, bounds)
         return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
 
+    def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor:
+        """What ``row`` takes the maximum of; infinite when nothing is known about the inputs."""
+        matrix = self.recurrent_matrix(weights)
+        if drive is None:
+            return torch.full_like(matrix[0], torch.inf)
+        bounds = self._bounds(weights, drive, state_bound)
+        b, e = self._coupling(self.row_norms(weights), bounds)
+        return _joint_rate(bounds.f, b, bounds.o, e) * linalg.inflation(matrix.shape[1])
+
     @staticmethod
     def _coupling(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
         """``b`` and ``e`` of the module docstring from row norms of shape ``(4, units)``."""
@@ -243,6 +252,21 @@ class LSTMRecurrence(GatedRecurrence):
                 bounds.tanh_cell * bounds.slope_o,
             )
         )
+        return Budget(coefficients, (rate - _COUPLING_FLOOR * loop).clamp(min=0))
+
+    def leading_budget(
+        self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float
+    ) -> Budget | None:
+        """:meth:`budget` with ``i = o = g = 1`` and the steepest slopes; None with ``proj_size``."""
+        if "weight_hr" in self.parameter_names():
+            return None
+        forget, keep = torch.sigmoid(leak), torch.sigmoid(-leak)
+        slope = torch.where((leak > 0) | (forget > leak_bound), 0.25, forget * keep)
+        cell = keep.clamp(min=1 - leak_bound).reciprocal()
+        if state_bound > 1:
+            cell = cell.clamp(min=state_bound)
+        loop = rate / (rate - forget.clamp(max=leak_bound))
+        coefficients = torch.stack((loop / 4, loop * cell * slope, loop, torch.tanh(cell) / 4))
         return Budget(coefficients, (rate - _COUPLING_FLOOR * loop).clamp(min=0))
 
     # ------------------------------------------------------------- comparison

@@ -9,10 +9,13 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
+from lightning_stable.recurrence.intersection import IntersectionRecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
@@ -163,6 +166,9 @@ for _layer, _cell, _adapter in (
     (nn.RNN, nn.RNNCell, RNNRecurrence),
     (nn.LSTM, nn.LSTMCell, LSTMRecurrence),
     (nn.GRU, nn.GRUCell, GRURecurrence),
+    (UGRNN, None, UGRNNRecurrence),
+    (IntersectionRNN, None, IntersectionRecurrence),
 ):
     register_recurrence_factory(_layer, _stack_factory(_adapter))
-    register_recurrence(_cell)(_adapter)
+    if _cell is not None:
+        register_recurrence(_cell)(_adapter)

@@ -55,15 +55,16 @@ class TwinProjection:
             self.projector.project(strict=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and input ranges."""
+        """Steps, input ranges, and what the projector carries from step to step."""
         ranges = {name: seen.cpu() for name, seen in self.projector.monitor.ranges.items()}
-        return {"steps": self.steps, "input_ranges": ranges}
+        return {"steps": self.steps, "input_ranges": ranges, "projector": self.projector.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over steps and input ranges."""
+        """Take over what :meth:`state_dict` gave."""
         self.steps = state["steps"]
         ranges: dict[str, Tensor] = state["input_ranges"]
         self.projector.remember(ranges)
+        self.projector.load_state_dict(state.get("projector", {}))
 
     def detach(self) -> None:
         """Stop projecting."""

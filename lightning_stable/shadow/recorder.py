@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +26,14 @@ class Recorder:
         values: The latest value of each name: of the last batch, or of the last finished epoch.
         batch_values: What was logged in the present batch, without the suffix of a data loader.
         batch_sizes: The sizes of the batch that were given with them.
+        finished: The values of the last finished epoch of a stage.
     """
 
     def __init__(self, reduce: Reduce | None = None) -> None:
         self.values: dict[str, Tensor] = {}
         self.batch_values: dict[str, Tensor] = {}
         self.batch_sizes: dict[str, int] = {}
+        self.finished: dict[str, Tensor] = {}
         self.reduce = reduce
         self._stage = "train"
         self._batch: Any = None
@@ -88,11 +91,13 @@ class Recorder:
 
     def end_epoch(self) -> None:
         """Turn what was logged in this stage into its values, and start afresh."""
+        self.finished = {}
         for mean in self._means[self._stage].values():
-            self.values.update(dict.fromkeys(mean.names, mean.compute(self.reduce)))
+            self.finished.update(dict.fromkeys(mean.names, mean.compute(self.reduce)))
         for name, metric in self._metrics[self._stage].items():
-            self.values[name] = metric.compute()
+            self.finished[name] = metric.compute()
             metric.reset()
+        self.values.update(self.finished)
         self._means[self._stage], self._metrics[self._stage] = {}, {}
 
     def _weight(self, batch_size: int | None) -> int:
@@ -167,6 +172,10 @@ class LogTap:
         for listener in self.listeners:
             listener(name, value)
         self._log(name, value, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LogTap:
+        """Nobody listens to a copy of the module."""
+        return LogTap(copy.deepcopy(self._module, memo))
 
     @staticmethod
     def attach(module: LightningModule, listener: Callable[[str, Any], None]) -> None:

@@ -82,7 +82,7 @@ def certify_recurrences(
     layers, certificates, directed = LayerInputs(sources, state_bound, training), [], []
     for recurrence in recurrences:
         inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(inputs, weights)
+        drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(recurrence, inputs, weights)
         certificate = _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
         certificates.append(certificate)
         directed.append(
@@ -154,7 +154,7 @@ def is_number(value: object) -> bool:
 def check_finite(recurrences: Sequence[Recurrence]) -> None:
     """Raise ValueError naming the first parameter with NaN or infinite entries (one host read for all)."""
     named = [(r, role, value.detach()) for r in recurrences for role, value in r.parameters().items()]
-    finite = torch.stack([linalg.all_finite(value).to(named[0][2].device) for _, _, value in named])
+    finite = linalg.all_finite(*(value for _, _, value in named))
     if not finite.all():
         recurrence, role, _ = named[int(finite.to(torch.uint8).argmin())]
         prefix = f"{recurrence.module_name}." if recurrence.module_name else ""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import Comparison, Contraction, Recurrence, State, Weights
+from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import LayerInputs, Sources, drive_of
@@ -41,6 +41,7 @@ class DirectedLayer(NamedTuple):
     box: State | None
     comparison: Comparison | None
     readout: Tensor | None
+    output: OutputComparison | None
     gain: Tensor  # of the norm of the certificate into the Euclidean norm of the output
     input_scale: float  # of dropout in front of the layer
     guarantee: str
@@ -64,14 +65,16 @@ class DirectedLayer(NamedTuple):
             drive, guarantee = None, "guaranteed"
         scales = tuple(scale.cpu() for scale in contraction.scales)
         readout, gain = recurrence.readout(weights), torch.full_like(scales[0][0], torch.inf)
+        output = recurrence.output_comparison(weights, drive, state_bound)
         # In the orders 1 and 2 the norm is at least the Euclidean one; in the maximum norm the entries say it all.
-        if contraction.order <= 2:
+        if contraction.order <= 2 and output is None:
             gain = scales[0].amax() if readout is None else linalg.spectral_norm(readout * scales[0])
         return cls(
             contraction=contraction._replace(rate=contraction.rate.cpu(), scales=scales),
             box=recurrence.state_box(weights, drive, state_bound),
             comparison=recurrence.comparison(weights, drive, state_bound),
             readout=readout,
+            output=output,
             gain=gain,
             input_scale=input_scale,
             guarantee=guarantee,
@@ -106,16 +109,20 @@ class DirectedLayer(NamedTuple):
         radius = self._norm(state)
         entries, norms = [], []
         for step in range(steps):
+            pushed = None if inputs is None else inputs[step]
+            read = None if self.output is None else self.output(state, pushed)
             radius = self.contraction.rate * radius + (0 if pushes is None else pushes[step])
             capped = tuple(
                 torch.minimum(scale * radius[:, None], top)
                 for scale, top in zip(self.contraction.scales, largest, strict=True)
             )
             if self.comparison is not None:
-                after = self.comparison(state, None if inputs is None else inputs[step])
+                after = self.comparison(state, pushed)
                 capped = tuple(map(torch.minimum, capped, after))
             state, radius = capped, radius.minimum(self._norm(capped))
-            entries.append(state[0] if self.readout is None else state[0] @ self.readout.abs().mT)
+            if read is None:
+                read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
+            entries.append(read)
             norms.append(torch.linalg.vector_norm(entries[-1], dim=-1).minimum(self.gain * radius))
         return torch.stack(entries), torch.stack(norms)
 
@@ -270,7 +277,7 @@ def window_bounds(
     layers, found = LayerInputs(sources, state_bound, training), []
     for recurrence in recurrences:
         inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = drive_of(inputs, weights)
+        drive = drive_of(recurrence, inputs, weights)
         contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
         found.append(directed_layer(recurrence, weights, inputs, drive, contraction, state_bound, training))
         layers.record(recurrence, weights, inputs, drive)

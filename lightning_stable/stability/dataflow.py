@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lightning_stable.cells import UGRNN
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.input_sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
 
@@ -263,19 +264,20 @@ class _Walk:
         return None
 
     def _output_set(self, node: fx.Node) -> InputSet | None:
-        """The output box of torch's bounded recurrent layers, of which ``node`` is a call."""
+        """The output box of the bounded recurrent layers, of which ``node`` is a call."""
         module = self._module(node) if node.op == "call_module" else None
         if module is None or module._forward_hooks or node in self.overwritten:
             return None
         # A windowed form (which says what it was made from) puts out states of the same run, started later.
         own = getattr(module, "original_class", type(module))
-        kind = next((kind for kind in (nn.RNN, nn.LSTM, nn.GRU) if own.forward is kind.forward), None)
+        kinds = (kind for kind in (nn.RNN, nn.LSTM, nn.GRU, UGRNN) if issubclass(own, kind))
+        kind = next((kind for kind in kinds if own.forward is kind.forward), None)
         tanh_rnn = kind is nn.RNN and module.nonlinearity == "tanh"
         if tanh_rnn or (kind is nn.LSTM and module.proj_size == 0):
             return Box(-1.0, 1.0, label=f"outputs of {type(module).__name__}")
-        if kind is nn.GRU:  # between its candidate and the state it was given
+        if kind in (nn.GRU, UGRNN):  # between its candidate and the state it was given
             bound = max(1.0, self.state_bound)
-            return Box(-bound, bound, label="outputs of GRU")
+            return Box(-bound, bound, label=f"outputs of {kind.__name__}")
         return None
 
 

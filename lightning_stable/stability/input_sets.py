@@ -219,7 +219,7 @@ class FiniteSet(InputSet):
         points = self.points.detach().to(weight)
         products = points @ weight.mT
         if self.drop_probability == 0:
-            return points[products.argmax(0)]
+            return points[products.max(0).indices]  # faster than argmax over the first dimension
         best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)
         return torch.where(best * weight > 0, best, torch.zeros_like(best))
 

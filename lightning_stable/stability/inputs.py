@@ -106,9 +106,9 @@ class LayerInputs:
         self._outputs.setdefault((recurrence.module_name, recurrence.layer), []).append((bound, guarantee))
 
 
-def drive_of(inputs: InputSet | None, weights: Mapping[str, Tensor]) -> Interval | None:
-    """Interval of ``weight_ih @ x`` over the set."""
-    return None if inputs is None else inputs.drive(weights["weight_ih"])
+def drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: Mapping[str, Tensor]) -> Interval | None:
+    """Interval of ``driven_rows @ x`` over the set."""
+    return None if inputs is None else inputs.drive(recurrence.driven_rows(weights))
 
 
 def leading_drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: Mapping[str, Tensor]) -> Interval | None:
@@ -118,6 +118,8 @@ def leading_drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: M
     """
     if inputs is None:
         return None
+    if len(recurrence.driven_rows(weights)) > len(weights["weight_ih"]):  # outputs are bounded by all of them
+        return drive_of(recurrence, inputs, weights)
     rows, drive = recurrence.leading_rows(), unbounded_drive(weights)
     drive.low[rows], drive.high[rows] = inputs.drive(weights["weight_ih"][rows])
     return drive

@@ -195,28 +195,35 @@ def propose_updates(
     layers = LayerInputs(sources, constraint.state_bound, training)
     updates: list[Update] = []
     for recurrence in recurrences:
-        inputs = layers.input_set(recurrence)
-        parameters, changed = recurrence.parameters(), {}
-        if is_frozen(recurrence):
-            if strict:
-                _warn_if_unstable(recurrence, inputs, constraint)
-        elif recurrence.needs_drive and inputs is None:
-            raise ValueError(
-                f"The {recurrence.cell} recurrence {recurrence.name!r} has no known input set, and its rate depends on "
-                "its inputs: pass `input_bound` (a number bounding every |x_k|, or an input set), or bound them in "
-                "the model, for example with x.clamp(-B, B). Got input_bound=None."
-            )
-        else:
-            # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
-            verified = strict or constraint.norm == "diagonal"
-            changed = (_strict if verified else _fast)(recurrence, inputs, constraint, margin)
-            updates += [(parameters[role], value) for role, value in changed.items()]
-        weights = recurrence.weights(_compute_dtype(recurrence, strict))
-        weights.update({role: value.to(weights[role].dtype) for role, value in changed.items()})
-        bounded = recurrence.output_bound(weights, None, constraint.state_bound) is not None
-        drive = None if bounded else drive_of(inputs, weights)
-        layers.record(recurrence, weights, inputs, drive)
+        updates += propose_update(recurrence, layers, constraint, strict=strict, margin=margin)
     return updates
+
+
+def propose_update(
+    recurrence: Recurrence, layers: LayerInputs, constraint: Constraint, *, strict: bool, margin: float
+) -> list[Update]:
+    """:func:`propose_updates` for the next recurrence that ``layers`` comes to."""
+    inputs = layers.input_set(recurrence)
+    parameters, changed = recurrence.parameters(), {}
+    if is_frozen(recurrence):
+        if strict:
+            _warn_if_unstable(recurrence, inputs, constraint)
+    elif recurrence.needs_drive and inputs is None:
+        raise ValueError(
+            f"The {recurrence.cell} recurrence {recurrence.name!r} has no known input set, and its rate depends on "
+            "its inputs: pass `input_bound` (a number bounding every |x_k|, or an input set), or bound them in "
+            "the model, for example with x.clamp(-B, B). Got input_bound=None."
+        )
+    else:
+        # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
+        verified = strict or constraint.norm == "diagonal"
+        changed = (_strict if verified else _fast)(recurrence, inputs, constraint, margin)
+    weights = recurrence.weights(_compute_dtype(recurrence, strict))
+    weights.update({role: value.to(weights[role].dtype) for role, value in changed.items()})
+    bounded = recurrence.output_bound(weights, None, constraint.state_bound) is not None
+    drive = None if bounded else drive_of(recurrence, inputs, weights)
+    layers.record(recurrence, weights, inputs, drive)
+    return [(parameters[role], value) for role, value in changed.items()]
 
 
 def apply_updates(updates: Sequence[Update]) -> None:
@@ -231,11 +238,16 @@ def _compute_dtype(recurrence: Recurrence, strict: bool) -> torch.dtype:
     return torch.float64 if strict else torch.promote_types(stored, torch.float32)
 
 
+def fast_target(recurrence: Recurrence, constraint: Constraint, margin: float) -> Target:
+    """What the fast projection aims at."""
+    margin = max(margin, max(FAST_MARGIN[value.dtype] for value in recurrence.parameters().values()))
+    return constraint.target(recurrence, margin, exact=False)
+
+
 def _fast(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint, margin: float) -> dict[str, Tensor]:
     parameters = recurrence.parameters()
     weights = recurrence.weights(_compute_dtype(recurrence, strict=False))
-    margin = max(margin, max(FAST_MARGIN[value.dtype] for value in parameters.values()))
-    target = constraint.target(recurrence, margin, exact=False)
+    target = fast_target(recurrence, constraint, margin)
     changed = shrink(recurrence, weights, inputs, target)
     return {role: value.to(parameters[role].dtype) for role, value in changed.items()}
 
@@ -265,7 +277,7 @@ def _inside(
 ) -> bool:
     """Whether float64 ``weights`` have the certificate and respect the gate bound."""
     target = constraint.target(recurrence, 0.0, exact=True)
-    drive = drive_of(inputs, weights)
+    drive = drive_of(recurrence, inputs, weights)
     rate = recurrence.contraction(weights, drive, norm=target.norm, state_bound=target.state_bound).rate
     inside = rate <= target.rate
     if isinstance(recurrence, GatedRecurrence) and drive is not None and target.gate_bound is not None:
@@ -276,11 +288,11 @@ def _inside(
 
 def _warn_if_unstable(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint) -> None:
     weights = recurrence.weights()
-    norm, drive = check_norm(recurrence, constraint.norm), drive_of(inputs, weights)
+    norm, drive = check_norm(recurrence, constraint.norm), drive_of(recurrence, inputs, weights)
     rate = recurrence.contraction(weights, drive, norm=norm, state_bound=constraint.state_bound).rate.item()
     if not rate <= constraint.rate:
         warnings.warn(
             f"The frozen recurrence {recurrence.name!r} has the certified rate {rate:.6g}, above the target "
             f"{constraint.rate}; frozen weights are never changed. Unfreeze or replace them to make it stable.",
-            stacklevel=4,
+            stacklevel=5,
         )

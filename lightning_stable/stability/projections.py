@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Newton's iteration for the l1 threshold rises monotonically to the solution and is exact after finitely many steps.
 # After one optimizer step 1 to 3 are enough; a factor just below 1 removes what is left.
-NEWTON_STEPS = 4
+NEWTON_STEPS = 3
 EXACT_NEWTON_STEPS = 40
 
 
@@ -23,15 +23,33 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
     of the largest one, and the bound is lowered by as much.
 
     Args:
-        weight: Shape ``(rows, columns)``.
+        weight: Shape ``(..., rows, columns)``.
         bound: Largest singular value of the result, positive.
     """
+    values, vectors = gram_eigh(weight)
+    return remove_excess(weight, weight @ vectors, vectors, values, bound)
+
+
+def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of ``W^T W``: squared singular values and right singular vectors."""
     values, vectors = torch.linalg.eigh(weight.mT @ weight)
+    return values, vectors
+
+
+def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor, bound: float | Tensor) -> Tensor:
+    """``W - W V diag(1 - bound / sigma)_+ V^T`` for right singular vectors ``V`` with ``image = W V``.
+
+    Args:
+        weight: Shape ``(..., rows, columns)``.
+        image: Shape ``(..., rows, k)``.
+        vectors: Shape ``(..., columns, k)``.
+        values: Squared singular values, shape ``(..., k)``.
+        bound: Largest singular value of the result.
+    """
     limits, sigma = torch.finfo(values.dtype), values.clamp(min=0).sqrt()
-    unresolved = limits.eps * (values.amax() / bound**2 - 1).clamp(min=0)
+    unresolved = limits.eps * (values.amax(-1, keepdim=True) / bound**2 - 1).clamp(min=0)
     excess = (1 - bound / (1 + unresolved) / sigma.clamp(min=limits.tiny)).clamp(min=0)
-    removed: Tensor = ((weight @ vectors) * excess) @ vectors.mT
-    return weight - removed
+    return weight - (image * excess.unsqueeze(-2)) @ vectors.mT
 
 
 def project_rows_l1(rows: Tensor, radius: Tensor, *, exact: bool = False) -> Tensor:
@@ -48,7 +66,9 @@ def project_rows_l1(rows: Tensor, radius: Tensor, *, exact: bool = False) -> Ten
     return project_rows_weighted_l1(rows, None, radius, exact=exact)
 
 
-def project_rows_weighted_l1(rows: Tensor, weights: Tensor | None, radius: Tensor, *, exact: bool = False) -> Tensor:
+def project_rows_weighted_l1(
+    rows: Tensor, weights: Tensor | None, radius: Tensor, *, exact: bool = False, sizes: Tensor | None = None
+) -> Tensor:
     r"""``argmin ||x - row||_2  subject to  sum_k weights_k |x_k| <= radius``, for every row.
 
     Args:
@@ -56,7 +76,35 @@ def project_rows_weighted_l1(rows: Tensor, weights: Tensor | None, radius: Tenso
         weights: Positive, broadcastable to ``rows``; None for ones.
         radius: Shape ``(rows,)``, nonnegative.
         exact: As in :func:`project_rows_l1`.
+        sizes: ``sum_k weights_k |row_k|``, shape ``(rows,)``, where it is known already.
     """
+    weights = None if weights is None else weights.expand_as(rows)
+    if exact and rows.device.type == "cpu":
+        return _project_violating_rows(rows, weights, radius)
+    return _newton(rows, weights, radius, EXACT_NEWTON_STEPS if exact else NEWTON_STEPS, sizes)
+
+
+def _project_violating_rows(rows: Tensor, weights: Tensor | None, radius: Tensor) -> Tensor:
+    """The same to the end, where values may be read: for the rows outside, until no threshold rises any more."""
+    magnitude = rows.abs() if weights is None else rows.abs() * weights
+    outside = (magnitude.sum(1) > radius).nonzero()[:, 0]
+    if len(outside) == 0:
+        return rows
+    chosen = None if weights is None else weights[outside]
+    projected = _newton(rows[outside], chosen, radius[outside], EXACT_NEWTON_STEPS, until=True)
+    return rows.index_copy(0, outside, projected)
+
+
+def _newton(
+    rows: Tensor,
+    weights: Tensor | None,
+    radius: Tensor,
+    steps: int,
+    sizes: Tensor | None = None,
+    *,
+    until: bool = False,
+) -> Tensor:
+    """Newton steps on the threshold, then a factor of at most 1; with ``until`` they end when nothing changes."""
     magnitude, target, tiny = rows.abs(), radius[:, None], torch.finfo(rows.dtype).tiny
 
     def size(values: Tensor) -> Tensor:
@@ -65,15 +113,24 @@ def project_rows_weighted_l1(rows: Tensor, weights: Tensor | None, radius: Tenso
     def soften(threshold: Tensor) -> Tensor:
         return (magnitude - (threshold if weights is None else threshold * weights)).clamp_(min=0)
 
-    threshold = torch.zeros_like(target)
-    for _ in range(EXACT_NEWTON_STEPS if exact else NEWTON_STEPS):
+    left, threshold = magnitude, torch.zeros_like(target)
+    left_size = size(magnitude) if sizes is None else sizes[:, None]
+    for step in range(steps):
+        # The slope: how many entries are left. At first all, or more than there are; the step is only the smaller.
+        if step:
+            slope = size(left.sign_() if weights is None else left.sign_().mul_(weights))
+        elif weights is None:
+            slope = torch.full_like(target, rows.shape[1])
+        else:
+            slope = weights.square().sum(1, keepdim=True)
+        rise = (left_size - target).clamp_(min=0) / slope.clamp(min=tiny)
+        threshold = threshold + rise
         left = soften(threshold)
-        active = (left > 0).to(rows.dtype)
-        slope = size(active if weights is None else active * weights).clamp(min=tiny)
-        threshold = threshold + (size(left) - target).clamp(min=0) / slope
-    left = soften(threshold)
-    left = left * (target / size(left).clamp(min=tiny)).clamp(max=1)
-    return torch.where(threshold > 0, left.copysign(rows), rows)
+        left_size = size(left)
+        if until and not (rise > torch.finfo(rows.dtype).eps * threshold).any():
+            break
+    # Rows inside have the threshold 0 and the factor 1.
+    return left.mul_((target / left_size.clamp_(min=tiny)).clamp_(max=1)).mul_(rows.sign())
 
 
 def share_budget(demand: Tensor, shares: Tensor, budget: Tensor) -> Tensor:
@@ -90,19 +147,13 @@ def share_budget(demand: Tensor, shares: Tensor, budget: Tensor) -> Tensor:
     Returns:
         Allocation of shape ``(gates, units)``, at most ``demand``.
     """
-    share = shares[:, None].expand_as(demand)
-    # A gate is served in full when level >= demand / share: try the levels in that order.
-    ratio, order = (demand / share).sort(dim=0)
-    sorted_demand, sorted_share = demand.gather(0, order), share.gather(0, order)
-    served = sorted_demand.cumsum(0) - sorted_demand
-    open_share = sorted_share.flip(0).cumsum(0).flip(0)
-    level = ((budget - served) / open_share).clamp(min=0)
-    # Before gate m is served in full the level solves served + level * open_share = budget; it is right for the first
-    # m with level <= ratio. If none, all demands fit.
-    cut = level <= ratio
-    first = cut.to(torch.uint8).argmax(0, keepdim=True)
-    level = torch.where(cut.any(0, keepdim=True), level.gather(0, first), torch.inf)
-    return torch.minimum(demand, level * share)
+    share = shares[:, None]
+    # A gate is served in full at the level demand / share; what all of them get at that level shows whether it is.
+    level = demand / share
+    served = torch.minimum(demand, level[:, None] * share).sum(1) <= budget
+    rest = (budget - (demand * served).sum(0)).clamp(min=0)
+    level = rest / (share * ~served).sum(0).clamp(min=torch.finfo(demand.dtype).tiny)
+    return torch.where(served, demand, torch.minimum(demand, level * share))
 
 
 def project_rows_image_l1(

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from lightning_stable import linalg
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
+from lightning_stable.stability.fast import FastProjection, State
 from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import Sources, resolve_sources
 from lightning_stable.stability.monitor import InputMonitor
 from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.project import Constraint, Update, apply_updates, is_frozen, propose_updates
 from lightning_stable.stability.report import StabilityReport
+from lightning_stable.stability.spectra import layer_spectra
 
 # Inputs may leave their set by rounding.
 _EXCESS_TOLERANCE = 1e-5
@@ -63,6 +65,7 @@ class Projector:
         self._sources = {name: _on_device(known, self._device) for name, known in sources.items()}
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
+        self._after_steps = FastProjection(reading=self._on_cpu)
         # Where nothing rests on inputs, nothing need be known about them.
         useful = {
             r.module_name for r in self.recurrences if r.needs_drive or {r.name, r.module_name} & self._sources.keys()
@@ -85,6 +88,14 @@ class Projector:
         known = {name: seen.to(self._device) for name, seen in ranges.items() if name in self.monitor.unknown}
         self.monitor.ranges.update(known)
 
+    def state_dict(self) -> State:
+        """What the projection after the next step depends on, besides the weights."""
+        return self._after_steps.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over the state of a projector of the same model."""
+        self._after_steps.load_state_dict(state, self._device)
+
     @torch.no_grad()
     def project(self, *, strict: bool, measure: bool = False, module_name: str | None = None) -> Tensor | None:
         """Project every recurrence whose inputs are known by now.
@@ -102,19 +113,20 @@ class Projector:
         ready = [r for r in self._ready(sources) if module_name in (None, r.module_name)]
         if not ready:
             return None
-        asking = strict or self._on_cpu
-        if asking:
+        if strict:
             check_finite(ready)
         with full_precision(self._device):
             try:
-                updates = propose_updates(
-                    ready, sources, self.constraint, strict=strict, margin=self._margin, training=self._training
-                )
+                settings: dict[str, Any] = {"margin": self._margin, "training": self._training}
+                if strict:
+                    updates = propose_updates(ready, sources, self.constraint, strict=True, **settings)
+                else:
+                    updates = self._after_steps.propose_updates(ready, sources, self.constraint, **settings)
             except RuntimeError:  # a decomposition that failed
                 check_finite(ready)  # the likely cause, with a name
                 raise
             if not strict:
-                updates = self._keep_finite(updates)
+                updates = self._keep_finite(ready, updates)
             distance = _distance(updates) if measure else None
         apply_updates(updates)
         return distance
@@ -138,10 +150,19 @@ class Projector:
                 raise ValueError(_not_finite(certificate.name))
         return report
 
+    def spectra(self) -> dict[str, Tensor]:
+        """See :func:`~lightning_stable.stability.spectra.layer_spectra`."""
+        state_bound = self.constraint.state_bound
+        return layer_spectra(self.recurrences, self.input_sets(), state_bound, training=self._training)
+
     def input_sets(self) -> Sources:
         """Input sets given, derived, or recorded so far by all processes."""
         self._merge_ranges()
         return self.monitor.recorded() | self._sources
+
+    def known_inputs(self, module_name: str) -> InputSet | None:
+        """The input set of a module that is given or follows from the model; nothing that was only observed."""
+        return self._sources.get(module_name)
 
     def uncovered_inputs(self) -> dict[str, str]:
         """Names of input sets that were left by inputs, and a sentence about each."""
@@ -196,16 +217,20 @@ class Projector:
         if self._training:
             self.project(strict=True, module_name=name)
 
-    def _keep_finite(self, updates: list[Update]) -> list[Update]:
-        """The old values of all parameters if any new one is not finite, decided on the device."""
+    def _keep_finite(self, ready: list[Recurrence], updates: list[Update]) -> list[Update]:
+        """The old values of all parameters if any of them, or any new one, is not finite, decided on the device."""
         if not updates:
             return updates
-        finite = torch.stack([linalg.all_finite(value) for _, value in updates])
+        # What is stored shows more than what is new: a projection may change a part of the rows only.
+        stored = [value.detach() for r in ready for value in r.parameters().values()]
+        finite = linalg.all_finite(*(value for _, value in updates), *stored)
         if self._on_cpu:
             if finite.all():
                 return updates
+            check_finite(ready)  # with the name of a parameter, if it is one
             broken = updates[int(finite.to(torch.uint8).argmin())][0]
-            owner = next(r for r in self.recurrences if any(p is broken for p in r.parameters().values()))
+            whole = broken if broken._base is None else broken._base
+            owner = next(r for r in self.recurrences if any(p is whole for p in r.parameters().values()))
             raise ValueError(_not_finite(owner.name))
         return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
 

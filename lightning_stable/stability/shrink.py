@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.recurrence.base import Budget, GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.lstm import miller_hardt_radii
 from lightning_stable.recurrence.rnn import RNNRecurrence
@@ -53,7 +53,7 @@ def shrink(
     For a cell of which only the certificate is known: one factor on all recurrent weights, found by bisection (the
     certificate must not grow when they shrink).
     """
-    drive = drive_of(inputs, weights)
+    drive = drive_of(recurrence, inputs, weights)
     low = torch.zeros_like(weights[recurrence.recurrent_roles[0]].flatten()[0])
     high = torch.ones_like(low)
 
@@ -132,17 +132,39 @@ def _shrink_recurrent(
     method: str | None = None,
 ) -> Tensor:
     assert target.gate_bound is not None
-    method = method or target.method
     budget = recurrence.budget(
         weights, drive, target.rate, norm=target.norm, state_bound=target.state_bound, leak_bound=target.gate_bound
     )
-    hidden, gates = weights["weight_hh"], len(recurrence.gates)
-    tiny = torch.finfo(hidden.dtype).tiny
     if target.norm == "l2":
-        blocks = recurrence.recurrent_matrix(weights).chunk(gates)
+        blocks = recurrence.recurrent_matrix(weights).chunk(len(recurrence.gates))
         norms = torch.stack([linalg.spectral_norm(block) for block in blocks])[:, None]
     else:
         norms = recurrence.row_norms(weights)
+    return meet_budget(recurrence, weights, norms, budget, target, method)
+
+
+def meet_budget(
+    recurrence: GatedRecurrence,
+    weights: dict[str, Tensor],
+    norms: Tensor,
+    budget: Budget,
+    target: Target,
+    method: str | None = None,
+) -> Tensor:
+    """``weight_hh`` shrunk until it meets the conditions, by ``method`` or that of the target.
+
+    Args:
+        recurrence: Of whose cell the weights are.
+        weights: ``weight_hh`` in blocks of ``units`` rows, and ``weight_hr`` if there is one.
+        norms: Its row norms, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
+        budget: The conditions.
+        target: Names the norm and the method.
+        method: In place of the target's.
+    """
+    assert target.gate_bound is not None
+    method = method or target.method
+    hidden, gates = weights["weight_hh"], len(recurrence.gates)
+    tiny = torch.finfo(hidden.dtype).tiny
     demand = budget.coefficients * norms
 
     if method == "rescale":
@@ -167,6 +189,8 @@ def _shrink_recurrent(
         radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
     if target.norm == "l2":
         return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
+    if "weight_hr" not in weights:
+        return project_rows_weighted_l1(hidden, None, radius.flatten(), exact=target.exact, sizes=norms.flatten())
     return _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact).reshape_as(hidden)
 
 

@@ -102,22 +102,23 @@ class Layout:
         count = len(stacks)
         return tuple(
             tuple(
-                tuple(part[count * index + direction].unsqueeze(0) for part in parts)
-                for index in range(len(stack.layers))
+                layer.full_state(tuple(part[count * index + direction].unsqueeze(0) for part in parts), self.inputs[:1])
+                for index, layer in enumerate(stack.layers)
             )
             for direction, stack in enumerate(stacks)
         )
 
-    def results(self, output: Tensor, last: Sequence[Layer]) -> tuple[Any, Any]:
+    def results(self, output: Tensor, last: Sequence[Layer], state_parts: int | None = None) -> tuple[Any, Any]:
         """Output and final state as the module returns them.
 
         Args:
             output: Shape ``(time, batch, features)``.
             last: Last states per direction.
+            state_parts: How many parts of a state the module returns; None for all.
         """
         # Layer by layer, forward before backward.
         layers = [state for layer in zip(*last, strict=True) for state in layer]
-        parts = tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+        parts = tuple(torch.stack(tensors) for tensors in list(zip(*layers, strict=True))[:state_parts])
         returned: Any = output
         if self.packed is not None:
             assert self.lengths is not None

@@ -292,9 +292,12 @@ def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:
         )
     if all(memory.rows is None for memory in ours):
         return ours[0]
-    # Each part of the rows from the memory of the part of the state.
+    # Each part of the rows from the memory of the part of the state; parts that are not shown from any.
     settled = [layer.settled(memory).rows for memory in ours]  # type: ignore[operator]
-    rows = tuple(tuple(one[index][part] for part, one in enumerate(settled)) for index in range(len(settled[0])))
+    rows = tuple(
+        (*(one[index][part] for part, one in enumerate(settled)), *state[len(settled) :])
+        for index, state in enumerate(settled[0])
+    )
     if any(memory.recent is None for memory in ours):
         return replace(ours[0], rows=rows, recent=None, masks=())
     return replace(ours[0], rows=rows)

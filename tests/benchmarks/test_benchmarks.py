@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks.projection import clip_against_svd, svd_clamp
-from benchmarks.timing import interleave
+from benchmarks.__main__ import plot
+from benchmarks.overhead import overhead
+from benchmarks.projection import gated, spectral, svd_clamp
+from benchmarks.timing import compared, interleave
 from benchmarks.truncation import peak_memory, profile_against_runs, truncation_against_naive
 
 
@@ -15,10 +19,34 @@ def test_both_sides_are_timed_in_turn() -> None:
     assert all(seconds > 0 for seconds in times)
 
 
-def test_the_clip_is_compared_with_the_true_projection() -> None:
-    (row,) = clip_against_svd(sizes=(16,))
-    assert row.error < 2e-7
-    assert row.ratio == pytest.approx(row.baseline_seconds / row.ours_seconds)
+def test_the_clip_is_compared_with_the_true_projection_on_a_real_training() -> None:
+    eigh, chebyshev = spectral(sizes=(16,), steps=4)
+    assert eigh.error < 1e-6
+    assert chebyshev.error < 2e-5
+    assert eigh.ratio > 0
+
+
+def test_gated_projections_are_compared_with_the_plain_one() -> None:
+    rows = list(gated(sizes=(8,), steps=2))
+    assert len(rows) == 6
+    assert all(row.error < 1e-4 for row in rows)
+
+
+def test_medians_are_those_of_pairs() -> None:
+    row = compared("a", 1, "cpu", "b", [(4.0, 1.0), (3.0, 1.0), (2.0, 2.0)], 0.5)
+    assert (row.baseline_seconds, row.ours_seconds, row.ratio) == (3.0, 1.0, 3.0)
+    assert row.spread > 0
+
+
+def test_overhead_of_a_trainer() -> None:
+    (row,) = overhead((("lstm", 4, 9),), runs=1, steps=6)
+    assert row.baseline_seconds > 0
+    assert row.ours_seconds > 0
+
+
+def test_a_figure_is_drawn(tmp_path: Path) -> None:
+    plot([compared("a", size, "cpu", "b", [(2.0, 1.0)], 0.0) for size in (8, 16)], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_svd_clamp_is_the_projection() -> None:

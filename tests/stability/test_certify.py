@@ -154,7 +154,7 @@ def test_corner_cases(case: str, norm: str) -> None:
         assert measured <= rate * (1 + 1e-8) + TINY
 
 
-@pytest.mark.parametrize("name", ["lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "proj", "gru", "ugrnn"])
 def test_emptied_gates(name: str) -> None:
     # The exact projection sends whole gates to zero.
     module = net(name, units=8, scale=4)
@@ -169,8 +169,10 @@ def random_case(seed: int) -> tuple[nn.Module, InputSet, float]:
     def pick(*values: Any) -> Any:
         return values[int(torch.randint(len(values), (1,), generator=generator))]
 
-    name, units = pick(("lstm", pick(1, 2, 5)), ("proj", pick(4, 6)), ("gru", pick(1, 2, 5)))
-    module, gates = net(name, units=units, seed=seed), 3 if name == "gru" else 4
+    small = pick(1, 2, 5)
+    name, units = pick(("lstm", small), ("proj", pick(4, 6)), ("gru", small), ("ugrnn", small), ("intersection", small))
+    module = net(name, units=units, seed=seed)
+    gates = len(module.weight_hh_l0) // units
     hidden, inputs, bias = pick(0.1, 1.0, 3.0, 10.0), pick(0.01, 0.1, 1.0, 10.0), pick(0.0, 1.0, 3.0, 8.0)
     alive = torch.tensor([pick(1.0, 1.0, 1.0, 0.01, 0.0) for _ in range(gates)]).repeat_interleave(units)[:, None]
     with torch.no_grad():
@@ -216,7 +218,7 @@ def distances(certificates: list[LayerCertificate], module: nn.Module, inputs: T
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9])
-@pytest.mark.parametrize("name", ["rnn", "relu", "lstm", "gru"])
+@pytest.mark.parametrize("name", ["rnn", "relu", "lstm", "gru", "ugrnn", "intersection"])
 def test_stacks_contract_at_the_certified_rate(name: str, rate: float) -> None:
     module = net(name, scale=3, num_layers=2)
     report = project_(module, rate, input_bound=B)
@@ -341,7 +343,7 @@ def test_embedding_tables_through_the_real_layers(name: str, rate: float | None,
     assert certificate.rate < certify(model, input_bound=box).rate
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "proj"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "proj", "ugrnn", "intersection"])
 def test_states_given_by_a_user(name: str) -> None:
     module = net(name, scale=1.5)
     report = certify(module, input_bound=B, state_bound=4.0)
@@ -459,7 +461,7 @@ def test_no_recurrence(verb: Any) -> None:
 def test_recurrent_norms_show_emptied_gates(name: str) -> None:
     module = net(name)
     (certificate,) = certify(module, input_bound=B).layers
-    gates = {"rnn": "h", "relu": "h", "gru": "rzn"}.get(name, "ifgo")
+    gates = {"rnn": "h", "relu": "h", "gru": "rzn", "ugrnn": "gc", "intersection": "gh"}.get(name, "ifgo")
     blocks = dict(zip(gates, module.weight_hh_l0.chunk(len(gates)), strict=True))
     assert certificate.recurrent_norm == pytest.approx({gate: block.norm().item() for gate, block in blocks.items()})
     assert recurrences_of(module)[0].projected_roles

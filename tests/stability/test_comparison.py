@@ -163,6 +163,10 @@ def corners() -> dict[str, nn.Module]:
         "strong reset": set_(
             net("gru", **one), weight_hh=[[4.0], [0.0], [0.3]], bias_ih=[0, -4, -3], bias_hh=[0, 0, 3]
         ),
+        "ugrnn": net("ugrnn", scale=2),
+        "ugrnn without bias": net("ugrnn", scale=2, bias=False),
+        "ugrnn with closed gate": set_(net("ugrnn", scale=3), bias_hh=gates(-6, 0)),
+        "intersection": net("intersection", scale=2),
         "strong update": set_(net("gru", **one), weight_hh=[[0.0], [3.0], [0.3]], weight_ih=0.1, bias_ih=0, bias_hh=0),
     }
 
@@ -224,8 +228,8 @@ def test_runs_stay_in_the_box(name: str, scale: float, state_bound: float) -> No
     assert torch.stack(largest).amax() > 0.1
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
-def test_boxes_are_narrowed_by_their_own_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "file"), [("rnn", "rnn"), ("lstm", "lstm"), ("gru", "mixing"), ("ugrnn", "mixing")])
+def test_boxes_are_narrowed_by_their_own_bounds(name: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (recurrence,) = recurrences_of(net(name, scale=1.0))
     weights = recurrence.weights()
     drive = SupNorm(0.1).drive(weights["weight_ih"])
@@ -233,7 +237,7 @@ def test_boxes_are_narrowed_by_their_own_bounds(name: str, monkeypatch: pytest.M
     assert box is not None
     assert known is not None
     assert (box[0] < 0.99 * known).all()
-    monkeypatch.setattr(f"lightning_stable.recurrence.{name}.BOX_ROUNDS", 0)
+    monkeypatch.setattr(f"lightning_stable.recurrence.{file}.BOX_ROUNDS", 0)
     wide = recurrence.state_box(weights, drive, 1.0)
     assert wide is not None
     assert (box[0] < 0.99 * wide[0]).all()
@@ -370,7 +374,7 @@ def test_dropout_between_layers_scales_the_error(bidirectional: bool) -> None:
 
 
 # Shape of the bounds --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if case[0] != "intersection"])  # reads other states
 def test_never_worse_than_the_rate_of_the_same_certificate(name: str, norm: str) -> None:
     module = stable(name, 0.95 if norm == "miller-hardt" else 0.9, norm, scale=3)
     certificate, certified = (
@@ -387,7 +391,7 @@ def test_never_worse_than_the_rate_of_the_same_certificate(name: str, norm: str)
     spread = matrix.abs() @ scale if certificate.contraction.order == math.inf else matrix * scale
     gain = torch.linalg.vector_norm(spread) if spread.ndim == 1 else torch.linalg.matrix_norm(spread, ord=2)
     assert (certified <= gain * constant * powers(certificate.rate, 60) * ROUNDING).all()
-    if norm == "row":  # entry by entry it is better than by the norm
+    if norm == "row" and name != "ugrnn":  # entry by entry it is better than by the norm
         assert certified[-1] < 0.9 * gain * constant * certificate.rate**60
 
 

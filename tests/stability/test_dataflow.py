@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import certify, project_
+from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.models import LanguageModel, SlotTagger
 from lightning_stable.stability import FiniteSet
 from lightning_stable.stability.dataflow import derive_input_sets
@@ -271,8 +272,16 @@ def test_own_recurrent_layers_may_give_anything() -> None:
     assert set(derive_input_sets(model)) == {"core"}
 
 
-def test_projected_outputs_and_relu_are_unbounded() -> None:
-    for core in (nn.LSTM(N, UNITS + 1, proj_size=UNITS), nn.RNN(N, UNITS, nonlinearity="relu")):
+def test_outputs_of_a_ugrnn_are_its_states() -> None:
+    model = Parts(lambda m, x: m.top(m.core(m.emb(x))[0]))
+    model.core = UGRNN(N, UNITS)
+    for state_bound in (1.0, 3.0):
+        assert derive_input_sets(model, state_bound=state_bound)["top"].high == state_bound  # type: ignore[attr-defined]
+
+
+def test_outputs_that_are_no_states_are_unbounded() -> None:
+    linear = nn.LSTM(N, UNITS + 1, proj_size=UNITS)
+    for core in (linear, nn.RNN(N, UNITS, nonlinearity="relu"), IntersectionRNN(N, UNITS)):
         model = Parts(lambda m, x: m.top(m.core(m.emb(x))[0]))
         model.core = core
         assert set(derive_input_sets(model)) == {"core"}

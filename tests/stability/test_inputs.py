@@ -14,7 +14,7 @@ def walk(module: torch.nn.Module, bound: object, **kwargs: object) -> list[str |
     found = []
     for recurrence in recurrences:
         inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        layers.record(recurrence, weights, inputs, drive_of(inputs, weights))
+        layers.record(recurrence, weights, inputs, drive_of(recurrence, inputs, weights))
         found.append(None if inputs is None else inputs.describe())
     return found
 
@@ -69,7 +69,7 @@ def test_leading_rows_know_their_inputs_and_the_others_nothing() -> None:
     for name, leak in (("lstm", slice(5, 10)), ("gru", slice(5, 10)), ("rnn", slice(0, 5))):
         (recurrence,) = find_recurrences(net(name))
         weights, inputs = recurrence.weights(), FiniteSet(torch.eye(3).double())
-        exact, leading = drive_of(inputs, weights), leading_drive_of(recurrence, inputs, weights)
+        exact, leading = drive_of(recurrence, inputs, weights), leading_drive_of(recurrence, inputs, weights)
         assert exact is not None
         assert leading is not None
         assert torch.equal(leading.high[leak], exact.high[leak])

@@ -70,7 +70,7 @@ def methods(name: str, norm: str) -> tuple[str, ...]:
         return ("euclidean", "rescale")
     if norm in ("l2", "miller-hardt"):
         return {"l2": ("shares", "rescale"), "miller-hardt": ("miller-hardt",)}[norm]
-    return ("shares", "euclidean", "rescale", *(() if name == "gru" else ("miller-hardt",)))
+    return ("shares", "euclidean", "rescale", *(("miller-hardt",) if name in ("lstm", "proj") else ()))
 
 
 COMBINATIONS = [(name, norm, m) for name, norms in NORMS.items() for norm in norms for m in methods(name, norm)]
@@ -85,7 +85,7 @@ def test_norms_and_methods(name: str, norm: str, method: str, bias: bool) -> Non
 
 
 @pytest.mark.parametrize("rate", [0.5001, 0.501, 0.6, 0.9])
-@pytest.mark.parametrize("name", ["lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "proj", "gru", "ugrnn"])
 def test_without_biases_a_leak_gate_is_at_least_one_half(name: str, rate: float) -> None:
     module = net(name, bias=False, scale=4, dtype=torch.float32)
     projects(module, rate, input_bound=B)
@@ -143,7 +143,7 @@ def test_only_what_a_projection_may_change_moves(name: str) -> None:
     assert changed
     assert {name.rsplit("_l", 1)[0] for name in changed} <= allowed
     if name not in ("rnn", "relu"):
-        index, gates = (1, 3) if name == "gru" else (1, 4)
+        index, gates = {"gru": (1, 3), "ugrnn": (0, 2), "intersection": (0, 2)}.get(name, (1, 4))
         for k in range(gates):
             if k != index:  # inputs and biases of the leak gate only
                 for role in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
@@ -177,7 +177,7 @@ def test_shares_keep_every_gate_alive() -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 4.0])
 @pytest.mark.parametrize("gate_bound", [0.3, 0.7, 0.98])
-@pytest.mark.parametrize("name", ["lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "proj", "gru", "ugrnn", "intersection"])
 def test_the_gate_bound_is_kept(name: str, gate_bound: float, scale: float) -> None:
     # Small nets have the rate already, and still must lower the gate.
     module = set_(net(name, scale=scale), bias_ih=2.0)

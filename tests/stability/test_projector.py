@@ -214,7 +214,7 @@ def test_nothing_is_read_on_the_host(cell: str, arguments: dict[str, Any], bound
     projector.attach()
     inputs = torch.randn(2, 4, FEATURES)
     model(inputs)  # the first inputs of all may be waited for
-    projector._on_cpu = False
+    projector._on_cpu = projector._after_steps.reading = False
     with Operations() as operations:
         model(inputs)
         projector.project(strict=False, measure=True)
@@ -304,7 +304,7 @@ def test_weights_that_are_not_finite(cell: str, name: str, value: float, on_cpu:
 def test_failed_decomposition_names_the_weights() -> None:
     model = Model("rnn")
     projector = Projector(model, CONSTRAINT)
-    projector._on_cpu = False
+    projector._on_cpu = projector._after_steps.reading = False
     before = weights(model)
     with torch.no_grad():
         model.core.weight_hh_l1[0, 0] = math.nan
@@ -557,7 +557,7 @@ def test_other_errors_of_a_decomposition_come_through() -> None:
     projector = Projector(Model("rnn"), CONSTRAINT)
     error = mock.Mock(side_effect=RuntimeError("out of memory"))
     with mock.patch.object(projector_module, "propose_updates", error), pytest.raises(RuntimeError, match="of memory"):
-        projector.project(strict=False)
+        projector.project(strict=True)
 
 
 def test_recurrent_norms() -> None:

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import certify, project_, truncate
-from lightning_stable.stability.state_gradients import (
-    StateGradients,
-    gradient_norms,
-    lyapunov_exponents,
-    measure_state_gradients,
-)
+from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients
+from lightning_stable.stability.state_jacobians import gradient_norms, lyapunov_exponents
 from tests.nets import CELLS, LAYERS, net, set_
 from tests.recurrence.test_registry import LeakyCell
 from tests.truncation.brute import each, parts, start_state

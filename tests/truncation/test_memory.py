@@ -88,7 +88,7 @@ def test_chunks_are_the_restarted_layer(name: str, window: int, chunks: list[int
 @pytest.mark.parametrize("calls", [0, 5])
 @pytest.mark.parametrize("chunks", [[4, 5], [2, 3, 4], [7, 2]])
 @pytest.mark.parametrize("window", [1, 3, 6, 20])
-@pytest.mark.parametrize("name", ["relu", "lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["relu", "lstm", "proj", "gru", "intersection"])
 def test_detached_windows_learn_from_their_own_chunk(name: str, window: int, chunks: list[int], calls: int) -> None:
     """Truncated backpropagation through time, every window by itself: its part before the border is a constant."""
     module = net(name, units=4, num_layers=2)
@@ -149,7 +149,7 @@ def test_a_packed_sequence_continues_a_batch(name: str, first: int, window: int)
 
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
-@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru", "intersection"])
 def test_an_output_depends_on_its_window_over_borders(name: str, window: int, detach: bool) -> None:
     twin = truncate(net(name, num_layers=2, dtype=torch.float32), window)
     chunks, change = [2, 4, 3], Tensor.detach if detach else None
@@ -164,7 +164,7 @@ def test_an_output_depends_on_its_window_over_borders(name: str, window: int, de
 
 
 @pytest.mark.parametrize("chunks", [[5, 4], [4, 3, 2], [4, 1, 4], [3, 6], [2, 1, 6]])
-@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru", "intersection"])
 def test_dropout_masks_belong_to_positions_over_borders(name: str, chunks: list[int]) -> None:
     window = 3
     module = net(name, units=4, num_layers=2, dropout=0.5)

@@ -24,7 +24,14 @@ def stack_and_start(name: str, layers: int) -> tuple[torch.nn.Module, Stack, obj
     (stack,) = stacks_of(module)
     hx = start_state(module, BATCH)
     parts = hx if isinstance(hx, tuple) else (hx,)
-    return module, stack, hx, tuple(tuple(part[layer][None] for part in parts) for layer in range(layers))
+    start = [tuple(part[layer][None] for part in parts) for layer in range(layers)]
+    inputs = torch.zeros(1, BATCH, 3, dtype=torch.float64)
+    return module, stack, hx, tuple(r.full_state(state, inputs) for r, state in zip(stack.layers, start, strict=True))
+
+
+def shown(stack: Stack, states: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The parts of the layers' states that the module returns."""
+    return [torch.stack(parts) for parts in zip(*states, strict=True)][: stack.layers[0].state_parts]
 
 
 @given(
@@ -57,8 +64,7 @@ def test_a_head_is_a_plain_run(name: str, layers: int) -> None:
     visited = head_rows(stack, x, start)
     output, last = module(x, hx)
     same([stack.output(visited)], [output])
-    ends = [[part[-1] for part in state] for state in visited]
-    same([torch.stack(parts) for parts in zip(*ends, strict=True)], flat(last))
+    same(shown(stack, [tuple(part[-1] for part in state) for state in visited]), flat(last))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -70,7 +76,7 @@ def test_unfinished_windows_are_as_old_as_their_place(name: str) -> None:
     assert rows[0][0].shape[0] == 5
     for age in range(1, 6):
         _, state = module(x[5 - age : 5])
-        found = [torch.stack(parts) for parts in zip(*take(rows, slice(age - 1, age)), strict=True)]
+        found = shown(stack, list(take(rows, slice(age - 1, age))))
         same([part[:, 0] for part in found], flat(state))
 
 

@@ -128,7 +128,7 @@ def packed_check(module: nn.Module, window: int, lengths: list[int], *, enforce_
 @pytest.mark.parametrize("lengths", [[6, 4, 1], [2, 6, 3]])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", ["proj", "gru"])
+@pytest.mark.parametrize("name", ["proj", "gru", "intersection"])
 def test_packed_sequences_are_run_alone(name: str, layers: int, bidirectional: bool, lengths: list[int]) -> None:
     module = net(name, units=4, num_layers=layers, bidirectional=bidirectional)
     sorted_before = lengths[0] == 6
@@ -185,7 +185,7 @@ def test_an_output_depends_on_its_window_alone(
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "intersection"])
 def test_a_bidirectional_output_depends_on_its_window_alone(name: str, layers: int) -> None:
     window, t, time = 2, 4, 9
     twin = truncate(net(name, num_layers=layers, bidirectional=True, dtype=torch.float32), window)
@@ -444,7 +444,7 @@ def test_float32_is_close_to_float64(name: str, bidirectional: bool) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru", "ugrnn", "intersection"])
 def test_half_precision_runs(name: str, bidirectional: bool, autocast: bool) -> None:
     module = net(name, num_layers=2, bidirectional=bidirectional, dtype=torch.float32)
     x = sequence(dtype=torch.float32)

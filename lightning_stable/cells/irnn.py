@@ -1,0 +1,31 @@
+"""The identity initialisation of ReLU networks."""
+
+from typing import TypeVar
+
+from torch import nn
+
+_RNN = TypeVar("_RNN", bound=nn.RNN)
+
+
+def irnn_(module: _RNN) -> _RNN:
+    """Set the recurrent weights of a ReLU network to the identity and its biases to zero, in place.
+
+    Source: Le, Jaitly, Hinton, *A Simple Way to Initialize Recurrent Networks of Rectified Linear Units* (2015).
+
+    Args:
+        module: ``nn.RNN`` with ``nonlinearity="relu"``, any layers and directions.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(module, nn.RNN) or module.nonlinearity != "relu":
+        raise ValueError(f"`module` must be nn.RNN with nonlinearity='relu'. Got {module!r}.")
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight_hh"):
+            nn.init.eye_(parameter)
+        elif name.startswith("bias"):
+            nn.init.zeros_(parameter)
+    return module

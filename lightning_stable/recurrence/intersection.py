@@ -1,0 +1,135 @@
+"""``IntersectionRNN``: the state ``h`` of a UGRNN, and the output ``y = g_y p + (1 - g_y) relu(a)``.
+
+``p`` is the input or an affine map of it, ``a`` and the pre-activation of ``g_y`` are affine in the input and in the
+state *before* the step. Between two runs the output changes by at most::
+
+    |dy| <= g_high |dp| + (1 - g_low) |da| + s_g D |d pre_g|,    D = max |p - relu(a)|
+
+The output is no part of the state, so the rate is that of ``h`` alone; it is bounded where the input is, and may grow
+from layer to layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_stable.cells.base import mix
+from lightning_stable.recurrence.base import State, Weights, reach
+from lightning_stable.recurrence.intervals import Interval, sigmoid_slope
+from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
+
+
+class _Outputs(NamedTuple):
+    """Intervals of the parts of ``y``, each of shape ``(units,)``."""
+
+    gate: Interval  # pre-activation
+    candidate: Interval  # relu(a)
+    passed: Interval
+
+
+@dataclass(frozen=True)
+class _OutputComparison:
+    """``|y - y'| <= hidden |h - h'| + inputs |x - x'|``, ``h`` before the step."""
+
+    hidden: Tensor
+    inputs: Tensor
+
+    def __call__(self, state: State, inputs: Tensor | None) -> Tensor:
+        """The bound on the difference of the outputs."""
+        change = state[0] @ self.hidden.mT
+        return change if inputs is None else change + inputs @ self.inputs.mT
+
+
+class IntersectionRecurrence(UGRNNRecurrence):
+    """Adapter for intersection recurrences.
+
+    The state of a step is ``(h, y)``, that of the certificate ``h``. Norms and projections are those of UGRNN: what
+    makes the output is never touched.
+    """
+
+    cell = "intersection"
+    roles: ClassVar[tuple[str, ...]] = (
+        *UGRNNRecurrence.roles,
+        *("weight_iy", "weight_hy", "bias_iy", "bias_hy", "weight_ix", "bias_ix"),
+    )
+    gates = ("g", "h")
+    state_parts = 1
+
+    # --------------------------------------------------------------- state map
+    def step(self, inputs: Tensor, state: State) -> State:
+        """``(h, y)`` to the next ``(h, y)``; the old ``y`` does not matter."""
+        p, (hidden, _) = self.parameters(), state
+        pre = F.linear(inputs, p["weight_iy"], p.get("bias_iy")) + F.linear(hidden, p["weight_hy"], p.get("bias_hy"))
+        gate, candidate = pre.chunk(2, dim=-1)
+        passed = F.linear(inputs, p["weight_ix"], p.get("bias_ix")) if "weight_ix" in p else inputs
+        return *super().step(inputs, (hidden,)), mix(gate.sigmoid(), passed, candidate.relu())
+
+    def initial_state(self, inputs: Tensor) -> State:
+        """Zeros, twice of shape ``(..., hidden_size)``."""
+        (hidden,) = super().initial_state(inputs)
+        return hidden, torch.zeros_like(hidden)
+
+    def output(self, state: State) -> Tensor:
+        """``y``."""
+        return state[1]
+
+    # ------------------------------------------------------------- certificate
+    def driven_rows(self, weights: Weights) -> Tensor:
+        """``weight_ih``, ``weight_iy``, and the map to what may pass."""
+        return torch.cat((weights["weight_ih"], weights["weight_iy"], _passing(weights)))
+
+    def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
+        """Intervals of the pre-activations of the state's gates."""
+        rows = len(weights["weight_ih"])
+        return super().pre_activation(weights, Interval(drive.low[:rows], drive.high[:rows]), state_bound)
+
+    def _outputs(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> _Outputs:
+        rows = len(weights["weight_ih"])
+        gate, candidate, passed = Interval(drive.low[rows:], drive.high[rows:]).chunk(3)
+        radius = reach(weights["weight_hy"], state_bound)
+        if "bias_iy" in weights:
+            bias = (weights["bias_iy"] + weights["bias_hy"]).chunk(2)
+            gate, candidate = gate.shift(bias[0]), candidate.shift(bias[1])
+            passed = passed.shift(weights["bias_ix"]) if "bias_ix" in weights else passed
+        gate, candidate = (part.widen(size) for part, size in zip((gate, candidate), radius.chunk(2), strict=True))
+        return _Outputs(gate, Interval(candidate.low.clamp(min=0), candidate.high.clamp(min=0)), passed)
+
+    def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
+        """``y`` lies between what passes and the relu; None when nothing is known about the inputs."""
+        if drive is None:
+            return None
+        outputs = self._outputs(weights, drive, max(1.0, state_bound))
+        gates = (torch.sigmoid(end) for end in outputs.gate)
+        return torch.stack([mix(g, outputs.passed.magnitude, outputs.candidate.high) for g in gates]).amax(0)
+
+    def output_comparison(
+        self, weights: Weights, drive: Interval | None, state_bound: float
+    ) -> _OutputComparison | None:
+        """See the module; None when nothing is known about the inputs."""
+        if drive is None:
+            return None
+        outputs = self._outputs(weights, drive, self._reachable(weights, drive, state_bound)[1])
+        passed, candidate = outputs.passed, outputs.candidate
+        apart = torch.maximum(passed.high - candidate.low, candidate.high - passed.low)
+        of_gate = sigmoid_slope(outputs.gate) * apart
+        of_candidate = torch.sigmoid(-outputs.gate.low) * (candidate.high > 0)
+
+        def combined(weight: Tensor) -> Tensor:
+            gate_rows, candidate_rows = weight.abs().chunk(2)
+            return of_gate[:, None] * gate_rows + of_candidate[:, None] * candidate_rows
+
+        through = torch.sigmoid(outputs.gate.high)[:, None] * _passing(weights).abs()
+        return _OutputComparison(combined(weights["weight_hy"]), combined(weights["weight_iy"]) + through)
+
+
+def _passing(weights: Weights) -> Tensor:
+    """The linear map to what may pass, shape ``(units, features)``."""
+    if "weight_ix" in weights:
+        return weights["weight_ix"]
+    inputs = weights["weight_ih"]
+    return torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)

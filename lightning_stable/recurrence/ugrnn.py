@@ -1,0 +1,40 @@
+"""``UGRNN``: ``g = sigmoid(...)``, ``c = tanh(...)``, ``h' = g h + (1 - g) c``.
+
+A gated mean as in :mod:`mixing` whose candidate has the slope ``K_j = s_c n_cj``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_stable.cells.base import mix
+from lightning_stable.recurrence.base import State, Weights
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.mixing import Bounds, MixedRecurrence
+
+
+class UGRNNRecurrence(MixedRecurrence):
+    """Adapter for UGRNN recurrences.
+
+    Norms: ``row`` (formula above), ``tight`` (nonlinear Perron iteration), ``l2`` (spectral norms).
+    """
+
+    cell = "ugrnn"
+    gates = ("g", "c")
+    leak = "g"
+    shares = (1 / 2, 1 / 2)
+
+    def step(self, inputs: Tensor, state: State) -> State:
+        """``(h,)`` to the next ``(h,)``."""
+        p = self.parameters()
+        pre = F.linear(inputs, p["weight_ih"], p.get("bias_ih")) + F.linear(state[0], p["weight_hh"], p.get("bias_hh"))
+        gate, candidate = pre.chunk(2, dim=-1)
+        return (mix(gate.sigmoid(), state[0], candidate.tanh()),)
+
+    def bounds(
+        self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
+    ) -> Bounds:
+        """Those of gate and candidate."""
+        gate, candidate = self.pre_activation(weights, drive, state_bound)
+        return Bounds.of(gate, candidate, state_bound, leak_bound)

@@ -1,0 +1,210 @@
+"""The projection after every training step: what differs from the plain one is only the time it takes.
+
+Recurrences of one shape are handled together, and large matrices are clipped with a subspace that is carried from
+step to step (:mod:`subspace`). The plain form, :func:`~lightning_stable.stability.project.propose_updates`, is the
+reference, and does what is not covered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.stability.gates import GateRows, bound_gate, leave_worst_input
+from lightning_stable.stability.input_sets import InputSet
+from lightning_stable.stability.inputs import LayerInputs, Sources
+from lightning_stable.stability.project import Constraint, Update, fast_target, is_frozen, propose_update
+from lightning_stable.stability.projections import clip_singular_values
+from lightning_stable.stability.shrink import Target, meet_budget
+from lightning_stable.stability.subspace import MIN_UNITS, SubspaceClip
+
+State = dict[str, dict[str, Tensor]]
+
+
+class _Member(NamedTuple):
+    recurrence: Recurrence
+    target: Target
+    inputs: InputSet | None
+
+
+class FastProjection:
+    """Projects after every step, and remembers what helps at the next one.
+
+    Args:
+        reading: Whether values may be read on the host.
+    """
+
+    def __init__(self, *, reading: bool) -> None:
+        self.reading = reading
+        self._clips: dict[str, SubspaceClip] = {}
+        self._restored: State = {}
+
+    def propose_updates(
+        self,
+        recurrences: Sequence[Recurrence],
+        sources: Sources,
+        constraint: Constraint,
+        *,
+        margin: float = 0.0,
+        training: bool | None = None,
+    ) -> list[Update]:
+        """As :func:`~lightning_stable.stability.project.propose_updates` with ``strict=False``; gates as views."""
+        layers = LayerInputs(sources, constraint.state_bound, training)
+        groups: dict[Hashable, list[_Member]] = {}
+        updates: list[Update] = []
+        # Where nothing rests on inputs nobody asks what the layers put out.
+        driven = any(r.needs_drive for r in recurrences)
+        for recurrence in recurrences:
+            key = None if is_frozen(recurrence) else _kind(recurrence, constraint, driven)
+            inputs = layers.input_set(recurrence) if driven else None
+            if key is None or (recurrence.needs_drive and inputs is None):
+                updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
+                continue
+            target = fast_target(recurrence, constraint, margin)
+            groups.setdefault((key, target), []).append(_Member(recurrence, target, inputs))
+            if driven:  # what it puts out is bounded by what a projection leaves as it is
+                layers.record(recurrence, recurrence.parameters(), None, None)
+        for members in groups.values():
+            gated = isinstance(members[0].recurrence, GatedRecurrence)
+            updates += self._gated(members) if gated else self._spectral(members)
+        return updates
+
+    # ------------------------------------------------------------------- rnn
+    def _spectral(self, members: Sequence[_Member]) -> list[Update]:
+        parameters = [member.recurrence.parameters()["weight_hh"] for member in members]
+        weight = torch.stack([_compute(value) for value in parameters])
+        bound = members[0].target.rate
+        if weight.shape[2] < MIN_UNITS:
+            clipped = clip_singular_values(weight, bound)
+        else:
+            name = "+".join(member.recurrence.name for member in members)
+            if name not in self._clips:
+                self._clips[name] = SubspaceClip(reading=self.reading)
+                self._clips[name].load_state_dict(self._restored.pop(name, {}))
+            clipped = self._clips[name](weight, bound)
+        return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
+
+    # ----------------------------------------------------------------- gated
+    def _gated(self, members: Sequence[_Member]) -> list[Update]:
+        first, target = members[0].recurrence, members[0].target
+        assert isinstance(first, GatedRecurrence)
+        assert target.gate_bound is not None
+        gates, leak = len(first.gates), first.gates.index(first.leak)
+        parameters = [member.recurrence.parameters() for member in members]
+        sets = [member.inputs for member in members if member.inputs is not None]
+        units = parameters[0]["weight_hh"].shape[0] // gates
+        # Gate by gate, the units of all recurrences beside each other.
+        hidden = _stacked([p["weight_hh"] for p in parameters], gates)
+        norms = hidden.abs().sum(2)
+        biases = {
+            role: _stacked([p[role] for p in parameters], gates)
+            for role in ("bias_ih", "bias_hh")
+            if role in parameters[0]
+        }
+        leading = [_compute(p["weight_ih"]).view(gates, units, -1)[leak] for p in parameters]
+        rows = GateRows(
+            _joined(leading),
+            hidden[leak],
+            *(biases[role][leak] if biases else None for role in ("bias_ih", "bias_hh")),
+        )
+        worst = _joined([inputs.maximizer(own) for inputs, own in zip(sets, leading, strict=True)])
+        high = (rows.weight_ih * worst).sum(1)
+        bias = 0.0 if rows.bias_ih is None or rows.bias_hh is None else rows.bias_ih + rows.bias_hh
+        budget = first.leading_budget(
+            {role: value.flatten() for role, value in biases.items()},
+            norms,
+            high + bias + norms[leak] * target.state_bound,
+            target.rate,
+            state_bound=target.state_bound,
+            leak_bound=target.gate_bound,
+        )
+        assert budget is not None
+        flat = {"weight_hh": hidden.flatten(0, 1)}
+        hidden = meet_budget(first, flat, norms, budget, target).view_as(hidden)
+        # As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
+        rows = rows._replace(weight_hh=hidden[leak])
+        rows = leave_worst_input(rows, worst, None, target.state_bound, target.gate_bound)
+        moved = zip(sets, leading, torch.split(rows.weight_ih, units), torch.split(high, units), strict=True)
+        high = _joined([self._highest(*own) for own in moved])
+        reach = rows.weight_hh.abs().sum(1) * target.state_bound
+        rows = bound_gate(rows, Interval(high, high), reach, target.gate_bound)
+        hidden[leak] = rows.weight_hh
+        return [
+            update
+            for index, own in enumerate(parameters)
+            for update in _updates(own, hidden, rows, gates, leak, slice(index * units, (index + 1) * units))
+        ]
+
+    def _highest(self, inputs: InputSet, before: Tensor, after: Tensor, high: Tensor) -> Tensor:
+        """Largest products of rows, where only those that moved need a look at all the inputs."""
+        if not self.reading:
+            return inputs.drive(after).high
+        moved = (after != before).any(1).nonzero()[:, 0]
+        return high.index_copy(0, moved, inputs.drive(after[moved]).high) if len(moved) else high
+
+    # ----------------------------------------------------------------- state
+    def state_dict(self) -> State:
+        """What the next projection depends on, by the names of recurrences."""
+        kept = {name: clip.state_dict() for name, clip in self._clips.items()}
+        kept = {**self._restored, **{name: state for name, state in kept.items() if state}}
+        return {
+            n: {key: value.detach().to("cpu", copy=True) for key, value in part.items()} for n, part in kept.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
+        """Go on where another one stopped."""
+        self._clips = {}
+        self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
+
+
+def _kind(recurrence: Recurrence, constraint: Constraint, driven: bool) -> Hashable | None:
+    """Equal for recurrences that are handled together; None for those that are left to the plain form."""
+    parameters = recurrence.parameters()
+    shapes = tuple((role, value.shape, value.dtype) for role, value in parameters.items())
+    if isinstance(recurrence, RNNRecurrence):
+        spectral = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
+        # The outputs of relu rest on the projected weights, and gated layers above on the outputs.
+        if spectral and (recurrence.nonlinearity == "tanh" or not driven):
+            value = parameters["weight_hh"]
+            return RNNRecurrence, value.shape, value.dtype
+        return None
+    rows = constraint.norm in (None, "row", "tight") and constraint.method in (None, "shares", "euclidean", "rescale")
+    own = (
+        isinstance(recurrence, GatedRecurrence)
+        and type(recurrence).leading_budget is not GatedRecurrence.leading_budget
+    )
+    return (type(recurrence), shapes) if rows and own and "weight_hr" not in parameters else None
+
+
+def _compute(value: Tensor) -> Tensor:
+    """At least in float32; not a copy where it is already."""
+    value = value.detach()
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _stacked(values: Sequence[Tensor], gates: int) -> Tensor:
+    """``(gates, recurrences * units, ...)``."""
+    blocks = [_compute(value).view(gates, value.shape[0] // gates, *value.shape[1:]) for value in values]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _updates(
+    own: Mapping[str, Tensor], hidden: Tensor, rows: GateRows, gates: int, leak: int, mine: slice
+) -> list[Update]:
+    """Of one recurrence: its recurrent weights, and views of what else belongs to the leak gate."""
+    weight = own["weight_hh"]
+    updates = [(weight, hidden[:, mine].reshape(weight.shape).to(weight.dtype))]
+    for role, value in (("weight_ih", rows.weight_ih), ("bias_ih", rows.bias_ih), ("bias_hh", rows.bias_hh)):
+        if value is not None:
+            updates.append((own[role].chunk(gates)[leak], value[mine].to(own[role].dtype)))
+    return updates

@@ -1,0 +1,108 @@
+"""The runs of a TensorBoardLogger: its own, and those beside it that hold what its values are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lightning_stable.tensorboard.charts import Charts, layout
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+OWN, THEORY = "", "theory"
+
+
+class Board:
+    """Writes to the run of a logger, and to runs in folders below it.
+
+    Args:
+        writer: Of the logger's own run.
+        folder: Of that run.
+        prefix: What the logger puts before every tag.
+
+    Attributes:
+        charts: The page as it is shown now.
+    """
+
+    def __init__(self, writer: SummaryWriter, folder: str, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
+        self.charts: Charts = {}
+        self._runs = {OWN: writer}
+
+    def run(self, name: str) -> SummaryWriter:
+        """The writer of a run below the logger's own, which is the run without a name."""
+        if name not in self._runs:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._runs[name] = SummaryWriter(f"{self.folder}/{name}")
+        return self._runs[name]
+
+    def scalars(self, values: Mapping[str, float], step: int, run: str = OWN) -> None:
+        """Write those of the values that are finite."""
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self.run(run).add_scalar(self.prefix + tag, value, step)
+
+    def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Write the distribution of each tensor's entries to the logger's run, where they are finite."""
+        for tag, entries in values.items():
+            if entries.isfinite().all():
+                self.run(OWN).add_histogram(self.prefix + tag, entries, step)
+
+    def show(self, charts: Charts) -> None:
+        """Add to the page; written only if there is something new.
+
+        The last layout of a run is the one that counts, and TensorBoard shows the layouts of all runs together. So
+        this one goes to the run ``theory``: a user's own layout in the logger's run stays.
+        """
+        new = {title: [*self.charts.get(title, []), *tags] for title, tags in charts.items()}
+        merged = self.charts | {title: list(dict.fromkeys(tags)) for title, tags in new.items()}
+        if merged != self.charts:
+            self.charts = merged
+            self.run(THEORY).add_custom_scalars(layout(merged, self.prefix))
+
+    def flush(self) -> None:
+        """Bring everything to disk and close the runs below the logger's; a later value opens them again."""
+        for name, writer in self._runs.items():
+            if name != OWN:
+                writer.close()
+
+
+# A logger may be pickled or copied: nothing is kept on it.
+_BOARDS: WeakKeyDictionary[TensorBoardLogger, Board] = WeakKeyDictionary()
+
+
+def writes_to_tensorboard(trainer: Trainer) -> bool:
+    """Whether there is a TensorBoardLogger; the same in all processes."""
+    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+
+
+def last_step(trainer: Trainer) -> int:
+    """At which Lightning puts what is logged after a step, and at a validation."""
+    return max(0, trainer.global_step - 1)
+
+
+def boards_of(trainer: Trainer) -> list[Board]:
+    """One board per TensorBoardLogger; none outside of the first process."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [_board(logger) for logger in loggers] if trainer.is_global_zero else []
+
+
+def flush(trainer: Trainer) -> None:
+    """See :meth:`Board.flush`, for all boards."""
+    for board in boards_of(trainer):
+        board.flush()
+
+
+def _board(logger: TensorBoardLogger) -> Board:
+    if logger not in _BOARDS:
+        prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
+        _BOARDS[logger] = Board(logger.experiment, logger.log_dir, prefix)
+    return _BOARDS[logger]

@@ -1,0 +1,64 @@
+"""The charts of the page, and the values that stand beside each other in them.
+
+TensorBoard gives every run a colour, not every line: what is to be compared goes under one tag of several runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+PAGE = "Stability"
+TARGET = "stability/target"
+# Titles with the tags they show.
+Charts = dict[str, list[str]]
+Values = dict[str, float]
+
+
+def rate_chart(layers: Iterable[str]) -> Charts:
+    """Certified rate of every layer, by their names, and the target."""
+    return {"Certified rate of every layer, and the target": [*(f"stability/{name}/rate" for name in layers), TARGET]}
+
+
+def comparison_charts(name: str) -> Charts:
+    """Losses and distances of a model and the twins that log under ``name``."""
+    return {
+        "Loss of the model and of the twin, training": [f"{name}/compared/loss"],
+        "Loss of the model and of the twin, validation": [f"{name}/compared/val_loss"],
+        "Weight distance, relative, and rate ** window": [f"{name}/compared/weight_distance"],
+        "Prediction distance, relative, and rate ** window": [f"{name}/compared/prediction_distance"],
+    }
+
+
+def window_chart(modules: Iterable[str]) -> Charts:
+    """Required windows of recurrent modules, measured and certified."""
+    return {"Required window, measured and certified": [f"truncation/{name}/required_window" for name in modules]}
+
+
+def layout(charts: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, dict[str, list[str | list[str]]]]:
+    """The page as ``SummaryWriter.add_custom_scalars`` takes it: tags become patterns that match nothing else.
+
+    Args:
+        charts: Tags by title.
+        prefix: What stands before every tag.
+    """
+    patterns = {title: [f"^{re.escape(prefix + tag)}$" for tag in tags] for title, tags in charts.items()}
+    return {PAGE: {title: ["Multiline", tags] for title, tags in patterns.items()}}
+
+
+def compared(values: Mapping[str, float], level: float | None = None) -> tuple[Values, Values, Values]:
+    """What a shadow callback logs, sorted for the runs of the model, of the twin and of the theory.
+
+    Args:
+        values: ``loss`` and ``loss_gap``, or both with ``val_``, and the relative distances; those that there are.
+        level: ``rate ** window`` for the certified rate, to which the distances are compared.
+
+    Returns:
+        Three mappings with the same names, ``loss``, ``val_loss``, ``weight_distance`` and ``prediction_distance``,
+        each where it makes sense.
+    """
+    losses = [name for name in ("loss", "val_loss") if f"{name}_gap" in values]
+    distances = [name for name in ("weight_distance", "prediction_distance") if f"{name}_relative" in values]
+    model = {name: values[name] - values[f"{name}_gap"] for name in losses}
+    twin = {name: values[name] for name in losses} | {name: values[f"{name}_relative"] for name in distances}
+    return model, twin, {} if level is None else dict.fromkeys(distances, level)

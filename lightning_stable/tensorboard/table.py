@@ -1,0 +1,118 @@
+"""A row for every run in TensorBoard's table of hyperparameters.
+
+Of several descriptions of a run TensorBoard takes the first, and the columns from the first run that names any. So
+every run names the same columns; and Lightning, which with ``default_hp_metric`` describes a run itself when the fit
+starts, comes second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict, _sanitize_params
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_stable.tensorboard.board import OWN, Board, boards_of
+
+_COLUMNS = {"rate": 0.0, "window": 0}
+_HIDDEN = ("_class_path", "_instantiator")  # LightningCLI's
+_METRICS = (
+    "stability/rate",
+    "shadow/compared/val_loss",
+    "shadow/val_loss_gap",
+    "shadow/val_weight_distance_relative",
+    "shadow/val_prediction_distance_relative",
+)
+
+
+class Entries(NamedTuple):
+    """What a callback adds to the row of its run: hyperparameters, and tags of scalars whose last values are shown."""
+
+    hyperparameters: Mapping[str, float]
+    metrics: tuple[str, ...]
+
+
+@runtime_checkable
+class Tabulated(Protocol):
+    """A callback with something to add."""
+
+    def table_entries(self, trainer: Trainer) -> Entries:
+        """Called when a fit begins and when it ends."""
+
+
+def merged(own: Mapping[str, Any], entries: list[Entries]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Hyperparameters of a run, the user's own included, and its metrics.
+
+    Args:
+        own: The user's. One of the same name as an entry stays, unless it is None; the entry then comes second under
+            ``stability/<name>``.
+        entries: Of the callbacks. Several values of one name become a string of them all.
+    """
+    values: dict[str, list[float]] = {}
+    for entry in entries:
+        for name, value in entry.hyperparameters.items():
+            values.setdefault(name, []).append(value)
+    row = dict(own)
+    for name, found in values.items():
+        key = name if row.get(name) is None else f"stability/{name}"
+        row[key] = found[0] if len(found) == 1 else " ".join(map(str, found))
+    metrics = dict.fromkeys((*_METRICS, *(tag for entry in entries for tag in entry.metrics)))
+    return row, tuple(metrics)
+
+
+def begin_table(trainer: Trainer, module: LightningModule) -> None:
+    """Call in ``setup``: describe the run before Lightning does, if it is about to."""
+    for board, logger in _with_loggers(trainer):
+        if logger._default_hp_metric:
+            _write(board, logger, trainer, module, begin=True)
+
+
+def end_table(trainer: Trainer, module: LightningModule) -> None:
+    """Call when a fit ends: describe the run if it is not described yet, and say that it is done."""
+    for board, logger in _with_loggers(trainer):
+        _write(board, logger, trainer, module, begin=not logger._default_hp_metric)
+
+
+def _with_loggers(trainer: Trainer) -> list[tuple[Board, TensorBoardLogger]]:
+    # Several callbacks write the same row; one of them is enough.
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return list(zip(boards_of(trainer), loggers, strict=False))
+
+
+def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: LightningModule, *, begin: bool) -> None:
+    from torch.utils.tensorboard.summary import hparams
+
+    callbacks = [c for c in trainer.callbacks if isinstance(c, Tabulated)]  # type: ignore[attr-defined]
+    row, tags = merged(_own(logger, trainer, module), [callback.table_entries(trainer) for callback in callbacks])
+    metrics = dict.fromkeys((board.prefix + tag for tag in tags), 0.0)
+    row = {name: value for name, value in row.items() if value is not None}
+    columns = _first(hparams(_COLUMNS | row, metrics)[0])  # type: ignore[no-untyped-call]
+    _, start, end = hparams(row, metrics)  # type: ignore[no-untyped-call]
+    writer = board.run(OWN)._get_file_writer()  # type: ignore[no-untyped-call]
+    for summary in (columns, start) if begin else ():
+        writer.add_summary(summary)
+    writer.add_summary(end)
+
+
+def _first(columns: Any) -> Any:
+    """The description of the columns with ours in front: TensorBoard shows the first few, those that differ first."""
+    from tensorboard.plugins.hparams import plugin_data_pb2  # type: ignore[import-untyped]
+
+    plugin_data = columns.value[0].metadata.plugin_data
+    content = plugin_data_pb2.HParamsPluginData.FromString(plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in _COLUMNS
+    plugin_data.content = content.SerializeToString()
+    return columns
+
+
+def _own(logger: TensorBoardLogger, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """The user's hyperparameters, written as Lightning writes them; None stays, for :func:`merged` to fill in."""
+    found: dict[str, Any] = {**_convert_params(logger.hparams)}
+    for part in (module, getattr(trainer, "datamodule", None)):
+        if part is not None and part._log_hyperparams:
+            found |= _convert_params(part.hparams_initial)
+    found = _flatten_dict({name: value for name, value in found.items() if name not in _HIDDEN})
+    return {name: value if value is None else _sanitize_params({name: value})[name] for name, value in found.items()}
