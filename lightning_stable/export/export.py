@@ -1,0 +1,187 @@
+"""Write the ``window`` twin of a model to a file that needs neither this package nor the class of the model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable.export.examples import example_for, random_batch
+from lightning_stable.export.formats import FORMATS, Runner, runner_of
+from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
+from lightning_stable.export.metadata import Metadata
+from lightning_stable.export.quiet import quiet
+from lightning_stable.export.trace import describe, trace
+from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
+from lightning_stable.export.windows import recurrent_modules
+from lightning_stable.recurrence.registry import is_recurrent
+from lightning_stable.stability import StabilityReport, certify
+from lightning_stable.truncation import Windowed, truncate
+from lightning_stable.truncation.truncate import copied
+from lightning_stable.truncation.windowed import original_class
+
+_NAMES = (("input", "count", "recent"), ("output", "next_count", "next_recent"))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote.
+
+    Attributes:
+        path: The file.
+        metadata: What the file says about itself.
+        difference: Largest difference of an entry of its answers from the truncated model's, relative to the largest
+            entry if that is above 1.
+        recurrent_difference: Largest difference of the answers of the truncated and of the recurrent model, measured
+            on a random batch: what the window leaves out.
+    """
+
+    path: Path
+    metadata: Metadata
+    difference: float
+    recurrent_difference: float
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module,
+    window: int | None,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    streaming: bool = False,
+    example: Tensor | None = None,
+    batch_first: bool | None = None,
+    input_bound: Any = None,
+    report: StabilityReport | None = None,
+) -> Exported:
+    """Write the ``window`` twin of a model as an ONNX file or a torch.export program, once it is seen to be right.
+
+    The program takes one tensor of whole, equally long sequences, as ``model.forward`` takes it first, and returns the
+    model's answer in evaluation mode (the first one, if there are several, such as a state). Batches have any size and
+    sequences any length; only where the model itself is made for one length, that of the example. With ``streaming``
+    it takes one step and a memory instead, see :class:`~lightning_stable.export.StreamingForm`.
+
+    The file is run on random batches of 1, 3 and 17 sequences and compared with :func:`~lightning_stable.truncate`'s
+    twin to 1e-5 before it takes its name; otherwise nothing is left.
+
+    Args:
+        model: A recurrent layer or any module that holds some, windowed or not. It is not changed.
+        window: Inputs a recurrent layer sees; None takes the window of a model that is windowed.
+        path: The file, ``.onnx`` or ``.pt2``; replaced if it exists. Weights beyond 2 GB lie beside an ONNX file.
+        format: ``"onnx"`` or ``"torch-export"``.
+        streaming: Export one step of a stream.
+        example: A batch of inputs; steps are drawn from it at random. None makes one for recurrent layers and for
+            :mod:`lightning_stable.models`.
+        batch_first: Whether inputs are ``(batch, time, ...)``; None asks a recurrent layer, and is True otherwise.
+        input_bound: Of the certificate, as in :func:`~lightning_stable.certify`.
+        report: A certificate of the model, if it is there already.
+
+    Returns:
+        The path, the metadata and how far the answers are apart.
+
+    Raises:
+        ValueError: If an argument is not understood; the model has a cell, cannot be traced, or cannot stream; or the
+            file does not agree with the truncated model.
+        ModuleNotFoundError: If a package for ONNX is missing; the extra ``export`` brings them.
+    """
+    path = _checked_path(path, format)
+    FORMATS[format].check()
+    window = _window_of(model) if window is None else window
+    if batch_first is None:
+        batch_first = bool(getattr(model, "batch_first", False)) if is_recurrent(model) else True
+    recurrent = recurrent_form(model)
+    twin = truncate(recurrent, window, share=True).eval()
+    example = _checked_example(example_for(model) if example is None else example, recurrent)
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
+
+    def reference(inputs: Tensor) -> Tensor:
+        try:
+            answer = twin(inputs)
+        except Exception as error:  # whatever the model's own code runs into
+            raise ValueError(f"The model must take inputs of shape {tuple(inputs.shape)}. Got {error}.") from error
+        return first_tensor(answer)
+
+    time_dim = int(batch_first)
+    form: BatchForm | StreamingForm = BatchForm(recurrent, window)
+    every_step = False
+    if streaming:
+        every_step = all(_has_time(reference(draw(2, time)), time, time_dim) for time in (window + 2, window + 3))
+        form = StreamingForm(recurrent, window, batch_first=batch_first, every_step=every_step)
+    program, axes, only = trace(form, draw, window + 2, example.shape[time_dim], batch_first=batch_first)
+    lengths = (window + 3, 1, 2 * window + 2) if only is None else (only,) * len(BATCH_SIZES)
+    batches = [draw(batch, length) for batch, length in zip(BATCH_SIZES, lengths, strict=True)]
+
+    def compare(run: Runner) -> float:
+        if isinstance(form, BatchForm):
+            return compare_batches(run, reference, batches)
+        return compare_streams(run, reference, batches, form.start, batch_first=batch_first, every_step=every_step)
+
+    compare(runner_of(program))  # before the long wait for a file
+    inputs, outputs = describe(program, axes, _NAMES)
+    report = certify(recurrent, input_bound=input_bound) if report is None else report
+    metadata = Metadata.of(
+        report,
+        window,
+        model=original_class(model).__name__,
+        form="streaming" if streaming else "batch",
+        inputs=inputs,
+        outputs=outputs,
+    )
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        with quiet():
+            FORMATS[format].write(program, written, metadata)
+            run = FORMATS[format].open(written)
+        difference = compare(run)
+        # Weights that lie beside the file come first: whoever finds the file finds it whole.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
+            os.replace(file, path.parent / file.name)
+    apart = (reference(batches[-1]) - first_tensor(recurrent(batches[-1]))).abs().amax().item()
+    return Exported(path, metadata, difference, apart)
+
+
+def recurrent_form(model: nn.Module) -> nn.Module:
+    """A copy of a model, windowed or not, as the recurrent one: on the CPU, in evaluation mode, at least float32."""
+    recurrent = copied(model).cpu().eval()
+    for module in recurrent_modules(recurrent).values():
+        module.__class__ = original_class(module)
+    return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
+
+
+def _checked_path(path: str | Path, format: str) -> Path:
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {list(FORMATS)}. Got {format!r}.")
+    path = Path(path)
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(f"`path` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"`path` must be in a folder that exists. Got {str(path)!r}.")
+    return path
+
+
+def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
+    if not isinstance(example, Tensor) or example.dim() < 2 or 0 in example.shape:
+        got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ValueError(f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {got}.")
+    example = example.detach().cpu()
+    return example.to(next(model.parameters()).dtype) if example.is_floating_point() else example
+
+
+def _window_of(model: nn.Module) -> int:
+    windows = {module.window if isinstance(module, Windowed) else None for module in recurrent_modules(model).values()}
+    window = windows.pop() if len(windows) == 1 else None
+    if window is None:
+        raise ValueError("`window` must be given, unless all recurrent layers have the same one. Got None.")
+    return window
+
+
+def _has_time(answer: Tensor, time: int, time_dim: int) -> bool:
+    return answer.dim() > time_dim and answer.shape[time_dim] == time

@@ -1,0 +1,95 @@
+"""The two formats: how a program is written to a file, and how the file is run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lightning_stable.export.metadata import ARCHIVED, Metadata
+
+Tensors = tuple[Tensor, ...]
+Runner = Callable[[Tensors], Tensors]
+
+
+class Format(NamedTuple):
+    """One of :data:`FORMATS`.
+
+    Attributes:
+        suffix: Of its files.
+        check: Raises ModuleNotFoundError where a package is missing.
+        write: Writes a program with its metadata.
+        open: A function that runs a file.
+    """
+
+    suffix: str
+    check: Callable[[], Any]
+    write: Callable[[ExportedProgram, Path, Metadata], None]
+    open: Callable[[Path], Runner]
+
+
+def import_onnx() -> Any:
+    """The package onnx, where the others of the extra are there too.
+
+    Raises:
+        ModuleNotFoundError: Naming the extra.
+    """
+    try:
+        for name in ("onnxscript", "onnxruntime"):
+            importlib.import_module(name)
+        return importlib.import_module("onnx")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"ONNX files need onnx, onnxscript and onnxruntime: pip install 'lightning-stable[export]'. Got {error}."
+        ) from error
+
+
+def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
+    written = torch.onnx.export(
+        program, input_names=list(metadata.inputs), output_names=list(metadata.outputs), dynamo=True, verbose=False
+    )
+    assert written is not None
+    written.model.metadata_props.update(metadata.to_strings())
+    written.save(path)
+
+
+def _open_onnx(path: Path) -> Runner:
+    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(inputs: Tensors) -> Tensors:
+        arrays = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+    return run
+
+
+def _write_torch(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
+    torch.export.save(program, path, extra_files={ARCHIVED: json.dumps(metadata.to_dict(), indent=1)})
+
+
+def _open_torch(path: Path) -> Runner:
+    return runner_of(torch.export.load(path))
+
+
+def runner_of(program: ExportedProgram) -> Runner:
+    """A function that runs a program."""
+    module = program.module()
+
+    def run(inputs: Tensors) -> Tensors:
+        answer = module(*inputs)
+        return answer if isinstance(answer, tuple) else (answer,)
+
+    return run
+
+
+FORMATS = {
+    "onnx": Format(".onnx", import_onnx, _write_onnx, _open_onnx),
+    "torch-export": Format(".pt2", lambda: None, _write_torch, _open_torch),
+}

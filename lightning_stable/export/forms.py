@@ -1,0 +1,105 @@
+"""The programs that are exported, as modules: of a batch of sequences, and of one step of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable.export.windows import PlainWindows, Recent, plain_windows, recurrent_modules
+from lightning_stable.recurrence import recurrences_of
+
+
+class BatchForm(nn.Module):
+    """The ``window`` twin of a model as a function of a batch of whole, equally long sequences.
+
+    Args:
+        model: Any module whose first argument is a batch of sequences; recurrent layers may be nested in it. Copied,
+            in evaluation mode.
+        window: Number of inputs a recurrent layer sees.
+
+    Raises:
+        ValueError: As :func:`~lightning_stable.export.windows.plain_windows`.
+    """
+
+    def __init__(self, model: nn.Module, window: int) -> None:
+        super().__init__()
+        self.model = plain_windows(model, window)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The model's answer; of several values, such as outputs and a state, the first."""
+        return first_tensor(self.model(input))
+
+
+class StreamingForm(nn.Module):
+    """The ``window`` twin of a model as a function of the next input and of what the layers remember.
+
+    The model is called with sequences of length 1; only the recurrent layers know the inputs before. It equals
+    :class:`BatchForm` where everything else in the model acts on each step by itself.
+
+    Args:
+        model: As for :class:`BatchForm`.
+        window: Number of inputs a recurrent layer sees.
+        batch_first: Whether the model takes ``(batch, time, ...)`` or ``(time, batch, ...)``.
+        every_step: Whether the model's answer has the dimension of time too, at the same place.
+
+    Raises:
+        ValueError: As for :class:`BatchForm`; or a recurrent layer is bidirectional, which no stream can be.
+    """
+
+    def __init__(self, model: nn.Module, window: int, *, batch_first: bool = True, every_step: bool = True) -> None:
+        super().__init__()
+        self.model = plain_windows(model, window)
+        self.window, self.every_step, self.time_dim = window, every_step, int(batch_first)
+        layers = {name: recurrences_of(module, name) for name, module in recurrent_modules(self.model).items()}
+        for name, recurrences in layers.items():
+            if any(recurrence.direction == "backward" for recurrence in recurrences):
+                raise ValueError(
+                    "`streaming` needs recurrent layers that run forward: what is still to come is not known. "
+                    f"Got the bidirectional {name or 'module'!r}."
+                )
+        self.features = [recurrences[0].input_size for recurrences in layers.values()]
+
+    def start(self, batch: int) -> tuple[Tensor, Tensor]:
+        """``count`` and ``recent`` before the first input of streams: zeros."""
+        weight = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
+        count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return count, weight.new_zeros(batch, self.window, sum(self.features))
+
+    def forward(self, input: Tensor, count: Tensor, recent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The answer to the next input, and what to hand in with the one after it.
+
+        Args:
+            input: The next input of every stream, shape ``(batch, ...)``.
+            count: Inputs of every stream so far, counted up to the window, ``(batch,)``. A zero starts a stream
+                afresh, whatever ``recent`` holds of it.
+            recent: The last ``window`` inputs of the recurrent layers, the newest last, ``(batch, window, features)``;
+                features of several layers lie side by side.
+
+        Returns:
+            The answer, shape ``(batch, ...)``, and the next ``count`` and ``recent``.
+        """
+        layers: list[PlainWindows] = list(recurrent_modules(self.model).values())  # type: ignore[arg-type]
+        memories = [Recent(count, part.transpose(0, 1)) for part in torch.split(recent, self.features, dim=-1)]
+        try:
+            for layer, memory in zip(layers, memories, strict=True):
+                layer.recent = memory
+            output = first_tensor(self.model(input.unsqueeze(self.time_dim)))
+        finally:
+            for layer in layers:
+                layer.recent = None
+        after = torch.cat([memory.inputs.transpose(0, 1) for memory in memories], dim=-1)
+        return output.squeeze(self.time_dim) if self.every_step else output, (count + 1).clamp(max=self.window), after
+
+
+def first_tensor(answer: Any) -> Tensor:
+    """The answer of a model, or the first of several.
+
+    Raises:
+        ValueError: If that is no tensor.
+    """
+    first = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
+    if not isinstance(first, Tensor):
+        raise ValueError(f"A model that is exported must return a tensor, or one first. Got {type(answer).__name__}.")
+    return first

@@ -1,0 +1,113 @@
+"""What an exported file says about itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lightning_stable.stability import StabilityReport
+from lightning_stable.version import __version__
+
+PREFIX = "lightning_stable."
+ARCHIVED = "lightning_stable.json"
+_STRENGTH = ("guaranteed", "data", "none")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Window and certificate of an exported model, and the tensors its program takes and returns.
+
+    Attributes:
+        model: Class of the model.
+        form: ``"batch"`` or ``"streaming"``.
+        window: Inputs a recurrent layer sees.
+        rate: The largest certified rate; None if there is none.
+        guarantee: ``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` without a certificate.
+        error_bound: By the name of the recurrent module: at every step its output and that of its window form differ
+            by at most this much in the Euclidean norm, given equal admissible inputs, in exact arithmetic. None if
+            that is not certified. It does not speak of the model's answer, but of what its recurrent modules hand on.
+        input_bound: By the name of the layer: its admissible inputs, in words. None where any are, or nothing is known.
+        inputs: By name: ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
+        outputs: The same.
+        version: Version of this package that wrote the file.
+    """
+
+    model: str
+    form: str
+    window: int
+    rate: float | None
+    guarantee: str
+    error_bound: dict[str, float | None]
+    input_bound: dict[str, str | None]
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    def to_strings(self) -> dict[str, str]:
+        """Each value as JSON, under a name with the prefix ``lightning_stable.``: the properties of an ONNX file."""
+        return {PREFIX + name: json.dumps(value) for name, value in self.to_dict().items()}
+
+    @classmethod
+    def of(cls, report: StabilityReport, window: int, **given: Any) -> Metadata:
+        """The certificate in ``report`` as metadata; ``given`` are the other attributes."""
+        found = {bounds.name: bounds for bounds in report.bounds}
+        guarantees = [layer.guarantee for layer in report.layers] + [bounds.guarantee for bounds in found.values()]
+        return cls(
+            window=window,
+            rate=_finite(report.rate),
+            guarantee=max(guarantees, key=_STRENGTH.index),
+            error_bound={name: _finite(bounds.errors(window)[-1].item()) for name, bounds in found.items()},
+            input_bound={layer.name: layer.input_bound for layer in report.layers},
+            **given,
+        )
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """The metadata of an exported file; nothing in it is run.
+
+    Raises:
+        ValueError: If the file does not exist, or was not written by :func:`lightning_stable.export.export`.
+        ModuleNotFoundError: If it is an ONNX file and onnx is not installed; the extra ``export`` brings it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
+    found = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
+    names = {field.name for field in fields(Metadata)}
+    if not names <= found.keys():
+        raise ValueError(f"`path` must be a file that lightning-stable exported. Got {str(path)!r}.")
+    return Metadata(**{name: found[name] for name in names})
+
+
+def _of_archive(path: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        held = next((name for name in archive.namelist() if name.endswith("/" + ARCHIVED)), None)
+        if held is not None:
+            found = json.loads(archive.read(held))
+    return found
+
+
+def _of_onnx(path: Path) -> Mapping[str, Any]:
+    from lightning_stable.export.formats import import_onnx
+
+    try:
+        properties = import_onnx().load(path, load_external_data=False).metadata_props
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # what a file of another kind raises depends on its bytes
+        raise ValueError(f"`path` must be an ONNX file or a torch.export archive. Got {str(path)!r}.") from error
+    return {p.key.removeprefix(PREFIX): json.loads(p.value) for p in properties if p.key.startswith(PREFIX)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,96 @@
+"""Whether a written file says what the twin says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_stable.export.formats import Runner
+
+TOLERANCE = 1e-5
+BATCH_SIZES = (1, 3, 17)
+
+
+def largest_difference(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The largest difference of an entry of two answers, in units of the larger of 1 and the second's largest entry.
+
+    Raises:
+        ValueError: If two differ in shape, or by more than :data:`TOLERANCE`, or are not finite.
+    """
+    largest = 0.0
+    for found, expected in answers:
+        if found.shape != expected.shape:
+            raise ValueError(
+                "The exported program must agree with the truncated model. "
+                f"Got shape {tuple(found.shape)} in place of {tuple(expected.shape)}."
+            )
+        scale = expected.abs().amax().clamp(min=1)
+        difference = ((found - expected).abs().amax() / scale).item()
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"The exported program must agree with the truncated model to {TOLERANCE:g}. Got {difference:.3g}: "
+                "something in the model depends on the length, or on steps other than through its recurrent layers."
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def stream(
+    run: Runner, inputs: Tensor, start: tuple[Tensor, Tensor], *, batch_first: bool
+) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """The answers of a streaming program, step by step, and the memory after them.
+
+    Args:
+        run: The program.
+        inputs: Shape ``(batch, time, ...)`` or ``(time, batch, ...)``.
+        start: ``count`` and ``recent`` before the first input.
+        batch_first: Which of the two.
+    """
+    answers, (count, recent) = [], start
+    for step in inputs.unbind(int(batch_first)):
+        answer, count, recent = run((step.contiguous(), count, recent))
+        answers.append(answer)
+    return answers, (count, recent)
+
+
+@torch.no_grad()
+def compare_batches(run: Runner, reference: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> float:
+    """:func:`largest_difference` of a program of whole sequences and a model."""
+    return largest_difference((run((inputs,))[0], reference(inputs)) for inputs in batches)
+
+
+@torch.no_grad()
+def compare_streams(
+    run: Runner,
+    reference: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    start: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    batch_first: bool,
+    every_step: bool,
+) -> float:
+    """:func:`largest_difference` of a streaming program and a model that reads the sequence whole.
+
+    Args:
+        run: The program.
+        reference: The model.
+        batches: Inputs of both.
+        start: The memory before the first input, by the number of streams.
+        batch_first: As in :func:`stream`.
+        every_step: Whether the model answers at every step, with the dimension of time at the same place; if not, it
+            is asked after each step.
+    """
+    time_dim = int(batch_first)
+
+    def pairs() -> Iterable[tuple[Tensor, Tensor]]:
+        for inputs in batches:
+            answers, _ = stream(run, inputs, start(inputs.shape[1 - time_dim]), batch_first=batch_first)
+            if every_step:
+                yield torch.stack(answers, time_dim), reference(inputs)
+            else:
+                for step, answer in enumerate(answers):
+                    yield answer, reference(inputs.narrow(time_dim, 0, step + 1))
+
+    return largest_difference(pairs())
