@@ -25,6 +25,19 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Rows(TensorDataset):
+    """A TensorDataset whose batches are taken in one piece, not put together from single sequences."""
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        """The sequences of a batch; ``DataLoader`` asks for them in this form first."""
+        return [tensor[indices] for tensor in self.tensors]
+
+
+def whole(batch: list[Tensor]) -> list[Tensor]:
+    """Collate what is a batch already."""
+    return batch
+
+
 class GeneratedDataModule(LightningDataModule, ABC):
     """Pairs ``(inputs, targets)`` drawn at random, in memory; a subclass says how they are drawn.
 
@@ -53,7 +66,7 @@ class GeneratedDataModule(LightningDataModule, ABC):
         seeds: list[int] = torch.randint(2**62, (len(SPLITS) + 1,), generator=generator).tolist()
         *split_seeds, self._shuffle_seed = seeds
         self._split_seeds = dict(zip(SPLITS, split_seeds, strict=True))
-        self._splits: dict[Split, TensorDataset] = {}
+        self._splits: dict[Split, Rows] = {}
 
     @abstractmethod
     def draw(self, size: int, generator: torch.Generator) -> Batch:
@@ -63,8 +76,7 @@ class GeneratedDataModule(LightningDataModule, ABC):
         """Draw the sequences of all splits, once."""
         if not self._splits:
             self._splits = {
-                split: TensorDataset(*self.draw(self.sizes[split], seeded(self._split_seeds[split])))
-                for split in SPLITS
+                split: Rows(*self.draw(self.sizes[split], seeded(self._split_seeds[split]))) for split in SPLITS
             }
 
     def tensors(self, split: Split) -> Batch:
@@ -88,7 +100,7 @@ class GeneratedDataModule(LightningDataModule, ABC):
         """Batches of the test split."""
         return self._loader("test")
 
-    def _dataset(self, split: Split) -> TensorDataset:
+    def _dataset(self, split: Split) -> Rows:
         if split not in SPLITS:
             raise ValueError(f"`split` must be one of {SPLITS}. Got {split!r}.")
         if not self._splits:
@@ -98,4 +110,4 @@ class GeneratedDataModule(LightningDataModule, ABC):
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
         # Without a generator of its own even a loader that does not shuffle draws from the global random state.
         generator = seeded(self._shuffle_seed)
-        return DataLoader(self._dataset(split), self.batch_size, shuffle=shuffle, generator=generator)
+        return DataLoader(self._dataset(split), self.batch_size, shuffle=shuffle, generator=generator, collate_fn=whole)

@@ -110,7 +110,8 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
         borders = self._borders()
         for index in range(first, len(self)):
             self._given = index + 1
-            window = self.columns[:, borders[index] : borders[index + 1] + 1]
+            # A long text lies in memory as bytes; an embedding and a loss want int64.
+            window = self.columns[:, borders[index] : borders[index + 1] + 1].long()
             yield window[:, :-1], window[:, 1:]
 
     def state_dict(self) -> dict[str, int]:

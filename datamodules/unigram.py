@@ -27,4 +27,4 @@ def unigram_perplexity(train_ids: Tensor, test_ids: Tensor, vocab_size: int) -> 
             )
     counts = torch.bincount(train_ids, minlength=vocab_size).double() + 1
     log_probabilities = (counts / counts.sum()).log()
-    return float(log_probabilities[test_ids].mean().neg().exp())
+    return float(log_probabilities[test_ids.long()].mean().neg().exp())

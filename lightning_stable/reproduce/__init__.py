@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from lightning_stable.pool import Job, default_processes, duration, run_all
 from lightning_stable.reproduce.figures import plot_results
 from lightning_stable.reproduce.files import write_results
-from lightning_stable.reproduce.pool import train_all
 from lightning_stable.reproduce.tables import results_table
 from lightning_stable.reproduce.task import BUDGETS, Budget, Run, Task, load_task, task_names
-from lightning_stable.reproduce.train import Row, finished, make_data, prepare
+from lightning_stable.reproduce.train import Row, finished, make_data, prepare, train
 
 __all__ = ["BUDGETS", "Options", "Run", "Task", "load_task", "reproduce", "task_names"]
 
@@ -65,19 +64,21 @@ def reproduce(task: Task, out: Path, options: Options) -> int:
         found = {run.name: finished(folders[run.name], configs[run.name]) for run in runs}
         rows = {name: row for name, row in found.items() if row is not None}
     waiting = [run for run in runs if run.name not in rows]
-    jobs = options.jobs or default_jobs()
+    jobs = options.jobs or default_processes()
     console.print(
         f"{task.title}: {len(waiting)} models to train, {jobs} at a time, "
-        f"about {_duration(sum(run.seconds for run in waiting) / min(jobs, max(1, len(waiting))))}"
+        f"about {duration(sum(run.seconds for run in waiting) / min(jobs, max(1, len(waiting))))}"
         + (f"; {len(rows)} are finished" if rows else ""),
         highlight=False,
     )
 
-    def keep(run: Run, row: Row) -> None:
-        rows[run.name] = row
+    def keep(name: str, row: Row) -> str:
+        rows[name] = row
         write_results([rows[each.name] for each in runs if each.name in rows], out)
+        return f"{name}: {row['metric']} {row['test']:.4g} in {row['seconds']:.0f} s, {row['epochs']} epochs"
 
-    failures = train_all(task, [(run, folders[run.name], configs[run.name]) for run in waiting], jobs, keep, console)
+    each_run = [Job(run.name, run.seconds, train, (task, run, folders[run.name], configs[run.name])) for run in waiting]
+    failures = run_all(each_run, jobs, keep, console, "models")
     ordered = [rows[run.name] for run in runs if run.name in rows]
     if ordered:
         write_results(ordered, out)
@@ -95,16 +96,6 @@ def reproduce(task: Task, out: Path, options: Options) -> int:
     return 1 if failures else 0
 
 
-def default_jobs() -> int:
-    """One run per core; an accelerator takes one after the other."""
-    import torch
-
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return 1
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def _chosen(runs: list[Run], only: Iterable[str] | None) -> list[Run]:
     if only is None:
         return runs
@@ -113,7 +104,3 @@ def _chosen(runs: list[Run], only: Iterable[str] | None) -> list[Run]:
     if unknown:
         raise ValueError(f"`only` must name runs of the task: {', '.join(names)}. Got {unknown[0]!r}.")
     return [run for run in runs if run.name in set(only)]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

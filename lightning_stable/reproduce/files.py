@@ -1,41 +1,19 @@
-"""Files that are either whole or not there."""
+"""The results of a task as files."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file in one piece: a reader sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+from lightning_stable.files import write_csv, write_text
 
 
 def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write ``results.json`` and ``results.csv``."""
     write_text(folder / "results.json", json.dumps(rows, indent=1))
-    lines = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | {"published": describe_published(row)})
-    write_text(folder / "results.csv", lines.getvalue())
+    write_csv(folder / "results.csv", [row | {"published": describe_published(row)} for row in rows])
 
 
 def describe_published(row: dict[str, Any]) -> str:

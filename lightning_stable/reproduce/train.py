@@ -9,7 +9,6 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -24,11 +23,10 @@ from typing_extensions import override
 
 from lightning_stable import certify
 from lightning_stable.feedforward import ConvolutionalNet
-from lightning_stable.reproduce.files import write_text
+from lightning_stable.files import write_text
+from lightning_stable.pool import Report
 from lightning_stable.reproduce.task import Config, Run, Task, filled, merged
 
-# Called after every epoch with its number, of how many, and the validation metric.
-Report = Callable[[int, int, float], None]
 Row = dict[str, Any]
 
 
@@ -74,7 +72,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
         args=["--config", str(config)],
         run=False,
         save_config_callback=None,
-        trainer_defaults={"callbacks": [_Reporter(f"val_{task.metric.name}", report)]},
+        trainer_defaults={"callbacks": [_Reporter(f"val_{task.metric.name}", task.metric.scale, report)]},
     )
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     trainer.fit(model, datamodule=data)
@@ -168,11 +166,12 @@ def _quiet() -> None:
 class _Reporter(Callback):
     """Passes the validation metric on after every epoch."""
 
-    def __init__(self, monitor: str, report: Report) -> None:
-        self._monitor, self._report = monitor, report
+    def __init__(self, monitor: str, scale: float, report: Report) -> None:
+        self._monitor, self._scale, self._report = monitor, scale, report
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            value = trainer.callback_metrics[self._monitor]
-            self._report(trainer.current_epoch + 1, trainer.max_epochs or 0, float(value))
+            epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+            value = float(trainer.callback_metrics[self._monitor]) * self._scale
+            self._report(epoch, epochs, f"epoch {epoch} of {epochs}, validation {value:.4g}")

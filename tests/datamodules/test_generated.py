@@ -9,12 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_stable.datamodules import AddingDataModule, CopyMemoryDataModule
+from lightning_stable.datamodules import (
+    AddingDataModule,
+    ArithmeticDataModule,
+    CopyMemoryDataModule,
+    MemoryThroughputDataModule,
+    ParenthesesDataModule,
+)
 from lightning_stable.datamodules.language_modeling import SPLITS
 from tests.helpers import trainer
 
 SMALL: dict[str, Any] = {"train_size": 10, "valid_size": 4, "test_size": 3, "batch_size": 4}
-modules = pytest.mark.parametrize("module", [AddingDataModule, CopyMemoryDataModule])
+MODULES = [
+    AddingDataModule,
+    ArithmeticDataModule,
+    CopyMemoryDataModule,
+    MemoryThroughputDataModule,
+    ParenthesesDataModule,
+]
+modules = pytest.mark.parametrize("module", MODULES)
 
 
 def ready(module: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,8 @@ import yaml
 from lightning.pytorch.cli import LightningCLI, instantiate_class
 
 from lightning_stable import certify, cli, reproduce
+from lightning_stable.files import write_text
 from lightning_stable.reproduce import Options
-from lightning_stable.reproduce.files import write_text
 from lightning_stable.reproduce.task import read_task
 
 TEXT = """

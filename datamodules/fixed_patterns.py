@@ -1,0 +1,101 @@
+"""Patterns drawn once and learned by heart: random inputs with random answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_stable.datamodules.checks import require_positive_int, require_seed
+from lightning_stable.datamodules.generated import Batch, seeded
+
+
+class Repeated:
+    """The same batch a number of times: an epoch of full-batch steps.
+
+    Args:
+        batch: Inputs and targets.
+        times: Steps of an epoch.
+    """
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        self.batch, self.times = batch, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.times):
+            yield self.batch
+
+
+class FixedPatternsDataModule(LightningDataModule):
+    """A fixed set of random sequences, each with a random answer; a subclass draws the answers.
+
+    What is measured is how much a model remembers, so training, validation and test see the same patterns. Inputs are
+    -1 or 1, each with probability 1/2, of shape ``(patterns, length, input_size)``; a batch holds all of them. They
+    depend on ``seed`` alone, and the global random state is left as it is.
+
+    Args:
+        patterns: Sequences.
+        length: Time steps of a sequence.
+        input_size: Features per time step.
+        steps_per_epoch: Times an epoch shows all patterns.
+        seed: Seed of everything that is drawn.
+
+    Raises:
+        ValueError: Naming the argument that has a wrong type or range.
+    """
+
+    def __init__(
+        self, *, patterns: int = 1000, length: int = 5, input_size: int = 8, steps_per_epoch: int = 100, seed: int = 0
+    ) -> None:
+        super().__init__()
+        require_positive_int("patterns", patterns)
+        require_positive_int("length", length)
+        require_positive_int("input_size", input_size)
+        require_positive_int("steps_per_epoch", steps_per_epoch)
+        require_seed(seed)
+        self.patterns = patterns
+        self.length = length
+        self.input_size = input_size
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self._batch: Batch | None = None
+
+    @abstractmethod
+    def answers(self, generator: torch.Generator) -> Tensor:
+        """Draw the answers, shape ``(patterns, 1)``."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draw the patterns, once."""
+        if self._batch is None:
+            generator = seeded(self.seed)
+            shape = (self.patterns, self.length, self.input_size)
+            inputs = torch.randint(2, shape, generator=generator).float() * 2 - 1
+            self._batch = inputs, self.answers(generator)
+
+    def tensors(self) -> Batch:
+        """All patterns, ``(inputs, targets)``.
+
+        Raises:
+            ValueError: If ``setup`` has not run.
+        """
+        if self._batch is None:
+            raise ValueError("The patterns are drawn by `setup()`; call that first. Got no patterns yet.")
+        return self._batch
+
+    def train_dataloader(self) -> Repeated:
+        """All patterns, ``steps_per_epoch`` times."""
+        return Repeated(self.tensors(), self.steps_per_epoch)
+
+    def val_dataloader(self) -> Repeated:
+        """All patterns, once."""
+        return Repeated(self.tensors(), 1)
+
+    def test_dataloader(self) -> Repeated:
+        """All patterns, once."""
+        return Repeated(self.tensors(), 1)

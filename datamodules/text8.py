@@ -1,0 +1,106 @@
+"""text8: the first hundred million characters of a cleaned Wikipedia."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable.datamodules.language_modeling import SPLITS, LanguageModelingDataModule, Split
+from lightning_stable.datamodules.penn_treebank import Alphabet
+
+SYMBOLS = " abcdefghijklmnopqrstuvwxyz"
+SIZES: dict[Split, int] = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
+
+
+class Text8DataModule(LanguageModelingDataModule):
+    """text8 in characters, streamed in columns: 90, 5 and 5 million of them.
+
+    Put the file ``text8``, or ``text8.zip`` as it is distributed, into ``data_dir``. Its 27 symbols are the space and
+    the letters a to z; there are no lines. The text lies in memory as bytes.
+
+    Args:
+        data_dir: Folder with the file.
+        limit: Characters of each split that are used, from its beginning; None for all.
+        batch_size: Columns per device in training.
+        eval_batch_size: Columns per device in validation and test.
+        chunk_length: Time steps per batch.
+        vary_length: Let the lengths of training batches vary around ``chunk_length``.
+        seed: Seed of these lengths.
+
+    Raises:
+        ValueError: Naming the argument that has a wrong type or range; in ``setup``, if the file is missing or is not
+            text8.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | PathLike[str],
+        *,
+        limit: int | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 10,
+        chunk_length: int = 180,
+        vary_length: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if limit is not None:
+            require_positive_int("limit", limit)
+        super().__init__(
+            tokenizer=list,
+            vocab=Alphabet(SYMBOLS),
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            chunk_length=chunk_length,
+            vary_length=vary_length,
+            seed=seed,
+        )
+        self.data_dir = Path(data_dir)
+        self.limit = limit
+
+    def lines(self, split: Split) -> Iterable[str]:
+        """Return the text of a split as its only line."""
+        symbols = self.vocab.get_itos()
+        return ["".join(symbols[index] for index in self.stream(split).tolist())]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the file, once."""
+        if self._streams:
+            return
+        pieces = torch.split(read_text8(self.data_dir), [SIZES[split] for split in SPLITS])
+        self._streams = {split: piece[: self.limit].clone() for split, piece in zip(SPLITS, pieces, strict=True)}
+
+
+def read_text8(folder: Path) -> Tensor:
+    """The ids of all characters, uint8.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or has another size or other characters than text8.
+    """
+    plain, packed = folder / "text8", folder / "text8.zip"
+    if plain.is_file():
+        path, content = plain, plain.read_bytes()
+    elif packed.is_file():
+        path = packed
+        try:
+            with zipfile.ZipFile(packed) as archive:
+                content = archive.read("text8")
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"`data_dir` must hold a whole text8.zip. Got {str(path)!r}: {error}.") from error
+    else:
+        raise ValueError(f"`data_dir` must hold text8 or text8.zip; put one there. Got {str(folder)!r} without them.")
+    if len(content) != sum(SIZES.values()):
+        raise ValueError(f"text8 has {sum(SIZES.values())} characters. Got {len(content)} in {str(path)!r}.")
+    codes = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    ids = torch.full((256,), 255, dtype=torch.uint8)
+    ids[list(SYMBOLS.encode())] = torch.arange(len(SYMBOLS), dtype=torch.uint8)
+    # In blocks: an index of int64 takes eight times the memory of the text.
+    ids = torch.cat([ids[block.long()] for block in torch.split(codes, 1 << 24)])
+    if int(ids.max()) >= len(SYMBOLS):
+        raise ValueError(f"text8 has spaces and letters a to z only. Got other characters in {str(path)!r}.")
+    return ids

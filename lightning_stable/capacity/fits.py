@@ -1,0 +1,37 @@
+"""Straight lines through what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """``y = intercept + slope x``, by least squares.
+
+    Attributes:
+        slope: Its slope.
+        intercept: Its value at 0.
+        r_squared: Share of the variance of y it explains.
+    """
+
+    slope: float
+    intercept: float
+    r_squared: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """The line of least squares; None through fewer than two different x.
+
+    Raises:
+        ValueError: If there are not as many y as x.
+    """
+    from scipy.stats import linregress
+
+    if len(x) != len(y):
+        raise ValueError(f"`x` and `y` must have the same length. Got {len(x)} and {len(y)}.")
+    if len(set(x)) < 2:
+        return None
+    found = linregress(x, y)
+    constant = len(set(y)) == 1  # nothing to explain, and nothing left
+    return Line(float(found.slope), float(found.intercept), 1.0 if constant else float(found.rvalue) ** 2)
