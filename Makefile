@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-torchtext lint types bench clean
+.PHONY: demo test test-slow test-torchtext lint types docs bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
@@ -31,6 +31,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation as a site, build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## ratios, both sides interleaved, one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

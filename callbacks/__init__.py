@@ -9,12 +9,14 @@ if __name__ != "lightning_stable.callbacks":
 
 from lightning_stable.callbacks.feed_forward_shadow import FeedForwardShadowCallback
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.callbacks.stable_model_checkpoint import StableModelCheckpoint
 from lightning_stable.callbacks.state_gradient import StateGradientCallback
 from lightning_stable.callbacks.truncation_profile import TruncationProfileCallback
 
 __all__ = [
     "FeedForwardShadowCallback",
     "StabilityProjectionCallback",
+    "StableModelCheckpoint",
     "StateGradientCallback",
     "TruncationProfileCallback",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ from typing_extensions import override
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.shadow import Comparison, Twin, TwinProjection, TwinSource, check_model
 from lightning_stable.shadow.rng import isolated
+from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
+from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.truncation.truncate import check_window
 
 
@@ -52,7 +54,10 @@ class FeedForwardShadowCallback(Callback):
     a warning and no ``val_loss``. All of them can be monitored. Several of these callbacks with one ``name`` on a
     trainer log under ``<name>/k=<window>/``.
 
-    What hooks of the twin log is kept apart and nothing of it reaches a logger. Hooks of other callbacks are not
+    With a TensorBoardLogger, the page "Stability" of its custom scalars shows the model beside the twin, whose values
+    go to the run ``<run>/<name>``, and beside ``rate ** window`` for the rate that a projection callback certifies.
+
+    What hooks of the twin log is kept apart and nothing of it reaches another logger. Hooks of other callbacks are not
     called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
     model's alone. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
     a model changes its batches in place, the twin sees the first of them as it was left, with a warning. Under
@@ -142,6 +147,7 @@ class FeedForwardShadowCallback(Callback):
             )
         # A new run; what a checkpoint knows is restored after this.
         self.twin, self._state, self._restored = None, {}, {}
+        begin_table(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,12 +172,15 @@ class FeedForwardShadowCallback(Callback):
             twin.load_state_dict(self._restored)
             self._restored = {}
         twin.hook("on_train_start")
+        for board in boards_of(trainer):
+            board.show(comparison_charts(self.name))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._comparison is not None:
             self._comparison.catch_up()
             self._comparison.twin.hook("on_train_end")
+        end_table(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -183,6 +192,7 @@ class FeedForwardShadowCallback(Callback):
         if self._comparison is not None:
             self._comparison.twin.hook("teardown", stage)
         self._finish()
+        flush(trainer)
 
     def _finish(self) -> None:
         if self._comparison is not None:
@@ -219,6 +229,7 @@ class FeedForwardShadowCallback(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
             pl_module.log_dict(metrics, logger=False)
+            self._show(trainer, values)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -262,9 +273,12 @@ class FeedForwardShadowCallback(Callback):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._comparison is not None:
-            prefix = self._prefix(trainer)
-            metrics = {f"{prefix}/{name}": value for name, value in self._comparison.end_validation_epoch().items()}
-            pl_module.log_dict(metrics, sync_dist=True)
+            prefix, values = self._prefix(trainer), self._comparison.end_validation_epoch()
+            pl_module.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, sync_dist=True)
+            self._show(trainer, values)
+            for board in boards_of(trainer):
+                logged = self._comparison.twin.recorder.finished
+                board.scalars({n: float(v) for n, v in logged.items() if v.numel() == 1}, last_step(trainer), prefix)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -283,6 +297,30 @@ class FeedForwardShadowCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # The twin is made when training starts, which is later with every strategy.
         self._restored = state_dict
+
+    # ------------------------------------------------------------- TensorBoard
+    def table_entries(self, trainer: Trainer) -> Entries:
+        """The window, and the final gaps and distances, for TensorBoard's table of runs."""
+        names = ("val_loss_gap", "val_weight_distance_relative", "val_prediction_distance_relative")
+        tags = [f"{self._prefix(trainer)}/{name}" for name in names]
+        return Entries({"window": self.window}, (f"{self.name}/compared/val_loss", *tags))
+
+    def _show(self, trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+        """The model, the twin and what theory expects, as runs of their own under one tag."""
+        boards = boards_of(trainer)
+        if not boards:
+            return
+        reports = [c.report for c in _callbacks(trainer) if isinstance(c, StabilityProjectionCallback)]
+        rate = max((report.rate for report in reports if report is not None), default=1.0)
+        level = rate**self.window if rate < 1 else None
+        model, twin, theory = compared({name: float(value) for name, value in values.items()}, level)
+        prefix = self._prefix(trainer)
+        runs = {"": model, prefix: twin, THEORY + prefix.removeprefix(self.name): theory}
+        for board in boards:
+            for run, found in runs.items():
+                board.scalars(
+                    {f"{self.name}/compared/{name}": value for name, value in found.items()}, last_step(trainer), run
+                )
 
     def _prefix(self, trainer: Trainer) -> str:
         alone = sum(callback.name == self.name for callback in _shadows(trainer)) == 1

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
+from lightning_stable.callbacks.stability_projection import known_inputs
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.shadow.nested import parts_of
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.stability.precision import full_precision
-from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients, unmeasured
+from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients
+from lightning_stable.stability.state_jacobians import unmeasured
+from lightning_stable.tensorboard import check_folder, draw
 
 # What a recurrent module was called with and returned: input, state, output.
 _Call = tuple[Any, Any, Any]
@@ -50,8 +53,8 @@ class StateGradientCallback(Callback):
             ``"loss"``), else the first value it logs with "loss" in its name. Where there is none, growth is measured
             in random directions.
         modules: Shell-style patterns of the names of the recurrent modules; None takes all.
-        input_bound: For the certified rate, see :func:`lightning_stable.certify`; None takes the range of the inputs
-            seen.
+        input_bound: For the certified rate, see :func:`lightning_stable.certify`; None takes what a
+            :class:`StabilityProjectionCallback` on the trainer knows, or the range of the inputs seen.
         every_n_epochs: Measure at the validations of every n-th epoch.
         figures: Folder for the figures as PNG files; None writes none.
 
@@ -83,12 +86,10 @@ class StateGradientCallback(Callback):
                 raise ValueError(f"`{name}` must be a positive integer. Got {value!r}.")
         if loss is not None and (not isinstance(loss, str) or not loss):
             raise ValueError(f"`loss` must be the name of a logged value, or None. Got {loss!r}.")
-        if figures is not None and not isinstance(figures, (str, Path)):
-            raise ValueError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
         self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
         self.loss, self.input_bound = loss, input_bound
         self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
-        self.figures = None if figures is None else Path(figures)
+        self.figures = check_folder(figures)
         self.reports: dict[str, StateGradients] = {}
         self._parts: dict[str, list[StateGradients]] = {}
         self._warned = False
@@ -137,6 +138,7 @@ class StateGradientCallback(Callback):
                     continue
                 arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(made, loss)
                 bound = self.input_bound.get(name) if isinstance(self.input_bound, Mapping) else self.input_bound
+                bound = known_inputs(trainer, name) if bound is None else bound
                 with full_precision(pl_module.device):
                     report = measure_state_gradients(
                         measured[name].module, max_lag=self.max_lag, input_bound=bound, name=name, **arguments
@@ -151,8 +153,7 @@ class StateGradientCallback(Callback):
             metrics = {"decay": report.decay, "lyapunov": report.lyapunov, "rate_measured": report.rate}
             finite = {f"state_gradient/{name}/{key}": v for key, v in metrics.items() if math.isfinite(v)}
             pl_module.log_dict(finite, rank_zero_only=True)
-            if trainer.is_global_zero:
-                self._draw(trainer, report)
+            self._draw(trainer, report)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -190,14 +191,7 @@ class StateGradientCallback(Callback):
         return loss
 
     def _draw(self, trainer: Trainer, report: StateGradients) -> None:
-        for logger in trainer.loggers:
-            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-            if add_figure is not None:
-                add_figure(f"state_gradient/{report.name}", report.plot(), trainer.global_step)
-        if self.figures is not None:
-            self.figures.mkdir(parents=True, exist_ok=True)
-            file = self.figures / f"state-gradient-{report.name}-step-{trainer.global_step}.png"
-            report.plot().savefig(file, dpi=150)
+        draw(trainer, "state_gradient", report.name, report.plot, self.figures)
 
 
 def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:

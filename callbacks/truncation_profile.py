@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback, known_inputs
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.comparison import check_tolerance
 from lightning_stable.stability.precision import full_precision
+from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
+from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.truncation import TruncationProfile, truncation_profile
+
+# A longer iteration would hold up a validation.
+_LONGEST_CERTIFIED = 1000
 
 
 class TruncationProfileCallback(Callback):
@@ -30,15 +37,18 @@ class TruncationProfileCallback(Callback):
     Logs, for every recurrent module: ``truncation/<module>/max_error`` (Euclidean norm, at ``max_window``),
     ``truncation/<module>/required_window`` (for ``tolerance``; not logged where ``max_window`` is not enough),
     ``truncation/<module>/rate`` (measured decay per step, where the errors show one), and to TensorBoard the figure
-    ``truncation/<module>``. With several processes the first one speaks, for its part of the data.
+    ``truncation/<module>``; on its page "Stability" the required window stands beside the certified one, where a
+    :class:`StabilityProjectionCallback` is on the trainer and certifies one of at most 1,000 inputs. With several
+    processes the first one speaks, for its part of the data.
 
     Args:
         max_window: Longest window.
         tolerance: Largest Euclidean norm of the output error that ``required_window`` allows.
         modules: Shell-style patterns of the names of the recurrent modules; None takes all.
-        input_bound: For the certified bound in the figure, see :func:`lightning_stable.certify`; None takes the range
-            of the inputs seen.
+        input_bound: For the certified bound in the figure, see :func:`lightning_stable.certify`; None takes what a
+            :class:`StabilityProjectionCallback` on the trainer knows, or the range of the inputs seen.
         every_n_epochs: Profile at the validations of every n-th epoch.
+        figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
         profiles: The latest :class:`~lightning_stable.truncation.TruncationProfile` by name of the module.
@@ -58,6 +68,7 @@ class TruncationProfileCallback(Callback):
         modules: str | Iterable[str] | None = None,
         input_bound: Any = None,
         every_n_epochs: int = 1,
+        figures: str | Path | None = None,
     ) -> None:
         for name, value in (("max_window", max_window), ("every_n_epochs", every_n_epochs)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -65,10 +76,11 @@ class TruncationProfileCallback(Callback):
         check_tolerance(tolerance)
         self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
         self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
-        self.input_bound = input_bound
+        self.input_bound, self.figures = input_bound, check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}
         self._seen: dict[str, Any] = {}
         self._hooks: list[RemovableHandle] = []
+        self._measured: list[str] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,16 +112,39 @@ class TruncationProfileCallback(Callback):
         for name, inputs in seen.items():
             module = pl_module.get_submodule(name)
             given = torch.stack(inputs) if isinstance(inputs, list) else inputs
+            bound = known_inputs(trainer, name) if self.input_bound is None else self.input_bound
             with full_precision(pl_module.device):
                 profile = truncation_profile(
-                    module, _as_weights(given, module), self.max_window, input_bound=self.input_bound, name=name
+                    module, _as_weights(given, module), self.max_window, input_bound=bound, name=name
                 )
             self.profiles[name] = profile
             pl_module.log_dict(self._metrics(name, profile), rank_zero_only=True)
-            for logger in trainer.loggers:
-                add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-                if add_figure is not None:
-                    add_figure(f"truncation/{name}", profile.plot(), trainer.global_step)
+            draw(trainer, "truncation", name, profile.plot, self.figures)
+            self._measured.append(name)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now the weights as they are have been certified, where a projection callback is there to do it."""
+        measured, self._measured = self._measured, []
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        reports = [c.report for c in callbacks if isinstance(c, StabilityProjectionCallback) and c.report is not None]
+        bounds = [bounds for report in reports for bounds in report.bounds if bounds.name in measured]
+        for board in boards_of(trainer) if bounds else []:
+            for bound in bounds:
+                window = bound.required_window(self.tolerance, _LONGEST_CERTIFIED)
+                if window is not None:
+                    tag = f"truncation/{bound.name}/required_window"
+                    board.scalars({tag: float(window)}, last_step(trainer), THEORY)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        modules = dict.fromkeys(r.module_name for r in find_recurrences(pl_module, self.modules))
+        for board in boards_of(trainer):
+            board.show(window_chart(modules))
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        flush(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

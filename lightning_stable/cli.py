@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from lightning_stable.commands.options import add_certify, add_profile, positive
+from lightning_stable.commands.capacity import add_capacity
+from lightning_stable.commands.options import add_certify, add_export, add_profile, positive
 from lightning_stable.version import __version__
 
+CELLS = ("rnn", "irnn", "ugrnn", "gru", "lstm", "intersection")
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 TASKS = ("jsb", "nottingham", "atis", "wikitext2", "ptb-char", "ptb-word", "copy", "adding")
 
@@ -24,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  lightning-stable demo --out runs/demo\n"
         "  lightning-stable reproduce copy --out runs/copy\n"
-        "  lightning-stable fit --config runs/copy/runs/gru/config.yaml\n"
+        "  lightning-stable fit --config examples/fit.yaml\n"
         "  lightning-stable certify runs/copy/runs/gru/checkpoints/best.ckpt",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = demo.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s)")
     add("--epochs", type=positive, default=6, help="epochs per model (default: %(default)s)")
-    add("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="recurrent cell (default: %(default)s)")
+    add("--cell", choices=CELLS, default="lstm", help="recurrent cell (default: %(default)s)")
     add("--hidden-size", type=positive, default=128, help="recurrent units (default: %(default)s)")
     add("--rate", type=float, default=0.99, help="largest certified rate (default: %(default)s)")
     add("--gate-bound", type=float, help="largest value of the forget or update gate (default: rate squared)")
@@ -50,8 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit-batches", type=positive, help="batches per epoch, for a quick look (default: all)")
     demo.set_defaults(run=_demo)
     _add_reproduce(commands)
+    add_capacity(commands)
     add_certify(commands)
     add_profile(commands)
+    add_export(commands)
     for name in LIGHTNING_COMMANDS:  # for --help; they are parsed by LightningCLI
         commands.add_parser(name, help=f"{name} with LightningCLI: {name} --config FILE", add_help=False)
     return parser
@@ -102,9 +106,12 @@ def _reproduce(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is returned. Errors take one line unless ``--traceback`` is given."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given and given[0] in LIGHTNING_COMMANDS:
-        return _lightning(given)
-    options = build_parser().parse_args(given)
+    for_lightning = [argument for argument in given if argument != "--traceback"]
+    if for_lightning and for_lightning[0] in LIGHTNING_COMMANDS:  # LightningCLI parses them
+        traceback = for_lightning != given
+        options = argparse.Namespace(run=_lightning, arguments=for_lightning, traceback=traceback)
+    else:
+        options = build_parser().parse_args(given)
     run: Callable[[argparse.Namespace], int] = options.run  # imports late: --help should not have to wait for torch
     try:
         return run(options)
@@ -118,9 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _lightning(arguments: list[str]) -> int:
-    from lightning.pytorch.cli import LightningCLI
+def _lightning(options: argparse.Namespace) -> int:
+    from lightning_stable.commands import lightning
 
-    # A copy of the configuration beside the logs, never over the one that was given.
-    LightningCLI(args=arguments, save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True})
-    return 0
+    return lightning.run(options.arguments)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from lightning_stable import __version__, cli, demo
+from lightning_stable.models import CELLS
 
 
 def test_version_and_help_do_not_wait_for_torch() -> None:
@@ -27,6 +28,10 @@ def test_bad_arguments_end_with_status_two(arguments: list[str], capsys: pytest.
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert "usage: lightning-stable" in capsys.readouterr().err
+
+
+def test_every_cell_of_the_models_is_a_choice() -> None:
+    assert sorted(cli.CELLS) == sorted(CELLS)
 
 
 def test_an_error_takes_one_line_unless_a_traceback_is_wanted(

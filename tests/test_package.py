@@ -50,7 +50,7 @@ def test_version() -> None:
 
 def test_the_core_imports_no_lightning() -> None:
     """Nor does the package itself load what draws and measures."""
-    above = ("callbacks", "datamodules", "demo", "models", "reproduce", "reproduce.tasks", "shadow")
+    above = ("callbacks", "capacity", "datamodules", "demo", "models", "reproduce", "tasks", "shadow", "tensorboard")
     core = [name for name in PROJECT["tool"]["setuptools"]["packages"] if not name.endswith(above)]
     loaded = python("import sys, lightning_stable", "print(*sys.modules)").split()
     assert not {"lightning", "matplotlib", "torchmetrics"} & set(loaded)

@@ -80,6 +80,51 @@ def add_profile(commands: Commands) -> None:
     parser.set_defaults(run=_profile)
 
 
+def add_export(commands: Commands) -> None:
+    """Add ``export``."""
+    parser = commands.add_parser(
+        "export",
+        help="write the model of a checkpoint as a feed-forward program of its last inputs, in ONNX or torch.export",
+        description="Truncate the model of a checkpoint to a window and write it as a plain feed-forward program, for "
+        "batches of every size and sequences of every length, or for one step of a stream. The file is run on random "
+        "batches and compared with the truncated model before it takes its name. It carries window, certified rate "
+        "and certified error bound.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  lightning-stable export best.ckpt --window 25\n"
+        "  lightning-stable export best.ckpt --tolerance 0.01 --streaming --out tagger.onnx\n"
+        "  lightning-stable export best.ckpt --window 25 --format torch-export\n"
+        "  lightning-stable export best.ckpt --window 25 --class-path my_project.models.Tagger --example inputs.pt",
+    )
+    _add_checkpoint(parser)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--window",
+        type=positive,
+        metavar="K",
+        help="inputs a recurrent layer sees (default: the window of a model that is windowed)",
+    )
+    chosen.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="T",
+        help="take the smallest window certified to leave an error of at most T in the output of every recurrent "
+        "module, in the Euclidean norm",
+    )
+    add = parser.add_argument
+    add("--format", choices=("onnx", "torch-export"), help="of the file (default: torch-export for *.pt2, else onnx)")
+    add("--streaming", action="store_true", help="a program of one step: the next input and the last K come in")
+    add(
+        "--example",
+        type=Path,
+        metavar="TENSOR",
+        help="a file that torch.save wrote of a batch of inputs (batch, time, ...), to trace and to check with "
+        "(default: random ones, for classes of lightning_stable.models)",
+    )
+    add("--out", type=Path, metavar="FILE", help="*.onnx or *.pt2 (default: beside the checkpoint, with its name)")
+    parser.set_defaults(run=_export)
+
+
 def positive(text: str) -> int:
     """A positive integer."""
     value = int(text)
@@ -135,3 +180,9 @@ def _profile(options: argparse.Namespace) -> int:
     from lightning_stable.commands import profile
 
     return profile.run(options)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from lightning_stable.commands import export
+
+    return export.run(options)

@@ -15,13 +15,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightning_stable import certify
-from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProjectionCallback
+from lightning_stable.callbacks import (
+    FeedForwardShadowCallback,
+    StabilityProjectionCallback,
+    StateGradientCallback,
+    TruncationProfileCallback,
+)
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability import StabilityReport
 from lightning_stable.truncation import truncation_profile
 
-TOLERANCE, LONGEST_WINDOW = 1e-3, 100
+TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 100, 40
 DISTANCE_WINDOWS = (2, 5, 10, 20)
 # By window, (step, relative weight distance) in order.
 Distances = dict[int, list[tuple[int, float]]]
@@ -87,7 +92,7 @@ class Options:
 
     Attributes:
         epochs: Epochs of each training.
-        cell: ``"lstm"``, ``"gru"`` or ``"rnn"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
         hidden_size: Recurrent units.
         rate: Largest certified rate of the stable model.
         gate_bound: As in :func:`lightning_stable.project_`.
@@ -120,6 +125,10 @@ def train(
     checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
     shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
+    profiles = [
+        TruncationProfileCallback(PROFILED_WINDOW, tolerance=TOLERANCE),
+        StateGradientCallback(PROFILED_WINDOW, every_n_epochs=3),
+    ]
     if projection is not None:
         clock = time.perf_counter
         callbacks += [_AfterStep(lambda: starts.append(clock())), projection, _AfterStep(lambda: ends.append(clock()))]
@@ -129,7 +138,7 @@ def train(
         limit_val_batches=options.limit_batches,
         limit_test_batches=options.limit_batches,
         log_every_n_steps=min(20, options.limit_batches or 20),
-        **_trainer_arguments(name, out, [*callbacks, shadow]),
+        **_trainer_arguments(name, out, [*callbacks, shadow, *profiles]),
     )
     model = _model(data, options)
     trainer.fit(model, datamodule=data)

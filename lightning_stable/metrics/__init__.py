@@ -3,6 +3,7 @@
 from lightning_stable.metrics.chunks import ChunkF1, ChunkPrecision, ChunkRecall
 from lightning_stable.metrics.frame_nll import FrameNLL, frame_nll
 from lightning_stable.metrics.micro import MicroAverage
+from lightning_stable.metrics.mutual_information import MutualInformation, mutual_information
 from lightning_stable.metrics.perplexity import BitsPerCharacter, Perplexity
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "ChunkRecall",
     "FrameNLL",
     "MicroAverage",
+    "MutualInformation",
     "Perplexity",
     "frame_nll",
+    "mutual_information",
 ]

@@ -1,0 +1,140 @@
+"""Keep the best checkpoints among those that are certified stable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.stability import StabilityReport, certify
+
+
+class StableModelCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
+
+    Weights are certified in float64 as they are validated, in evaluation mode, averaged ones included; and anew when a
+    checkpoint is due at a step that was not validated. Where a :class:`StabilityProjectionCallback` is on the trainer,
+    its certificate is asked: for the recurrences it projects, its norm, its input sets and the inputs it has seen.
+    Without one the whole model is certified, and ``stability/rate`` logged at every validation.
+
+    A checkpoint that is not certified leaves all files as they are; whether ``save_last`` is written then depends on
+    the version of Lightning. To resume a run, put a plain ModelCheckpoint beside this one.
+
+    Args:
+        monitor: Name of the logged value by which certified checkpoints are compared.
+        rate: Largest certified rate that is kept, in (0, 1]; it must be below 1 in any case.
+        guaranteed: Keep only certificates which hold for every admissible input: none that rests on the inputs seen.
+        input_bound: See :func:`lightning_stable.certify`; given here, the whole model is certified for it.
+        **kwargs: Arguments of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
+
+    Attributes:
+        report: The latest :class:`~lightning_stable.stability.StabilityReport`.
+
+    Raises:
+        MisconfigurationException: For arguments out of range; when training starts, if the strategy shards parameters.
+        ValueError: When the first certificate is made, if there is no recurrence.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[StableModelCheckpoint(monitor="val_loss", save_top_k=3)])
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        rate: float = 1.0,
+        guaranteed: bool = False,
+        input_bound: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(monitor, str) or not monitor:
+            raise MisconfigurationException(
+                f"`monitor` must name a logged value: without one no checkpoint is the best. Got {monitor!r}."
+            )
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise MisconfigurationException(f"`rate` must be a number in (0, 1]. Got {rate!r}.")
+        super().__init__(monitor=monitor, **kwargs)
+        self.rate, self.guaranteed, self.input_bound = rate, guaranteed, input_bound
+        self.report: StabilityReport | None = None
+        self._certified_step: int | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:  # several of these can watch one run
+        return f"{super().state_key}(rate={self.rate}, guaranteed={self.guaranteed}, input_bound={self.input_bound!r})"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        strategy = trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+            raise MisconfigurationException(
+                "StableModelCheckpoint needs whole recurrent matrices on every device, which strategies that shard "
+                f"parameters do not give. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
+            )
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.report, self._certified_step = None, None
+
+    # Checkpoint callbacks run last: the weights are projected, or averaged and projected, by now.
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        report = self._certify(trainer, pl_module)
+        if _projection(trainer) is None:
+            pl_module.log("stability/rate", report.rate, sync_dist=True, reduce_fx="max")
+
+    @override
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if self.report is None or self._certified_step != trainer.global_step:
+            self._certify(trainer, trainer.lightning_module)
+        # All processes decide alike, whatever the last digit of a rate is on each.
+        certified = trainer.strategy.reduce_boolean_decision(self._accepts())
+        return certified and super().check_monitor_top_k(trainer, current)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self.report is not None and not self.best_model_path:
+            rank_zero_warn(
+                "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. The last report:\n"
+                f"{self.report}\nProject the model with StabilityProjectionCallback, or pass `input_bound` if the "
+                "inputs are not known."
+            )
+
+    def _accepts(self) -> bool:
+        assert self.report is not None
+        grades = {layer.guarantee for layer in self.report.layers}
+        return self.report.is_stable and self.report.rate <= self.rate and not (self.guaranteed and "data" in grades)
+
+    def _certify(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        try:
+            self.report = self._certificate(trainer, pl_module)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        self._certified_step = trainer.global_step
+        return self.report
+
+    def _certificate(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
+        projection = _projection(trainer)
+        if projection is None or self.input_bound is not None:
+            return certify(pl_module, input_bound=self.input_bound)
+        ranges = projection.input_ranges
+        return projection.projector_for(trainer, pl_module, training=False, ranges=ranges).certify()
+
+
+def _projection(trainer: Trainer) -> StabilityProjectionCallback | None:
+    found = [c for c in trainer.callbacks if isinstance(c, StabilityProjectionCallback)]  # type: ignore[attr-defined]
+    return found[0] if found else None

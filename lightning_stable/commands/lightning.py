@@ -1,0 +1,70 @@
+"""``lightning-stable fit``, ``validate``, ``test`` and ``predict``: LightningCLI, with errors that take one line."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch.cli import LightningCLI
+
+# What jsonargparse says about a value around the reason that it was not taken.
+_AROUND_A_REASON = (
+    "Does not validate against",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Given value",
+    "Subtypes:",
+)
+
+
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run LightningCLI; the resolved configuration is written beside the logs, never over the one that was given.
+
+    Args:
+        arguments: Name of the command, and its options.
+
+    Raises:
+        ValueError: If the options or the configuration cannot be used; anything else comes from the run itself.
+    """
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    try:
+        LightningCLI(
+            args=arguments,
+            # Subcommands take over the formatter, and nothing else.
+            parser_kwargs={"exit_on_error": False, "formatter_class": _Formatter}
+            | {name: _parser_options(name) for name in LightningCLI.subcommands()},
+            save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True},
+        )
+    except (argparse.ArgumentError, ValueError) as error:
+        if isinstance(error, ValueError) and _AROUND_A_REASON[0] not in str(error):
+            raise
+        raise ValueError(reason(str(error))) from error
+    return 0
+
+
+def reason(message: str) -> str:
+    """What an error of jsonargparse says, without the lines about how it tried."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(_AROUND_A_REASON))
+
+
+def _parser_options(name: str) -> dict[str, Any]:
+    more = "--trainer.max_epochs 3 --model.init_args.hidden_size 64" if name == "fit" else "--ckpt_path best.ckpt"
+    return {
+        "exit_on_error": False,
+        "usage": f"lightning-stable {name} --config FILE [--config FILE ...] [--KEY VALUE ...]",
+        "description": f"Run Trainer.{name} on the configuration of a model, its data, callbacks and trainer. A second "
+        "file or an\noption replaces what the files before it say. --print_config prints the result.\n\n"
+        "examples:\n"
+        f"  lightning-stable {name} --config examples/fit.yaml\n"
+        f"  lightning-stable {name} --config examples/fit.yaml {more}\n"
+        f"  lightning-stable {name} --config examples/fit.yaml --print_config\n"
+        f"  lightning-stable {name} --model.help lightning_stable.models.MusicModel",
+    }
