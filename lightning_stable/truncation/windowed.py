@@ -103,7 +103,7 @@ class WindowedLayer(Windowed):
             stacks = stacks_of(self)
             masks = self._masks(stacks, layout)
             output, last, rows = self._evaluate(stacks, layout, memory, hx, masks)
-            output, state = layout.results(output, last)
+            output, state = layout.results(output, last, stacks[0].layers[0].state_parts)
             return output, self._with_memory(state, layout, memory, seen, rows, masks)
 
     def _evaluate(
