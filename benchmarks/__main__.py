@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...] [--sizes N ...] [--device DEVICE] [--json FILE] [--plot FILE]``."""
+"""``python -m benchmarks [NAME ...] [--sizes N ...] [--device DEVICE] [--processes N] [--json FILE] [--plot FILE]``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import overhead, projection, truncation
+from benchmarks import overhead, profile, projection, scaling, shadow, truncation
 from benchmarks.timing import Comparison
 
 # Those of the projection run on any device and for any sizes.
@@ -19,21 +19,24 @@ BENCHMARKS: dict[str, Callable[[tuple[int, ...], str], Iterator[Comparison]]] = 
     "projection": projection.projection,
     "overhead": lambda sizes, device: overhead.overhead(device=device),
     "truncation": lambda sizes, device: truncation.truncation_against_naive(),
-    "profile": lambda sizes, device: truncation.profile_against_runs(),
+    "profile": lambda sizes, device: profile.profile_against_runs(),
+    "shadow": lambda sizes, device: shadow.shadow(),
+    "scaling": lambda sizes, device: scaling.scaling(),
 }
 ON_ANY_DEVICE = ("projection", "overhead")
-MEMORY = "memory"
+MEMORY, CALLBACKS = "memory", "callbacks"
 
 
 def main() -> None:
     """Run the benchmarks named, print a table, write JSON and a figure if asked."""
-    names = [*BENCHMARKS, MEMORY]
+    names = [*BENCHMARKS, CALLBACKS, MEMORY]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(names)} (default: all)")
     parser.add_argument(
         "--sizes", nargs="+", type=int, default=projection.SIZES, help="units of the projections' cells"
     )
     parser.add_argument("--device", default="cpu", help=f"for {' and '.join(ON_ANY_DEVICE)}; the others are for CPUs")
+    parser.add_argument("--processes", type=int, default=1, help=f"for {CALLBACKS}: processes of a run, by DDP")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios into this file")
     options = parser.parse_args()
@@ -43,9 +46,10 @@ def main() -> None:
     console = Console()
     chosen = options.names or [name for name in names if options.device == "cpu" or name in ON_ANY_DEVICE]
     rows: list[Comparison] = []
+    benchmarks = {**BENCHMARKS, CALLBACKS: lambda *_: scaling.callbacks(options.processes)}
     for name in (name for name in chosen if name != MEMORY):
         with console.status(f"{name} ..."):
-            rows.extend(BENCHMARKS[name](tuple(options.sizes), options.device))
+            rows.extend(benchmarks[name](tuple(options.sizes), options.device))
     if rows:
         console.print(_table(rows))
     if MEMORY in chosen:
@@ -84,7 +88,7 @@ def plot(rows: Sequence[Comparison], path: Path) -> None:
             [p.size for p in points], [p.ratio for p in points], [p.spread / 2 for p in points], marker="o", label=label
         )
     axes.axhline(1, color="black", linewidth=0.5)
-    axes.set(xscale="log", yscale="log", xlabel="units", ylabel="times faster than the baseline")
+    axes.set(xscale="log", yscale="log", xlabel="size", ylabel="times faster than the baseline")
     axes.legend(fontsize="small")
     figure.savefig(path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Comparison, interleave
-from lightning_stable import truncate, truncation_profile
+from benchmarks.timing import Comparison, compared, duration
+from lightning_stable import truncate
+from lightning_stable.truncation.arithmetic import product
 
 Function = Callable[[Tensor], Any]
-_CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-_PROFILE_WINDOWS = 32
+CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 def naive_windows(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
@@ -31,43 +31,56 @@ def naive_windows(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
 
 def truncation_against_naive(
     shapes: tuple[tuple[int, int, int, int], ...] = ((256, 20, 128, 25), (35, 20, 200, 10), (35, 20, 200, 25)),
-    seconds: float = 2.0,
+    rounds: int = 9,
 ) -> Iterator[Comparison]:
-    """Shapes are ``(time, batch, units, window)``; the third side, torch's whole recurrence, is a row of its own."""
+    """Shapes are ``(time, batch, units, window)``; one row for each side that is compared, all in turn.
+
+    Against ``matrix products``, those of the recurrence alone in blocks as large as ours, the ratio is the fraction
+    of that floor.
+    """
     for time, batch, units, window in shapes:
-        for name, cell in _CELLS.items():
-            layer, inputs = _case(cell, time, batch, units)
+        for name, cell in CELLS.items():
+            layer, inputs = case(cell, time, batch, units)
+            kept, recomputed = (truncate(layer, window, share=True, recompute=r) for r in (False, True))
+            naive = partial(naive_windows, layer, window=window)
+            error = _error(naive(inputs), kept(inputs)[0])
+            sides: dict[str, Callable[[], object]] = {
+                "kept": partial(train, kept, inputs),
+                "recomputed": partial(train, recomputed, inputs),
+                "naive windows": partial(train, naive, inputs),
+                "whole recurrence": partial(train, layer, inputs),
+                "matrix products": partial(products, layer, (time - window) * batch, window),
+            }
+            found = in_turn(sides, rounds)
             label = f"truncated {name} T={time} k={window}"
-            for variant, recompute in (("kept", False), ("recomputed", True)):
-                twin = truncate(layer, window, share=True, recompute=recompute)
-                error = _error(naive_windows(layer, inputs, window), twin(inputs)[0])
-                naive = partial(naive_windows, layer, window=window)
-                times = interleave(partial(_train, naive, inputs), partial(_train, twin, inputs), seconds)
-                yield _row(f"{label} {variant}", units, "naive windows", times, error)
-            times = interleave(partial(_train, layer, inputs), partial(_train, twin, inputs), seconds)
-            yield _row(label, units, "whole recurrence", times, float("nan"))
+            for variant in ("kept", "recomputed"):
+                for baseline in ("naive windows", "whole recurrence", "matrix products"):
+                    pairs = list(zip(found[baseline], found[variant], strict=True))
+                    known = error if baseline == "naive windows" else float("nan")
+                    yield compared(f"{label} {variant}", units, "cpu", baseline, pairs, known)
 
 
-def profile_against_runs(
-    units: int = 128, time: int = 128, batch: int = 8, seconds: float = 3.0
-) -> Iterator[Comparison]:
-    """All windows up to 32 in one pass against a windowed run for each."""
-    for name, cell in _CELLS.items():
-        layer, inputs = _case(cell, time, batch, units)
-        inputs = inputs.detach()
-        twins = [truncate(layer, window, share=True) for window in range(1, _PROFILE_WINDOWS + 1)]
-
-        runs = partial(_one_run_each, layer, inputs, twins)
-        profile = partial(truncation_profile, layer, inputs, _PROFILE_WINDOWS)
-        error = (profile().max_error - torch.tensor(runs(), dtype=torch.float64)).abs().max().item()
-        times = interleave(runs, profile, seconds)
-        yield _row(f"profile {name} K={_PROFILE_WINDOWS}", units, "one run per window", times, error)
+def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Durations of all sides, one after the other in every round; a round to warm up is not counted."""
+    for function in sides.values():
+        function()
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, function in sides.items():
+            found[name].append(duration(function))
+    return found
 
 
 @torch.no_grad()
-def _one_run_each(layer: nn.Module, inputs: Tensor, twins: Sequence[nn.Module]) -> list[float]:
-    whole = layer(inputs)[0]
-    return [(twin(inputs)[0] - whole).norm(dim=-1).max().item() for twin in twins]
+def products(layer: nn.RNNBase, rows: int, window: int, block: int = 500) -> None:
+    """The recurrent products of a forward and backward pass; the first step of a window has none."""
+    weight = layer.get_parameter("weight_hh_l0")
+    for low in range(0, rows, block):
+        states = weight.new_ones(min(block, rows - low), weight.shape[1])
+        for _ in range(window - 1):
+            gates = product(states, weight.t())
+            product(gates, weight)
+            product(states.t(), gates)
 
 
 def peak_memory(time: int = 256, batch: int = 20, units: int = 128, window: int = 25) -> Iterator[tuple[str, float]]:
@@ -80,13 +93,13 @@ def peak_memory(time: int = 256, batch: int = 20, units: int = 128, window: int 
 
 def _added_memory(side: str, time: int, batch: int, units: int, window: int) -> float:
     torch.set_num_threads(1)
-    layer, inputs = _case(nn.LSTM, time, batch, units)
+    layer, inputs = case(nn.LSTM, time, batch, units)
     small = inputs[: window + 1].detach().requires_grad_()
     twin = truncate(layer, window, share=True)
     function: Function = partial(naive_windows, layer, window=window) if side == "naive" else twin
-    _train(function, small)  # load whatever is loaded once
+    train(function, small)  # load whatever is loaded once
     before = _peak_resident()
-    _train(function, inputs)
+    train(function, inputs)
     return (_peak_resident() - before) / 1024
 
 
@@ -96,12 +109,15 @@ def _peak_resident() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def _case(cell: type[nn.RNNBase], time: int, batch: int, units: int) -> tuple[nn.RNNBase, Tensor]:
+def case(cell: type[nn.RNNBase], time: int, batch: int, units: int, layers: int = 1) -> tuple[nn.RNNBase, Tensor]:
+    """A layer with random weights, and inputs with as many features as it has units."""
     torch.manual_seed(0)
-    return cell(units, units), torch.randn(time, batch, units, requires_grad=True)  # type: ignore[call-arg, arg-type]
+    layer = cell(units, units, layers)  # type: ignore[arg-type]
+    return layer, torch.randn(time, batch, units, requires_grad=True)
 
 
-def _train(function: Function, inputs: Tensor) -> None:
+def train(function: Function, inputs: Tensor) -> None:
+    """Forward and backward."""
     output = function(inputs)
     (output[0] if isinstance(output, tuple) else output).sum().backward()
 
@@ -109,10 +125,6 @@ def _train(function: Function, inputs: Tensor) -> None:
 def _error(reference: Tensor, ours: Tensor) -> float:
     relative: float = ((ours - reference).norm() / reference.norm()).item()
     return relative
-
-
-def _row(name: str, units: int, baseline: str, times: tuple[float, float], error: float) -> Comparison:
-    return Comparison(name, units, "cpu", baseline, *times, times[0] / times[1], error)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_stable.truncation.fused import KEEP_BYTES, fused_kernels, fused_window_rows
-from lightning_stable.truncation.rows import window_rows
+from lightning_stable.truncation.fused import (
+    KEEP_BYTES,
+    Step,
+    fused_advance_rows,
+    fused_kernels,
+    fused_step,
+    fused_window_rows,
+)
+from lightning_stable.truncation.kernels import Kernel
+from lightning_stable.truncation.rows import advance_rows, window_rows
 from lightning_stable.truncation.stack import Stack, States
 
 # Rows computed again together in the backward pass of cells without a kernel.
@@ -39,9 +47,8 @@ def evaluate_rows(
     """
     if torch.compiler.is_compiling():  # an exported program takes batches of any size, so it must not be in blocks
         return window_rows(stack, inputs, window, first=first, starts=starts, masks=masks, block=None)
-    kernels = fused_kernels(stack)
-    # Under autocast the products round to half precision: autograd knows which.
-    if kernels is not None and not _autocasting(inputs.device):
+    kernels = _kernels(stack, inputs)
+    if kernels is not None:
         return fused_window_rows(
             stack, kernels, inputs, window, first=first, starts=starts, masks=masks, recompute=recompute
         )
@@ -51,6 +58,31 @@ def evaluate_rows(
         recompute = saved > KEEP_BYTES
     block = _BLOCK if recompute else None
     return window_rows(stack, inputs, window, first=first, starts=starts, masks=masks, block=block)
+
+
+def advance(stack: Stack, inputs: Tensor, rows: States, masks: Sequence[Tensor] = ()) -> States:
+    """Unfinished windows after more inputs, see :func:`rows.advance_rows`."""
+    kernels = None if torch.compiler.is_compiling() else _kernels(stack, inputs)
+    if kernels is None or not len(inputs):
+        return advance_rows(stack, inputs, rows, masks)
+    return fused_advance_rows(stack, kernels, inputs, rows, masks)
+
+
+def step_of(stack: Stack, inputs: Tensor) -> Step:
+    """One step of many rows, each with the input at its own position, without gradients.
+
+    Returns:
+        Function of a position and of the states before it and all later ones, which gives the states after them.
+    """
+    kernels = _kernels(stack, inputs)
+    if kernels is None:
+        return lambda first, states: stack.step(inputs[first:], states)
+    return fused_step(stack, kernels, inputs)
+
+
+def _kernels(stack: Stack, inputs: Tensor) -> tuple[Kernel, ...] | None:
+    # Under autocast the products round to half precision: autograd knows which.
+    return None if _autocasting(inputs.device) else fused_kernels(stack)
 
 
 def _autocasting(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from lightning_stable.recurrence import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.truncation.arithmetic import product, tanh
 
 Parts = tuple[Tensor, ...]
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -82,8 +83,8 @@ class RNNKernel(Kernel):
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
         """One product and the nonlinearity in place."""
-        total = pre.clone() if state is None else torch.addmm(pre, state[0], weights.hidden.t())
-        return (total.tanh_() if self.tanh else total.relu_(),), ()
+        total = pre if state is None else product(state[0], weights.hidden.t(), pre)
+        return (tanh(total) if self.tanh else total.relu(),), ()
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
@@ -96,7 +97,7 @@ class RNNKernel(Kernel):
             _tanh_backward(grad, value, grad_input=pre)
         else:
             torch.mul(grad, value > 0, out=pre)
-        return pre, pre, [None if before is None else pre @ weights.hidden]
+        return pre, pre, [None if before is None else product(pre, weights.hidden)]
 
 
 class LSTMKernel(Kernel):
@@ -120,12 +121,12 @@ class LSTMKernel(Kernel):
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
         """One product, then everything in place."""
         units = pre.shape[1] // 4
-        gates = pre.clone() if state is None else torch.addmm(pre, state[0], weights.hidden.t())
+        gates = pre.clone() if state is None else product(state[0], weights.hidden.t(), pre)
         gates[:, : 3 * units].sigmoid_()
-        gates[:, 3 * units :].tanh_()
         i, f, o, g = gates.chunk(self.gates, 1)
+        g.copy_(tanh(g))
         cell = i * g if state is None else torch.mul(f, state[1]).addcmul_(i, g)
-        squashed = cell.tanh()
+        squashed = tanh(cell)
         return (o * squashed, cell), (gates, squashed)
 
     def backward(
@@ -153,7 +154,7 @@ class LSTMKernel(Kernel):
         _tanh_backward(tanhs, g, grad_input=tanhs)
         if before is None:
             return pre, pre, [None, None]
-        return pre, pre, [pre @ weights.hidden, through.mul_(f)]
+        return pre, pre, [product(pre, weights.hidden), through.mul_(f)]
 
 
 class GRUKernel(Kernel):
@@ -173,18 +174,19 @@ class GRUKernel(Kernel):
         return KernelWeights(parameters["weight_ih"], bias, hidden, hidden_bias)
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
-        """Two products: of the gates, and of the candidate."""
+        """One product; the candidate's part stays apart from the inputs'."""
         units = pre.shape[1] // 3
         if state is None:
             gates = pre[:, : 2 * units].sigmoid()
             candidate = weights.hidden_bias.expand(len(pre), units)
         else:
-            gates = torch.addmm(pre[:, : 2 * units], state[0], weights.hidden[: 2 * units].t()).sigmoid_()
-            candidate = torch.addmm(weights.hidden_bias, state[0], weights.hidden[2 * units :].t())
+            hidden = product(state[0], weights.hidden.t())
+            gates = hidden[:, : 2 * units].add_(pre[:, : 2 * units]).sigmoid_()
+            candidate = hidden[:, 2 * units :].add_(weights.hidden_bias)
         reset, update = gates.chunk(2, 1)
-        new = torch.addcmul(pre[:, 2 * units :], reset, candidate).tanh_()
-        hidden = new - update * new if state is None else torch.lerp(new, state[0], update)
-        return (hidden,), (gates, candidate, new)
+        new = tanh(torch.addcmul(pre[:, 2 * units :], reset, candidate))
+        after = new - update * new if state is None else torch.lerp(new, state[0], update)
+        return (after,), (gates, candidate, new)
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
@@ -203,7 +205,7 @@ class GRUKernel(Kernel):
         torch.mul(grad, -new if before is None else before[0] - new, out=pre[:, units : 2 * units])
         _sigmoid_backward(sigmoids, gates, grad_input=sigmoids)
         hidden = torch.cat((sigmoids, tanhs * reset), 1)
-        return pre, hidden, [None if before is None else torch.addmm(kept, hidden, weights.hidden)]
+        return pre, hidden, [None if before is None else product(hidden, weights.hidden, kept)]
 
 
 def kernel_of(recurrence: Recurrence) -> Kernel | None:

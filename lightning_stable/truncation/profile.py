@@ -17,6 +17,7 @@ from lightning_stable.stability.comparison import check_tolerance, window_bounds
 from lightning_stable.stability.input_sets import Recorded
 from lightning_stable.stability.inputs import resolve_sources
 from lightning_stable.truncation.bidirectional import bidirectional_rows, reorder, reversal
+from lightning_stable.truncation.evaluate import step_of
 from lightning_stable.truncation.layout import Layout
 from lightning_stable.truncation.rows import head_rows
 from lightning_stable.truncation.stack import Stack, States, concatenate, stacks_of, take
@@ -126,7 +127,7 @@ def truncation_profile(
         whole = _whole(recurrent, stacks, layout)
         valid = _valid(layout)
         errors = [
-            torch.linalg.vector_norm((outputs - whole)[valid], dim=-1)
+            torch.linalg.vector_norm(outputs - whole, dim=-1)[valid]
             for outputs in _windowed(stacks, layout, max_window)
         ]
     largest = torch.stack([error.max() for error in errors]).double().cpu()
@@ -195,11 +196,13 @@ def _windowed(stacks: tuple[Stack, ...], layout: Layout, max_window: int) -> Ite
 
 
 def _sweeps(stack: Stack, inputs: Tensor, count: int) -> Iterator[States]:
-    zeros = stack.zeros(inputs)
-    begin, states = take(zeros, slice(0, 1)), zeros
-    for sweep in range(count):
-        if sweep < len(inputs):  # then every row has seen all its inputs
-            states = stack.step(inputs, concatenate(begin, take(states, slice(0, -1))))
+    step = step_of(stack, inputs)
+    states = step(0, stack.zeros(inputs))
+    yield states
+    for sweep in range(1, count):
+        if sweep < len(inputs):  # the rows below have seen all their inputs
+            after = step(sweep, take(states, slice(sweep - 1, -1)))
+            states = concatenate(take(states, slice(0, sweep)), after)
         yield states
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_stable.truncation.bidirectional import bidirectional_rows
-from lightning_stable.truncation.evaluate import evaluate_rows
+from lightning_stable.truncation.evaluate import advance, evaluate_rows
 from lightning_stable.truncation.layout import Layer, Layout
 from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
 from lightning_stable.truncation.rows import advance_rows, head_rows
@@ -260,7 +260,7 @@ def _begun(stack: Stack, memory: Memory, window: int) -> States:
     assert memory.recent is not None
     first = len(memory.recent) - min(memory.seen, window) + 1
     recent = memory.recent[first:]
-    return advance_rows(stack, recent, stack.zeros(recent[:0]), [mask[first:] for mask in memory.masks])
+    return advance(stack, recent, stack.zeros(recent[:0]), [mask[first:] for mask in memory.masks])
 
 
 def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:
@@ -285,7 +285,7 @@ def _continued(stack: Stack, inputs: Tensor, unfinished: States, window: int, ma
     """The unfinished windows at the end of the inputs."""
     going_on = take(unfinished, slice(0, max(0, window - 1 - len(inputs))))
     first = max(0, len(inputs) - window + 1)
-    return advance_rows(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
+    return advance(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
 
 
 def _saving_nothing(function: Callable[..., States], *arguments: Any) -> States:

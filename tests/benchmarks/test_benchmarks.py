@@ -7,9 +7,12 @@ import torch
 
 from benchmarks.__main__ import plot
 from benchmarks.overhead import overhead
+from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, spectral, svd_clamp
+from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling
+from benchmarks.shadow import shadow
 from benchmarks.timing import compared, interleave
-from benchmarks.truncation import peak_memory, profile_against_runs, truncation_against_naive
+from benchmarks.truncation import peak_memory, truncation_against_naive
 
 
 def test_both_sides_are_timed_in_turn() -> None:
@@ -55,11 +58,25 @@ def test_svd_clamp_is_the_projection() -> None:
 
 
 def test_truncation_is_compared_with_what_it_equals() -> None:
-    rows = list(truncation_against_naive(((12, 2, 4, 3),), seconds=0.0))
-    compared = [row for row in rows if row.baseline == "naive windows"]
-    assert len(compared) == 6
-    assert all(row.error < 1e-6 for row in compared)
-    assert all(row.error < 1e-6 for row in profile_against_runs(units=4, time=12, batch=2, seconds=0.0))
+    rows = list(truncation_against_naive(((12, 2, 4, 3),), rounds=2))
+    assert len(rows) == 3 * 2 * 3
+    assert all(row.error < 1e-6 for row in rows if row.baseline == "naive windows")
+    assert all(row.error < 1e-6 for row in profile_against_runs(units=4, time=12, batch=2, rounds=2))
+
+
+def test_the_twin_and_the_callbacks_are_timed_in_whole_steps() -> None:
+    rows = list(shadow((("rnn", 3),), units=4, vocabulary=9, runs=2, steps=6))
+    rows += callbacks(1, units=4, vocabulary=9, runs=2, steps=6)
+    assert [row.name for row in rows[:2]] == ["trainer rnn with twin k=3", "projection with 1 processes"]
+    assert all(row.baseline_seconds > 0 and row.ours_seconds > 0 for row in rows)
+
+
+def test_exponents_are_fitted() -> None:
+    assert fitted_exponent({2: 4.0, 4: 16.0, 8: 64.0}) == pytest.approx(2)
+    rows = list(scaling({"units": (2, 4), "layers": (1, 2)}, {**BASE, "time": 8, "window": 3, "batch": 2}, rounds=2))
+    assert [row.size for row in rows] == [2, 4, 1, 2]
+    assert rows[0].ratio == 1
+    assert all("exponent" in row.name for row in rows)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_stable.truncation import truncate
 from lightning_stable.truncation.bidirectional import bidirectional_rows, reorder, reversal
-from lightning_stable.truncation.stack import States, stacks_of
+from lightning_stable.truncation.layout import Layout
+from lightning_stable.truncation.stack import stacks_of
 from tests.nets import LAYERS, net
 from tests.truncation.brute import flat, restarted, same, start_state
 
@@ -34,15 +35,6 @@ def test_turning_twice_is_nothing(lengths: list[int]) -> None:
     assert torch.equal(reorder(reorder(x, index), index), x)
 
 
-def starts_of(module: torch.nn.Module, hx: object) -> tuple[States, States]:
-    parts = hx if isinstance(hx, tuple) else (hx,)
-    layers = range(module.num_layers)
-    forward, backward = (
-        tuple(tuple(part[2 * layer + direction][None] for part in parts) for layer in layers) for direction in (0, 1)
-    )
-    return forward, backward
-
-
 @given(
     name=st.sampled_from(sorted(LAYERS)),
     layers=st.integers(1, 3),
@@ -54,7 +46,8 @@ def test_rows_of_both_directions(name: str, layers: int, window: int, lengths: l
     module = net(name, units=4, num_layers=layers, bidirectional=True)
     x, hx, ends = sequence(), start_state(module, BATCH), torch.tensor([TIME, *lengths])
     stacks = stacks_of(module)
-    both = bidirectional_rows((stacks[0], stacks[1]), x, window, starts_of(module, hx), ends)
+    starts = Layout.of(module, x).starts(stacks, hx)
+    both = bidirectional_rows((stacks[0], stacks[1]), x, window, (starts[0], starts[1]), ends)
     output = torch.cat([stack.output(states) for stack, states in zip(stacks, both, strict=True)], -1)
     assert output.shape == (TIME, BATCH, 2 * (3 if name == "proj" else 4))
     for lane, end in enumerate(ends.tolist()):

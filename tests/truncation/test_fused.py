@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stable.truncation import evaluate, fused, truncate
 from lightning_stable.truncation.fused import fused_kernels, fused_window_rows
-from lightning_stable.truncation.rows import window_rows
+from lightning_stable.truncation.rows import advance_rows, window_rows
 from lightning_stable.truncation.stack import Stack, States, stacks_of
 from tests.nets import net
 from tests.truncation.brute import gradients, same
@@ -159,9 +159,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     plans: list[Any] = []
     plan, rows = fused._Plan, evaluate.window_rows
 
-    def planned(*args: Any) -> Any:
-        made = plan(*args)
-        plans.append(("fused", made.recompute))
+    def planned(*args: Any, **kwargs: Any) -> Any:
+        made = plan(*args, **kwargs)
+        if not made.together:  # the unfinished windows, for a next chunk
+            plans.append(("fused", made.recompute))
         return made
 
     def simple(*args: Any, **kwargs: Any) -> Any:
@@ -231,3 +232,40 @@ def test_other_stacks_have_no_kernels() -> None:
     assert fused_kernels(proj) is None
     assert fused_kernels(Stack((lstm.layers[0], proj.layers[0]))) is None
     assert isinstance(lstm.layers[0].module, nn.LSTM)
+
+
+# Other uses of the kernels --------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("layers", "rows"), [(1, 0), (1, 3), (3, 2)])
+@pytest.mark.parametrize("name", FUSED)
+def test_unfinished_windows_go_on(name: str, layers: int, rows: int, masked: bool) -> None:
+    call = Call(name, layers, masked=masked)
+    parts = 2 if name == "lstm" else 1
+    flat = [random(rows, BATCH, UNITS, seed=index).mul_(0.5).requires_grad_() for index in range(layers * parts)]
+    before = tuple(tuple(flat[low : low + parts]) for low in range(0, len(flat), parts))
+    kernels = fused_kernels(call.stack)
+    assert kernels is not None
+    found, expected = (
+        [part for state in states for part in state]
+        for states in (
+            fused.fused_advance_rows(call.stack, kernels, call.inputs, before, call.masks),
+            advance_rows(call.stack, call.inputs, before, call.masks),
+        )
+    )
+    assert len(found[0]) == rows + TIME
+    same(found, expected)
+    sources = [call.inputs, *(flat if rows else ()), *call.module.parameters()]
+    same(gradients(found, sources), gradients(expected, sources))
+
+
+@pytest.mark.parametrize("name", [*FUSED, "proj"])
+def test_a_step_of_all_rows(name: str) -> None:
+    (stack,) = stacks_of(net(name, inputs=2, units=UNITS + 1, num_layers=2))
+    inputs = random(TIME, BATCH, 2)
+    states = stack.step(inputs, stack.zeros(inputs))
+    step = evaluate.step_of(stack, inputs)
+    for first in (0, 2):
+        before = tuple(tuple(part[first:] for part in state) for state in states)
+        found, expected = step(first, before), stack.step(inputs[first:], before)
+        same([p for s in found for p in s], [p for s in expected for p in s])

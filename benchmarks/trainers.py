@@ -1,0 +1,98 @@
+"""Steps of a Trainer that trains a language model, with any callbacks, on one process or several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_stable.models import LanguageModel
+
+Callbacks = Callable[[], Sequence[L.Callback]]
+_FIRST_STEPS = 3
+
+
+class _Clock(L.Callback):
+    """From the beginning of one batch to that of the next; the first process leaves the median in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        if trainer.is_global_zero:
+            self.path.write_text(str(median(steps[_FIRST_STEPS:])))
+
+
+def nothing() -> Sequence[L.Callback]:
+    """A plain trainer."""
+    return ()
+
+
+def step_seconds(
+    callbacks: Callbacks,
+    *,
+    cell: str = "lstm",
+    units: int = 200,
+    vocabulary: int = 10_000,
+    batch: int = 20,
+    time: int = 35,
+    steps: int = 12,
+    processes: int = 1,
+    log_every: int | None = None,
+) -> float:
+    """Median seconds of a step of a fresh run.
+
+    Args:
+        callbacks: Makes those of the trainer.
+        cell: Of the language model.
+        units: Of the language model.
+        vocabulary: Of the language model.
+        batch: Sequences per step.
+        time: Tokens of a sequence.
+        steps: Of the run; the first few are not counted.
+        processes: Forked on this machine, with gloo.
+        log_every: Steps between log lines; None for none.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.manual_seed(0)
+    tokens = torch.randint(vocabulary, (steps * processes, batch, time + 1))
+    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
+        TensorDataset(tokens[..., :-1], tokens[..., 1:]), batch_size=None, shuffle=False
+    )
+    model = LanguageModel(vocabulary, cell=cell, hidden_size=units, embedding_size=units, input_dropout=0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "seconds")
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=processes,
+            strategy="auto" if processes == 1 else DDPStrategy(start_method="fork", process_group_backend="gloo"),
+            callbacks=[*callbacks(), _Clock(path)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=0.25,
+            log_every_n_steps=log_every or steps + 1,
+            default_root_dir=os.fspath(folder),
+        )
+        trainer.fit(model, loader)
+        return float(path.read_text())
