@@ -298,6 +298,10 @@ class StabilityProjectionCallback(Callback):
         if self._log_due:
             self._log_due = False
             metrics = self._metrics(self._certify(leading_only=True))
+            del metrics["stability/rate"]
+            together = _projections(trainer)
+            if self is together[-1]:  # all have certified by now, and the model has one rate
+                metrics["stability/rate"] = max(c.report.rate for c in together if c.report is not None)
             # Lightning would drop values logged outside its own rhythm, which manual optimization does not keep to.
             # Its axis are steps or, under manual optimization, batches.
             automatic = pl_module.automatic_optimization
@@ -305,8 +309,7 @@ class StabilityProjectionCallback(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)
             pl_module.log_dict(metrics, logger=False)
-            for board in boards_of(trainer):
-                board.scalars({TARGET: self.constraint.rate}, step, THEORY)
+            self._show_target(trainer, step)
 
     # ----------------------------------------------- validation and checkpoints
     @override
@@ -366,14 +369,19 @@ class StabilityProjectionCallback(Callback):
 
     def _show(self, trainer: Trainer) -> None:
         """The target and the histograms, at a validation."""
-        for board in boards_of(trainer):
-            board.scalars({TARGET: self.constraint.rate}, last_step(trainer), THEORY)
+        self._show_target(trainer, last_step(trainer))
         interval = self.histograms_every_n_epochs
         if interval is not None and trainer.current_epoch % interval == 0 and writes_to_tensorboard(trainer):
             # In all processes: they agree on the ranges of the inputs.
             spectra = {f"stability/{name}": values for name, values in self._attached.spectra().items()}
             for board in boards_of(trainer):
                 board.histograms(spectra, trainer.global_step)
+
+    def _show_target(self, trainer: Trainer, step: int) -> None:
+        """As for the rate: the largest of all callbacks, once."""
+        together = _projections(trainer)
+        for board in boards_of(trainer) if self is together[-1] else []:
+            board.scalars({TARGET: max(callback.constraint.rate for callback in together)}, step, THEORY)
 
     # ------------------------------------------------------------- certificates
     def _settle(self) -> StabilityReport:
@@ -411,9 +419,13 @@ class StabilityProjectionCallback(Callback):
 
 def known_inputs(trainer: Trainer, module_name: str) -> InputSet | None:
     """What the projection callbacks of a trainer know about the inputs of a recurrent module."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    found = (c.known_inputs(module_name) for c in callbacks if isinstance(c, StabilityProjectionCallback))
+    found = (callback.known_inputs(module_name) for callback in _projections(trainer))
     return next((inputs for inputs in found if inputs is not None), None)
+
+
+def _projections(trainer: Trainer) -> list[StabilityProjectionCallback]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, StabilityProjectionCallback)]
 
 
 def _is_count(value: object) -> bool:

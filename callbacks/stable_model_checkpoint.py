@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -20,10 +23,11 @@ from lightning_stable.stability import StabilityReport, certify
 class StableModelCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
-    Weights are certified in float64 as they are validated, in evaluation mode, averaged ones included; and anew when a
-    checkpoint is due at a step that was not validated. Where a :class:`StabilityProjectionCallback` is on the trainer,
-    its certificate is asked: for the recurrences it projects, its norm, its input sets and the inputs it has seen.
-    Without one the whole model is certified, and ``stability/rate`` logged at every validation.
+    Weights are certified in float64 as they are validated, in evaluation mode, averaged ones included; and anew, as
+    they are saved, when they are averaged or a checkpoint is due at a step that was not validated. With one or more
+    :class:`StabilityProjectionCallback` on the trainer, their certificates are asked: for the recurrences they project,
+    their norms, their input sets and the inputs they have seen. Without one the whole model is certified, and
+    ``stability/rate`` logged at every validation.
 
     A checkpoint that is not certified leaves all files as they are; whether ``save_last`` is written then depends on
     the version of Lightning. To resume a run, put a plain ModelCheckpoint beside this one.
@@ -90,13 +94,15 @@ class StableModelCheckpoint(ModelCheckpoint):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         report = self._certify(trainer, pl_module)
-        if _projection(trainer) is None:
+        if not _of_type(trainer, StabilityProjectionCallback):
             pl_module.log("stability/rate", report.rate, sync_dist=True, reduce_fx="max")
 
     @override
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        if self.report is None or self._certified_step != trainer.global_step:
-            self._certify(trainer, trainer.lightning_module)
+        averaging = _of_type(trainer, getattr(pl_callbacks, "WeightAveraging", ()))
+        if averaging or self._certified_step != trainer.global_step:
+            with _as_saved(trainer, () if self.save_weights_only else averaging):
+                self._certify(trainer, trainer.lightning_module)
         # All processes decide alike, whatever the last digit of a rate is on each.
         certified = trainer.strategy.reduce_boolean_decision(self._accepts())
         return certified and super().check_monitor_top_k(trainer, current)
@@ -128,13 +134,30 @@ class StableModelCheckpoint(ModelCheckpoint):
         return self.report
 
     def _certificate(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
-        projection = _projection(trainer)
-        if projection is None or self.input_bound is not None:
+        projections = _of_type(trainer, StabilityProjectionCallback)
+        if not projections or self.input_bound is not None:
             return certify(pl_module, input_bound=self.input_bound)
-        ranges = projection.input_ranges
-        return projection.projector_for(trainer, pl_module, training=False, ranges=ranges).certify()
+        reports = [
+            projection.projector_for(trainer, pl_module, training=False, ranges=projection.input_ranges).certify()
+            for projection in projections
+        ]
+        return StabilityReport(
+            tuple(layer for report in reports for layer in report.layers),
+            bounds=tuple(bounds for report in reports for bounds in report.bounds),
+        )
 
 
-def _projection(trainer: Trainer) -> StabilityProjectionCallback | None:
-    found = [c for c in trainer.callbacks if isinstance(c, StabilityProjectionCallback)]  # type: ignore[attr-defined]
-    return found[0] if found else None
+def _of_type(trainer: Trainer, kind: Any) -> list[Any]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _as_saved(trainer: Trainer, averaging: Iterable[Callback]) -> Iterator[None]:
+    """A block with averaged weights in place, which a checkpoint holds unless it is one of the weights only."""
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, trainer.lightning_module)
+    try:
+        yield
+    finally:
+        for callback in averaging:
+            callback.on_validation_epoch_end(trainer, trainer.lightning_module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -106,23 +107,23 @@ def _reproduce(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is returned. Errors take one line unless ``--traceback`` is given."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    for_lightning = [argument for argument in given if argument != "--traceback"]
-    if for_lightning and for_lightning[0] in LIGHTNING_COMMANDS:  # LightningCLI parses them
-        traceback = for_lightning != given
-        options = argparse.Namespace(run=_lightning, arguments=for_lightning, traceback=traceback)
+    plain = [argument for argument in given if argument != "--traceback"]  # which may stand anywhere
+    if plain and plain[0] in LIGHTNING_COMMANDS:  # LightningCLI parses them
+        options = argparse.Namespace(run=_lightning, arguments=plain)
     else:
-        options = build_parser().parse_args(given)
+        options = build_parser().parse_args(plain)
     run: Callable[[argparse.Namespace], int] = options.run  # imports late: --help should not have to wait for torch
     try:
         return run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if options.traceback:
-            raise
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"lightning-stable: {type(error).__name__}: {message}\n")
-        return 2
+        if plain != given:
+            traceback.print_exc()
+        else:
+            message = " ".join(str(error).split())
+            sys.stderr.write(f"lightning-stable: {type(error).__name__}: {message}\n")
+        return 2  # with a traceback too: 1 is an answer of `certify`
 
 
 def _lightning(options: argparse.Namespace) -> int:

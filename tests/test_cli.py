@@ -43,5 +43,6 @@ def test_an_error_takes_one_line_unless_a_traceback_is_wanted(
     monkeypatch.setattr(demo, "run_demo", fail)
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == "lightning-stable: ValueError: `rate` must be a number in (0, 1). Got 2.\n"
-    with pytest.raises(ValueError, match="Got 2"):
-        cli.main(["--traceback", "demo"])
+    for arguments in (["--traceback", "demo"], ["demo", "--traceback"]):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.startswith("Traceback (most recent call last)")

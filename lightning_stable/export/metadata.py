@@ -29,8 +29,9 @@ class Metadata:
         rate: The largest certified rate; None if there is none.
         guarantee: ``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` without a certificate.
         error_bound: By the name of the recurrent module: at every step its output and that of its window form differ
-            by at most this much in the Euclidean norm, given equal admissible inputs, in exact arithmetic. None if
-            that is not certified. It does not speak of the model's answer, but of what its recurrent modules hand on.
+            by at most this much in the Euclidean norm, given equal admissible inputs, in exact arithmetic, for runs
+            from zero or from states up to the certificate's ``state_bound``. None if that is not certified. It does
+            not speak of the model's answer, but of what its recurrent modules hand on.
         input_bound: By the name of the layer: its admissible inputs, in words. None where any are, or nothing is known.
         inputs: By name: ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
         outputs: The same.

@@ -85,8 +85,8 @@ def writes_to_tensorboard(trainer: Trainer) -> bool:
 
 
 def last_step(trainer: Trainer) -> int:
-    """At which Lightning puts what is logged after a step, and at a validation."""
-    return max(0, trainer.global_step - 1)
+    """At which Lightning puts what is logged after a step, and at a validation: it counts batches, not optimizers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def boards_of(trainer: Trainer) -> list[Board]:

@@ -30,7 +30,8 @@ def draw(trainer: Trainer, kind: str, name: str, plot: Callable[[], Figure], fol
             add_figure(f"{kind}/{name}", plot(), trainer.global_step)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        plot().savefig(folder / f"{kind.replace('_', '-')}-{name}-step-{trainer.global_step}.png", dpi=150)
+        file = f"{kind.replace('_', '-')}-{name}-step-{trainer.global_step}.png"
+        plot().savefig(folder / file.replace("/", "-"), dpi=150)  # keys of a ModuleDict may have slashes
 
 
 def check_folder(figures: Any) -> Path | None:

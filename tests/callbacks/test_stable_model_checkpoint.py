@@ -150,6 +150,13 @@ def test_recurrences_the_projection_leaves_alone(tmp_path: Path) -> None:
     assert kept(ours) == [0]
     assert kept(whole) == []
 
+    both = StableModelCheckpoint(dirpath=tmp_path / "c", rate=0.6)
+    looser = StabilityProjectionCallback(0.9, modules="core.two")
+    with pytest.warns(UserWarning, match="kept nothing"):
+        fit(tmp_path, model, both, StabilityProjectionCallback(0.5, modules="core.one"), looser)
+    assert both.report is not None
+    assert [layer.name for layer in both.report.layers] == ["core.one.l0", "core.two.l0"]
+
 
 def test_averaged_weights_are_judged_as_they_are_validated(tmp_path: Path) -> None:
     if not hasattr(pl_callbacks, "WeightAveraging"):
@@ -162,6 +169,29 @@ def test_averaged_weights_are_judged_as_they_are_validated(tmp_path: Path) -> No
         model = Planned()
         model.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
         assert certify(model).rate < 1
+
+
+@pytest.mark.parametrize(
+    ("weights_only", "norms", "expected"),
+    # The weights themselves are saved; or averages at every step of 3, 3, 0, 0, 0, 0, 0, 0.
+    [(True, (0.3, 1.5), [0]), (False, (3.0, 0.0, 0.0, 0.0), [3, 3])],
+)
+def test_averaged_weights_are_judged_as_they_are_saved(
+    weights_only: bool, norms: tuple[float, ...], expected: list[int], tmp_path: Path
+) -> None:
+    if not hasattr(pl_callbacks, "WeightAveraging"):
+        pytest.skip("this Lightning has no WeightAveraging")
+
+    class Logs(Planned):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+            self.log("train_loss", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    when: dict[str, Any] = {"save_weights_only": True} if weights_only else {"every_n_train_steps": 1}
+    ours = StableModelCheckpoint("train_loss", dirpath=tmp_path, save_top_k=-1, **when)
+    model = Logs(*((norm, 1.0) for norm in norms))
+    fit(tmp_path, model, pl_callbacks.WeightAveraging(), ours)
+    assert kept(ours) == expected
 
 
 @pytest.mark.parametrize(

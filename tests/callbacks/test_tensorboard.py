@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from torch import Tensor, nn
 
 from lightning_stable.callbacks import (
     FeedForwardShadowCallback,
@@ -17,7 +18,7 @@ from lightning_stable.callbacks import (
     StateGradientCallback,
     TruncationProfileCallback,
 )
-from tests.helpers import Recurrent, sequences, trainer
+from tests.helpers import Recurrent, sequences, sgd, trainer
 
 
 def fit(path: Path, *callbacks: Callback, cell: str = "rnn", logger: Any = None, **kwargs: Any) -> Path:
@@ -130,6 +131,47 @@ def test_wrong_interval(wrong: Any) -> None:
         StabilityProjectionCallback(histograms_every_n_epochs=wrong)
 
 
+def test_the_axis_is_that_of_the_logger_with_several_optimizers_and_after_the_fit(tmp_path: Path) -> None:
+    class Manual(Recurrent):
+        automatic_optimization = False
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return sgd(self.core.parameters()), sgd(self.head.parameters())
+
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    callbacks = StabilityProjectionCallback(0.9), TruncationProfileCallback(4, tolerance=0.5)
+    run, model = trainer(tmp_path, *callbacks, logger=logger, log_every_n_steps=1, max_epochs=2), Manual()
+    run.fit(model, sequences(), sequences(seed=1))
+    run.validate(model, sequences(seed=1), verbose=False)
+    for beside, tag in (("stability/target", "stability/rate"), ("truncation/core/required_window",) * 2):
+        found = series(tmp_path / "run" / "theory", beside)
+        assert found.keys() == series(tmp_path / "run", tag).keys()
+        assert max(found) == 6
+
+
+def test_several_projections_show_one_rate_and_one_target(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.RNN(3, 5, batch_first=True), nn.RNN(5, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.two(self.one(x)[0])
+
+    callbacks = StabilityProjectionCallback(0.9, modules="core.one"), StabilityProjectionCallback(0.5, modules="*.two")
+    run = trainer(tmp_path, *callbacks, logger=TensorBoardLogger(tmp_path, name="", version="run"), log_every_n_steps=1)
+    run.fit(Recurrent(Two()), sequences())
+    for folder, tag in (("run", "stability/rate"), ("run/theory", "stability/target")):
+        found = [(event.step, event.value) for event in events(tmp_path / folder).Scalars(tag)]
+        assert found == [(step, pytest.approx(0.9, abs=1e-3)) for step in range(3)]
+
+
 @pytest.mark.parametrize("kind", [CSVLogger, None])
 def test_figures_go_to_files_where_there_is_no_tensorboard(kind: type[Logger] | None, tmp_path: Path) -> None:
     logger = False if kind is None else kind(tmp_path / "csv")
@@ -144,6 +186,15 @@ def test_figures_go_to_files_where_there_is_no_tensorboard(kind: type[Logger] | 
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
     assert not list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_a_name_with_a_slash_is_one_file(tmp_path: Path) -> None:
+    """Keys of a ModuleDict may have some."""
+    core = nn.ModuleDict({"a/b": nn.RNN(3, 5, batch_first=True)})
+    core.forward = lambda x: core["a/b"](x)  # type: ignore[method-assign]
+    run = trainer(tmp_path, TruncationProfileCallback(2, figures=tmp_path / "figures"))
+    run.fit(Recurrent(core), sequences(), sequences())
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["truncation-core.a-b-step-3.png"]
 
 
 def test_wrong_folder() -> None:
