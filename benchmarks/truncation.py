@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Comparison, compared, duration
 from lightning_stable import truncate
-from lightning_stable.truncation.arithmetic import product
+from lightning_stable.arithmetic import product
 
 Function = Callable[[Tensor], Any]
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}

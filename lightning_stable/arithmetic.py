@@ -18,8 +18,14 @@ _MULTIPLICATIONS, _ELEMENTS = 2**21, 2**14
 
 
 def product(first: Tensor, second: Tensor, added: Tensor | None = None) -> Tensor:
-    """``first @ second``, plus ``added`` of the same shape; ``second`` may be a transpose at no cost."""
-    if first.shape[0] * second.numel() >= _MULTIPLICATIONS and _linear is not None and _has_onednn(first):
+    """``first @ second``, plus ``added`` of the same shape; ``second`` may be a transpose at no cost.
+
+    Stacks of matrices, ``(matrices, rows, columns)``, are multiplied one by one.
+    """
+    if first.dim() == 3 and added is None and _has_onednn(first):
+        return torch.stack([product(one, other) for one, other in zip(first, second, strict=True)])
+    large = first.dim() == 2 and first.shape[0] * second.numel() >= _MULTIPLICATIONS
+    if large and _linear is not None and _has_onednn(first):
         if added is None:
             result: Tensor = _linear(first, second.t(), None, "none", [], "")
         else:

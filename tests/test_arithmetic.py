@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_stable.truncation import arithmetic, truncate
-from lightning_stable.truncation.arithmetic import product, tanh
+from lightning_stable import arithmetic, truncate
+from lightning_stable.arithmetic import product, tanh
 from lightning_stable.truncation.fused import fused_kernels, fused_window_rows
 from lightning_stable.truncation.rows import window_rows
 from lightning_stable.truncation.stack import stacks_of
@@ -53,6 +53,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(arithmetic, "_linear", Spy())
     return made
+
+
+def test_stacks_are_multiplied_one_by_one(calls: list[Any]) -> None:
+    first, second = (torch.stack([one, one + 1]) for one in operands(LARGE)[:2])
+    torch.testing.assert_close(product(first, second), first @ second, rtol=1e-5, atol=1e-4)
+    assert len(calls) == 2
+    torch.testing.assert_close(product(first.double(), second.double()), first.double() @ second.double())
 
 
 @pytest.mark.parametrize("second", FORMS)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
 
 
@@ -207,7 +208,7 @@ class FiniteSet(InputSet):
         """Smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
-            products = points @ weight.mT
+            products = product(points, weight.mT)
             return Interval(products.amin(0), products.amax(0))
         # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
         total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
@@ -217,7 +218,7 @@ class FiniteSet(InputSet):
     def maximizer(self, weight: Tensor) -> Tensor:
         """The point with the largest product; under dropout with the entries that lower it dropped."""
         points = self.points.detach().to(weight)
-        products = points @ weight.mT
+        products = product(points, weight.mT)
         if self.drop_probability == 0:
             return points[products.max(0).indices]  # faster than argmax over the first dimension
         best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_stable.arithmetic import product
+
 # Newton's iteration for the l1 threshold rises monotonically to the solution and is exact after finitely many steps.
 # After one optimizer step 1 to 3 are enough; a factor just below 1 removes what is left.
 NEWTON_STEPS = 3
@@ -27,12 +29,12 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
         bound: Largest singular value of the result, positive.
     """
     values, vectors = gram_eigh(weight)
-    return remove_excess(weight, weight @ vectors, vectors, values, bound)
+    return remove_excess(weight, product(weight, vectors), vectors, values, bound)
 
 
 def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of ``W^T W``: squared singular values and right singular vectors."""
-    values, vectors = torch.linalg.eigh(weight.mT @ weight)
+    values, vectors = torch.linalg.eigh(product(weight.mT, weight))
     return values, vectors
 
 
@@ -49,7 +51,7 @@ def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor
     limits, sigma = torch.finfo(values.dtype), values.clamp(min=0).sqrt()
     unresolved = limits.eps * (values.amax(-1, keepdim=True) / bound**2 - 1).clamp(min=0)
     excess = (1 - bound / (1 + unresolved) / sigma.clamp(min=limits.tiny)).clamp(min=0)
-    return weight - (image * excess.unsqueeze(-2)) @ vectors.mT
+    return weight - product(image * excess.unsqueeze(-2), vectors.mT)
 
 
 def project_rows_l1(rows: Tensor, radius: Tensor, *, exact: bool = False) -> Tensor:

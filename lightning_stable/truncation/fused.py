@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_stable.truncation.arithmetic import product
+from lightning_stable.arithmetic import product
 from lightning_stable.truncation.kernels import Kernel, KernelWeights, Parts, kernel_of
 from lightning_stable.truncation.stack import Stack, States, concatenate
 

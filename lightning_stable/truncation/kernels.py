@@ -13,11 +13,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_stable.arithmetic import product, tanh
 from lightning_stable.recurrence import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.truncation.arithmetic import product, tanh
 
 Parts = tuple[Tensor, ...]
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
