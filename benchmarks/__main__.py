@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import overhead, profile, projection, scaling, shadow, truncation
+from benchmarks import certificates, overhead, profile, projection, scaling, shadow, truncation
 from benchmarks.timing import Comparison
 
 # Those of the projection run on any device and for any sizes.
 BENCHMARKS: dict[str, Callable[[tuple[int, ...], str], Iterator[Comparison]]] = {
     "projection": projection.projection,
+    "certificates": lambda sizes, device: certificates.certificates(sizes),
     "overhead": lambda sizes, device: overhead.overhead(device=device),
     "truncation": lambda sizes, device: truncation.truncation_against_naive(),
     "profile": lambda sizes, device: profile.profile_against_runs(),
@@ -33,7 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(names)} (default: all)")
     parser.add_argument(
-        "--sizes", nargs="+", type=int, default=projection.SIZES, help="units of the projections' cells"
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=projection.SIZES,
+        help="units of the cells of projections and certificates",
     )
     parser.add_argument("--device", default="cpu", help=f"for {' and '.join(ON_ANY_DEVICE)}; the others are for CPUs")
     parser.add_argument("--processes", type=int, default=1, help=f"for {CALLBACKS}: processes of a run, by DDP")

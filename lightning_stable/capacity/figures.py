@@ -58,10 +58,20 @@ def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
             for row in kind:
                 each = row["errors"]
                 shade = 0.35 + 0.65 * row["units"] / widest
-                points = [found["values"] / row["units"] for found in each]
-                knee.plot(
-                    points, [found["error"] for found in each], "o-", color=colour, alpha=shade, markersize=4, lw=1
-                )
+                # Who recalls more values better can do with fewer, too: the rest are trials that went wrong.
+                ahead = [
+                    found for index, found in enumerate(each) if found["error"] <= min(f["error"] for f in each[index:])
+                ]
+                for trials, style in ((each, "."), (ahead, "o-")):
+                    knee.plot(
+                        [found["values"] / row["units"] for found in trials],
+                        [found["error"] for found in trials],
+                        style,
+                        color=colour,
+                        alpha=shade,
+                        markersize=4,
+                        lw=1,
+                    )
             reals.plot([row["units"] for row in kind], [row["reals"] for row in kind], "o-", color=colour, label=label)
         ends = [0, widest]
         reals.plot(ends, ends, color="black", linestyle=":", linewidth=1, label="bound of a linear read-out")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import plot
+from benchmarks.certificates import certificates
 from benchmarks.overhead import overhead
 from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, spectral, svd_clamp
@@ -33,6 +34,12 @@ def test_gated_projections_are_compared_with_the_plain_one() -> None:
     rows = list(gated(sizes=(8,), steps=2))
     assert len(rows) == 6
     assert all(row.error < 1e-4 for row in rows)
+
+
+def test_certificates_are_never_below_the_norm() -> None:
+    rnn, *gated_cells = certificates(sizes=(8,), rounds=3)
+    assert 0 <= rnn.error < 1e-9
+    assert all(row.ours_seconds > 0 for row in gated_cells)
 
 
 def test_medians_are_those_of_pairs() -> None:
