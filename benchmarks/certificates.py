@@ -17,7 +17,7 @@ _RATE = 0.99
 
 
 def certificates(sizes: tuple[int, ...] = SIZES, rounds: int = 7) -> Iterator[Comparison]:
-    """``error`` is how far an RNN's certified rate lies above its spectral norm; of gated cells a step is the measure."""
+    """``error`` is how far an RNN's rate lies above its spectral norm; gated cells are measured against a step."""
     for size in sizes:
         (model, projector) = next(training("rnn", size, Constraint(_RATE)))
         projector.project(strict=True)
