@@ -172,7 +172,8 @@ def _write(found: dict[str, ModuleProfile], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written, lines = [], ["module,window,max_error,mean_error,certified_bound"]
     for name, module in found.items():
-        written.append(folder / f"{name or 'model'}.png")
+        file = f"{name or 'model'}.png".replace("/", "-")  # keys of a ModuleDict may have slashes
+        written.append(folder / file)
         module.profile.plot().savefig(written[-1], dpi=150)
         columns = (module.profile.windows, module.profile.max_error, module.profile.mean_error, module.profile.bound)
         for row in zip(*(column.tolist() for column in columns), strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lightning_stable import certify, cli, project_, truncation_profile
@@ -141,6 +141,22 @@ def test_a_table_and_a_plot(window: int | None, tmp_path: Path, capsys: pytest.C
     assert str(certified) in out
     assert ("> 7" if measured is None else f" {measured} ") in out
     assert "10, up to" in out
+
+
+class Slashed(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cores = nn.ModuleDict({"left/right": nn.GRU(3, 4, batch_first=True)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cores["left/right"](x)[0]
+
+
+def test_names_with_slashes_make_no_folders(tmp_path: Path) -> None:
+    command = ["profile", save(Slashed(), tmp_path), "--class-path", f"{__name__}.Slashed", "--max-window", 3]
+    command += ["--data", stored(inputs(), tmp_path / "inputs.pt"), "--out", tmp_path / "out"]
+    assert cli.main([str(part) for part in command]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cores.left-right.png", "profile.csv"}
 
 
 class Copies(CopyMemoryDataModule):
