@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_stable.arithmetic import product
 
 # Newton's iteration for the l1 threshold rises monotonically to the solution and is exact after finitely many steps.
-# After one optimizer step 1 to 3 are enough; a factor just below 1 removes what is left.
-NEWTON_STEPS = 3
+# After one optimizer step 1 to 4 are enough; a factor just below 1 removes what is left.
+NEWTON_STEPS = 4
 EXACT_NEWTON_STEPS = 40
 
 
@@ -117,14 +117,9 @@ def _newton(
 
     left, threshold = magnitude, torch.zeros_like(target)
     left_size = size(magnitude) if sizes is None else sizes[:, None]
-    for step in range(steps):
-        # The slope: how many entries are left. At first all, or more than there are; the step is only the smaller.
-        if step:
-            slope = size(left.sign_() if weights is None else left.sign_().mul_(weights))
-        elif weights is None:
-            slope = torch.full_like(target, rows.shape[1])
-        else:
-            slope = weights.square().sum(1, keepdim=True)
+    for _ in range(steps):
+        # The slope: how many entries are left. Rows that were projected before have many zeros, which must not count.
+        slope = size(left.sign() if weights is None else left.sign() * weights)
         rise = (left_size - target).clamp_(min=0) / slope.clamp(min=tiny)
         threshold = threshold + rise
         left = soften(threshold)
