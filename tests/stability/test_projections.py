@@ -57,14 +57,13 @@ def test_few_newton_steps_end_inside_and_near(seed: int, columns: int, scale: fl
     torch.testing.assert_close(few, exact, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_zeros_of_earlier_projections_do_not_slow_newton_down(weighted: bool) -> None:
+def test_zeros_of_earlier_projections_do_not_slow_newton_down() -> None:
     """Otherwise a factor would do what the threshold should, and rows lose their large entries step by step."""
-    rows, weights = randn(0, 6, 200), randn(1, 6, 200).abs() + 0.1 if weighted else None
+    rows = randn(0, 6, 200)
     rows[:, 20:] = 0
-    radius = (rows.abs() if weights is None else rows.abs() * weights).sum(1) / 1.1
-    exact, few = (project_rows_weighted_l1(rows, weights, radius, exact=exact) for exact in (True, False))
-    torch.testing.assert_close(few, exact, rtol=0, atol=1e-4)
+    radius = rows.abs().sum(1) / 1.3
+    exact, few = (project_rows_l1(rows, radius, exact=exact) for exact in (True, False))
+    torch.testing.assert_close(few, exact, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("exact", [True, False])
