@@ -23,8 +23,8 @@ def all_finite(*tensors: Tensor) -> Tensor:
 
     Entries too large for a sum to be finite count as infinite.
     """
-    sums = [v.sum(dtype=torch.float64 if v.dtype == torch.float64 else torch.float32) for v in tensors]
-    return torch.stack([torch.isfinite(total) for total in sums])
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in tensors) else torch.float32
+    return torch.isfinite(torch.stack([value.sum(dtype=dtype) for value in tensors]))
 
 
 def inflation(size: int) -> float:

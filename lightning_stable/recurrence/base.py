@@ -96,12 +96,12 @@ class Recurrence(ABC):
     # ----------------------------------------------------------------- weights
     def parameter_names(self) -> dict[str, str]:
         """Role to attribute name, for the parameters this module has (``bias=False`` leaves some out)."""
-        names = {role: role + self.suffix for role in self.roles}
-        return {role: name for role, name in names.items() if getattr(self.module, name, None) is not None}
+        return {role: role + self.suffix for role in self.parameters()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The stored parameters by role."""
-        return {role: getattr(self.module, name) for role, name in self.parameter_names().items()}
+        found = {role: getattr(self.module, role + self.suffix, None) for role in self.roles}
+        return {role: value for role, value in found.items() if value is not None}
 
     def weights(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Detached copies of the parameters by role (never views: they may be changed freely)."""

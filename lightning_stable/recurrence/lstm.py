@@ -261,7 +261,10 @@ class LSTMRecurrence(GatedRecurrence):
         if "weight_hr" in self.parameter_names():
             return None
         forget, keep = torch.sigmoid(leak), torch.sigmoid(-leak)
-        slope = torch.where((leak > 0) | (forget > leak_bound), 0.25, forget * keep)
+        least = forget.clamp(max=0.5)  # the steepest point is at 1/2
+        slope = least * (1 - least)
+        if leak_bound < 0.5:
+            slope = torch.where(forget > leak_bound, 0.25, slope)
         cell = keep.clamp(min=1 - leak_bound).reciprocal()
         if state_bound > 1:
             cell = cell.clamp(min=state_bound)

@@ -7,6 +7,7 @@ reference, and does what is not covered here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -108,18 +109,12 @@ class FastProjection:
             if role in parameters[0]
         }
         leading = [_compute(p["weight_ih"]).view(gates, units, -1)[leak] for p in parameters]
-        rows = GateRows(
-            _joined(leading),
-            hidden[leak],
-            *(biases[role][leak] if biases else None for role in ("bias_ih", "bias_hh")),
-        )
-        worst = _joined([inputs.maximizer(own) for inputs, own in zip(sets, leading, strict=True)])
-        high = (rows.weight_ih * worst).sum(1)
-        bias = 0.0 if rows.bias_ih is None or rows.bias_hh is None else rows.bias_ih + rows.bias_hh
+        high = _joined([inputs.highest(own) for inputs, own in zip(sets, leading, strict=True)])
+        before = GateRows(_joined(leading), hidden[leak], *(value[leak] for value in biases.values()))
         budget = first.leading_budget(
             {role: value.flatten() for role, value in biases.items()},
             norms,
-            high + bias + norms[leak] * target.state_bound,
+            before.top(high, norms[leak] * target.state_bound),
             target.rate,
             state_bound=target.state_bound,
             leak_bound=target.gate_bound,
@@ -127,26 +122,37 @@ class FastProjection:
         assert budget is not None
         flat = {"weight_hh": hidden.flatten(0, 1)}
         hidden = meet_budget(first, flat, norms, budget, target).view_as(hidden)
-        # As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
-        rows = rows._replace(weight_hh=hidden[leak])
-        rows = leave_worst_input(rows, worst, None, target.state_bound, target.gate_bound)
-        moved = zip(sets, leading, torch.split(rows.weight_ih, units), torch.split(high, units), strict=True)
-        high = _joined([self._highest(*own) for own in moved])
-        reach = rows.weight_hh.abs().sum(1) * target.state_bound
-        rows = bound_gate(rows, Interval(high, high), reach, target.gate_bound)
-        hidden[leak] = rows.weight_hh
-        return [
-            update
-            for index, own in enumerate(parameters)
-            for update in _updates(own, hidden, rows, gates, leak, slice(index * units, (index + 1) * units))
-        ]
+        before = before._replace(weight_hh=hidden[leak])
+        after = self._within_gate_bound(before, high, sets, target)
+        if after is not before:
+            hidden[leak] = after.weight_hh
+        updates: list[Update] = []
+        for index, own in enumerate(parameters):
+            mine = slice(index * units, (index + 1) * units)
+            updates.append((own["weight_hh"], hidden[:, mine].flatten(0, 1).to(own["weight_hh"].dtype)))
+            for role, value in after._asdict().items() if after is not before else ():
+                if role != "weight_hh" and value is not None:
+                    updates.append((own[role].chunk(gates)[leak], value[mine].to(own[role].dtype)))
+        return updates
 
-    def _highest(self, inputs: InputSet, before: Tensor, after: Tensor, high: Tensor) -> Tensor:
-        """Largest products of rows, where only those that moved need a look at all the inputs."""
+    def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
+        """The leak gate at most at its bound; ``rows`` themselves if they are.
+
+        Where values may be read, only rows outside need another look at all the inputs.
+        """
+        bound, state_bound = target.gate_bound, target.state_bound
+        assert bound is not None
+        units = len(high) // len(sets)
         if not self.reading:
-            return inputs.drive(after).high
-        moved = (after != before).any(1).nonzero()[:, 0]
-        return high.index_copy(0, moved, inputs.drive(after[moved]).high) if len(moved) else high
+            return _bounded(rows, sets, [units] * len(sets), target)
+        # NaN must not pass for inside.
+        inside = rows.top(high, rows.weight_hh.abs().sum(1) * state_bound) <= math.log(bound / (1 - bound))
+        outside = [(~own).nonzero()[:, 0] for own in torch.split(inside, units)]
+        counts = [len(own) for own in outside]
+        if not any(counts):
+            return rows
+        chosen = _joined([own + index * units for index, own in enumerate(outside)])
+        return rows.replaced(chosen, _bounded(rows.of(chosen), sets, counts, target))
 
     # ----------------------------------------------------------------- state
     def state_dict(self) -> State:
@@ -198,13 +204,20 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _updates(
-    own: Mapping[str, Tensor], hidden: Tensor, rows: GateRows, gates: int, leak: int, mine: slice
-) -> list[Update]:
-    """Of one recurrence: its recurrent weights, and views of what else belongs to the leak gate."""
-    weight = own["weight_hh"]
-    updates = [(weight, hidden[:, mine].reshape(weight.shape).to(weight.dtype))]
-    for role, value in (("weight_ih", rows.weight_ih), ("bias_ih", rows.bias_ih), ("bias_hh", rows.bias_hh)):
-        if value is not None:
-            updates.append((own[role].chunk(gates)[leak], value[mine].to(own[role].dtype)))
-    return updates
+def _bounded(rows: GateRows, sets: Sequence[InputSet], counts: list[int], target: Target) -> GateRows:
+    """As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
+
+    Args:
+        rows: Of all recurrences, one after the other.
+        sets: The inputs of each.
+        counts: How many of the rows are its.
+        target: Where the gate shall be.
+    """
+    assert target.gate_bound is not None
+    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
+    worst = _joined([inputs.maximizer(own) for inputs, own in parts])
+    rows = leave_worst_input(rows, worst, None, target.state_bound, target.gate_bound)
+    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
+    high = _joined([inputs.highest(own) for inputs, own in parts])
+    reach = rows.weight_hh.abs().sum(1) * target.state_bound
+    return bound_gate(rows, Interval(high, high), reach, target.gate_bound)

@@ -16,8 +16,25 @@ class GateRows(NamedTuple):
 
     weight_ih: Tensor
     weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+
+    def top(self, high: Tensor, reach: Tensor) -> Tensor:
+        """Largest pre-activations, from the largest products with inputs (``high``) and with states (``reach``)."""
+        largest = high + reach
+        return largest if self.bias_ih is None or self.bias_hh is None else largest + self.bias_ih + self.bias_hh
+
+    def of(self, units: Tensor) -> GateRows:
+        """The rows of some units."""
+        biases = (None if bias is None else bias[units] for bias in (self.bias_ih, self.bias_hh))
+        return GateRows(self.weight_ih[units], self.weight_hh[units], *biases)
+
+    def replaced(self, units: Tensor, rows: GateRows) -> GateRows:
+        """With other rows for some units."""
+        pairs = zip(self[2:], rows[2:], strict=True)
+        biases = (old if old is None or new is None else old.index_copy(0, units, new) for old, new in pairs)
+        weights = (old.index_copy(0, units, new) for old, new in zip(self[:2], rows[:2], strict=True))
+        return GateRows(*weights, *biases)
 
 
 def leave_worst_input(

@@ -34,6 +34,10 @@ class InputSet(ABC):
             weight: Shape ``(rows, features)``; results have shape ``(rows,)`` and its dtype and device.
         """
 
+    def highest(self, weight: Tensor) -> Tensor:
+        """The upper end of :meth:`drive`."""
+        return self.drive(weight).high
+
     @abstractmethod
     def maximizer(self, weight: Tensor) -> Tensor:
         """For every row an input of the set at which ``weight_j @ x`` is largest, shape ``(rows, features)``."""
@@ -214,6 +218,12 @@ class FiniteSet(InputSet):
         total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
         scale = 0.5 / (1 - self.drop_probability)
         return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
+
+    def highest(self, weight: Tensor) -> Tensor:
+        """Without a look at the smallest products."""
+        if self.drop_probability == 0:
+            return product(weight, self.points.detach().to(weight).mT).amax(1)
+        return self.drive(weight).high
 
     def maximizer(self, weight: Tensor) -> Tensor:
         """The point with the largest product; under dropout with the entries that lower it dropped."""

@@ -66,6 +66,16 @@ def test_zeros_of_earlier_projections_do_not_slow_newton_down() -> None:
     torch.testing.assert_close(few, exact, rtol=0, atol=1e-9)
 
 
+def test_few_newton_steps_suffice_for_small_radii() -> None:
+    """A step of Adam moves a row of an LSTM by forty times the radius of its gate."""
+    radius = torch.logspace(-2.5, -0.5, 128, dtype=torch.float64)
+    rows = project_rows_l1(0.1 * randn(0, 128, 128), radius, exact=True)
+    moved = rows + 2e-3 * torch.rand(128, 128) * randn(1, 128, 128).sign()
+    exact, few = (project_rows_l1(moved, radius, exact=exact) for exact in (True, False))
+    assert (moved.abs().sum(1) / radius).amax() > 30
+    assert (few - exact).norm() < 1e-6 * exact.norm()
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_rows_inside_are_untouched_bit_for_bit(exact: bool) -> None:
     rows = randn(0, 4, 5)
