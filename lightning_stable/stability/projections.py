@@ -1,6 +1,7 @@
 """Projections onto the sets certificates are made of: pure functions of tensors, formula first.
 
-None of them reads a value on the host; each returns its argument unchanged, bit for bit, where it is in the set.
+None of them reads a value on the host but what a decomposition waits for; each returns its argument unchanged, bit for
+bit, where it is in the set.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
         bound: Largest singular value of the result, positive.
     """
     values, vectors = gram_eigh(weight)
+    # The last ones, few after a training step. A decomposition is waited for on every device, so this read is free.
+    above = int((_excess(values, bound) > 0).sum(-1).amax())
+    if above == 0:
+        return weight
+    vectors, values = vectors[..., -above:], values[..., -above:]
     return remove_excess(weight, product(weight, vectors), vectors, values, bound)
 
 
@@ -49,10 +55,14 @@ def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor
         values: Squared singular values, shape ``(..., k)``.
         bound: Largest singular value of the result.
     """
+    return weight - product(image * _excess(values, bound).unsqueeze(-2), vectors.mT)
+
+
+def _excess(values: Tensor, bound: float | Tensor) -> Tensor:
+    """``(1 - bound / sigma)_+``, the share of every singular value that lies above the bound."""
     limits, sigma = torch.finfo(values.dtype), values.clamp(min=0).sqrt()
     unresolved = limits.eps * (values.amax(-1, keepdim=True) / bound**2 - 1).clamp(min=0)
-    excess = (1 - bound / (1 + unresolved) / sigma.clamp(min=limits.tiny)).clamp(min=0)
-    return weight - product(image * excess.unsqueeze(-2), vectors.mT)
+    return (1 - bound / (1 + unresolved) / sigma.clamp(min=limits.tiny)).clamp(min=0)
 
 
 def project_rows_l1(rows: Tensor, radius: Tensor, *, exact: bool = False) -> Tensor:
