@@ -14,23 +14,28 @@ from rich.table import Table
 from benchmarks import certificates, overhead, profile, projection, scaling, shadow, truncation
 from benchmarks.timing import Comparison
 
-# Those of the projection run on any device and for any sizes.
-BENCHMARKS: dict[str, Callable[[tuple[int, ...], str], Iterator[Comparison]]] = {
-    "projection": projection.projection,
-    "certificates": lambda sizes, device: certificates.certificates(sizes),
-    "overhead": lambda sizes, device: overhead.overhead(device=device),
-    "truncation": lambda sizes, device: truncation.truncation_against_naive(),
-    "profile": lambda sizes, device: profile.profile_against_runs(),
-    "shadow": lambda sizes, device: shadow.shadow(),
-    "scaling": lambda sizes, device: scaling.scaling(),
+# Those of the projection run for any sizes.
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
+    "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
+    "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
+    "overhead": lambda options: overhead.overhead(device=options.device),
+    "truncation": lambda options: truncation.truncation_against_naive(
+        truncation.SHAPES if options.device == "cpu" else truncation.GPU_SHAPES, device=options.device
+    ),
+    "profile": lambda options: profile.profile_against_runs(device=options.device),
+    "shadow": lambda options: shadow.shadow(device=options.device),
+    "scaling": lambda options: scaling.scaling(device=options.device),
+    "processes": lambda options: scaling.world_sizes(),
+    "callbacks": lambda options: scaling.callbacks(options.processes, device=options.device),
 }
-ON_ANY_DEVICE = ("projection", "overhead")
-MEMORY, CALLBACKS = "memory", "callbacks"
+MEMORY = "memory"
+CURVES = ("scaling", "processes")
+ON_CPUS_ONLY = ("certificates", "processes", MEMORY)
 
 
 def main() -> None:
-    """Run the benchmarks named, print a table, write JSON and a figure if asked."""
-    names = [*BENCHMARKS, CALLBACKS, MEMORY]
+    """Run the benchmarks named, print tables, write JSON and figures if asked."""
+    names = [*BENCHMARKS, MEMORY]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(names)} (default: all)")
     parser.add_argument(
@@ -40,23 +45,23 @@ def main() -> None:
         default=projection.SIZES,
         help="units of the cells of projections and certificates",
     )
-    parser.add_argument("--device", default="cpu", help=f"for {' and '.join(ON_ANY_DEVICE)}; the others are for CPUs")
-    parser.add_argument("--processes", type=int, default=1, help=f"for {CALLBACKS}: processes of a run, by DDP")
+    parser.add_argument("--device", default="cpu", help=f"cpu or cuda; {', '.join(ON_CPUS_ONLY)} run on CPUs only")
+    parser.add_argument("--processes", type=int, default=1, help="for callbacks: processes of a run, by DDP")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--plot", type=Path, help="draw the ratios into this file")
+    parser.add_argument(
+        "--plot", type=Path, help="draw ratios into this file, and curves of costs into one named after it, -curves"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
         parser.error(f"NAME must be one of {', '.join(names)}. Got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     console = Console()
-    chosen = options.names or [name for name in names if options.device == "cpu" or name in ON_ANY_DEVICE]
-    rows: list[Comparison] = []
-    benchmarks = {**BENCHMARKS, CALLBACKS: lambda *_: scaling.callbacks(options.processes)}
+    chosen = options.names or [name for name in names if options.device == "cpu" or name not in ON_CPUS_ONLY]
+    found: dict[str, list[Comparison]] = {}
     for name in (name for name in chosen if name != MEMORY):
         with console.status(f"{name} ..."):
-            rows.extend(benchmarks[name](tuple(options.sizes), options.device))
-    if rows:
-        console.print(_table(rows))
+            found[name] = list(BENCHMARKS[name](options))
+        console.print(_table(found[name], name))
     if MEMORY in chosen:
         sides = dict(truncation.peak_memory())
         console.print(
@@ -64,38 +69,25 @@ def main() -> None:
             f"truncated {sides['windowed']:.0f} MiB, {sides['naive'] / sides['windowed']:.1f} times less"
         )
     if options.json:
-        options.json.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
+        options.json.write_text(json.dumps([row.to_dict() for rows in found.values() for row in rows], indent=1))
     if options.plot:
-        plot(rows, options.plot)
+        from benchmarks.figures import draw_curves, draw_ratios  # the slowest import by far
+
+        if ratios := [row for name, rows in found.items() if name not in CURVES for row in rows]:
+            draw_ratios(ratios, options.plot)
+        if curves := [row for name, rows in found.items() if name in CURVES for row in rows]:
+            draw_curves(curves, options.plot.with_stem(f"{options.plot.stem}-curves"))
 
 
-def _table(rows: Sequence[Comparison]) -> Table:
-    table = Table(title=f"torch {torch.__version__}, one thread; ratio = baseline / ours")
-    for column in ("benchmark", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error"):
-        table.add_column(column, justify="left" if column in ("benchmark", "baseline") else "right")
+def _table(rows: Sequence[Comparison], title: str) -> Table:
+    table = Table(title=f"{title}: torch {torch.__version__}, one thread; ratio = baseline / ours")
+    for column in ("what", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error"):
+        table.add_column(column, justify="left" if column in ("what", "baseline") else "right")
     for row in rows:
         times = (f"{row.baseline_seconds * 1e3:.2f}", f"{row.ours_seconds * 1e3:.2f}")
         ratio = (f"{row.ratio:.3f}", f"{row.spread:.3f}", f"{row.error:.1e}")
         table.add_row(row.name, str(row.size), row.baseline, *times, *ratio)
     return table
-
-
-def plot(rows: Sequence[Comparison], path: Path) -> None:
-    """The ratio over the size, one line per benchmark and baseline."""
-    from matplotlib.figure import Figure
-
-    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).add_subplot()
-    lines: dict[str, list[Comparison]] = {}
-    for row in rows:
-        lines.setdefault(f"{row.name} / {row.baseline}", []).append(row)
-    for label, points in lines.items():
-        axes.errorbar(
-            [p.size for p in points], [p.ratio for p in points], [p.spread / 2 for p in points], marker="o", label=label
-        )
-    axes.axhline(1, color="black", linewidth=0.5)
-    axes.set(xscale="log", yscale="log", xlabel="size", ylabel="times faster than the baseline")
-    axes.legend(fontsize="small")
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

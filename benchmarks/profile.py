@@ -16,19 +16,24 @@ _WINDOWS = 32
 
 
 def profile_against_runs(
-    units: int = 128, time: int = 128, batch: int = 8, rounds: int = 7, cells: Sequence[str] = tuple(CELLS)
+    units: int = 128,
+    time: int = 128,
+    batch: int = 8,
+    rounds: int = 7,
+    cells: Sequence[str] = tuple(CELLS),
+    device: str = "cpu",
 ) -> Iterator[Comparison]:
     """All windows up to 32; ``error`` is the largest difference of the errors found."""
     for name in cells:
-        layer, inputs = case(CELLS[name], time, batch, units)
+        layer, inputs = case(CELLS[name], time, batch, units, device=device)
         inputs = inputs.detach()
         twins = [truncate(layer, window, share=True) for window in range(1, _WINDOWS + 1)]
         runs = partial(_one_run_each, layer, inputs, twins)
         profile = partial(truncation_profile, layer, inputs, _WINDOWS)
         error = (profile().max_error - torch.tensor(runs(), dtype=torch.float64)).abs().max().item()
-        found = in_turn({"runs": runs, "profile": profile}, rounds)
+        found = in_turn({"runs": runs, "profile": profile}, rounds, device)
         pairs = list(zip(found["runs"], found["profile"], strict=True))
-        yield compared(f"profile {name} K={_WINDOWS} T={time}", units, "cpu", "one run per window", pairs, error)
+        yield compared(f"profile {name} K={_WINDOWS} T={time}", units, device, "one run per window", pairs, error)
 
 
 @torch.no_grad()

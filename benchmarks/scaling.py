@@ -1,11 +1,13 @@
-"""How the cost of truncated evaluation grows, and what each callback adds to a step on several processes."""
+"""How costs grow, and what each callback adds to a step on one process or several."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import linear_regression, median
+
+import lightning as L
 
 from benchmarks.timing import Comparison, compared
 from benchmarks.trainers import Callbacks, nothing, step_seconds
@@ -35,7 +37,11 @@ CALLBACKS: dict[str, Callbacks] = {
 
 
 def scaling(
-    axes: Mapping[str, tuple[int, ...]] = AXES, base: Mapping[str, int] = BASE, cell: str = "lstm", rounds: int = 5
+    axes: Mapping[str, tuple[int, ...]] = AXES,
+    base: Mapping[str, int] = BASE,
+    cell: str = "lstm",
+    rounds: int = 5,
+    device: str = "cpu",
 ) -> Iterator[Comparison]:
     """Forward and backward along each axis, the others as in ``base``; against the smallest size of the axis.
 
@@ -45,14 +51,34 @@ def scaling(
         sides = {}
         for size in sizes:
             shape = {**base, axis: size}
-            layer, inputs = case(CELLS[cell], shape["time"], shape["batch"], shape["units"], shape["layers"])
+            shapes = (shape["time"], shape["batch"], shape["units"], shape["layers"])
+            layer, inputs = case(CELLS[cell], *shapes, device=device)
             sides[str(size)] = partial(train, truncate(layer, shape["window"], share=True), inputs)
-        found = in_turn(dict(sides), rounds)
-        exponent = fitted_exponent({size: median(found[str(size)]) for size in sizes})
+        found = in_turn(dict(sides), rounds, device)
+        yield from _along(axis, {size: found[str(size)] for size in sizes}, f"truncated {cell}", device)
+
+
+def world_sizes(sizes: tuple[int, ...] = (1, 2), rounds: int = 3, units: int = 200) -> Iterator[Comparison]:
+    """Steps of an LSTM language model with projection and twin, by DDP on the cores of this machine."""
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(rounds):
         for size in sizes:
-            pairs = list(zip(found[str(sizes[0])], found[str(size)], strict=True))
-            name = f"truncated {cell} over {axis} (exponent {exponent:.2f})"
-            yield compared(name, size, "cpu", f"{axis} {sizes[0]}", pairs, 0.0)
+            seconds = step_seconds(_projection_and_twin, units=units, vocabulary=1750, steps=16, processes=size)
+            found[size].append(seconds)
+    yield from _along("processes", found, "projection and twin", "cpu")
+
+
+def _along(axis: str, found: Mapping[int, list[float]], what: str, device: str) -> Iterator[Comparison]:
+    exponent = fitted_exponent({size: median(seconds) for size, seconds in found.items()})
+    smallest = min(found)
+    for size, seconds in found.items():
+        pairs = list(zip(found[smallest], seconds, strict=True))
+        name = f"{what} over {axis} (exponent {exponent:.2f})"
+        yield compared(name, size, device, f"{axis} {smallest}", pairs, 0.0)
+
+
+def _projection_and_twin() -> Sequence[L.Callback]:
+    return [StabilityProjectionCallback(0.99), FeedForwardShadowCallback(10)]
 
 
 def fitted_exponent(seconds: dict[int, float]) -> float:
@@ -62,10 +88,16 @@ def fitted_exponent(seconds: dict[int, float]) -> float:
 
 
 def callbacks(
-    processes: int = 2, units: int = 200, vocabulary: int = 1750, runs: int = 3, steps: int = 16
+    processes: int = 2,
+    units: int = 200,
+    vocabulary: int = 1750,
+    runs: int = 3,
+    steps: int = 16,
+    device: str = "cpu",
 ) -> Iterator[Comparison]:
     """Training steps of an LSTM language model with each callback and without, in turn."""
-    step = partial(step_seconds, units=units, vocabulary=vocabulary, steps=steps, processes=processes)
+    step = partial(step_seconds, units=units, vocabulary=vocabulary, steps=steps, processes=processes, device=device)
     for name, made in CALLBACKS.items():
         pairs = [(step(nothing), step(made)) for _ in range(runs)]
-        yield compared(f"{name} with {processes} processes", units, "cpu", "plain trainer", pairs, 0.0)
+        noun = "process" if processes == 1 else "processes"
+        yield compared(f"{name} with {processes} {noun}", units, device, "plain trainer", pairs, 0.0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import lightning as L
 
 from benchmarks.timing import Comparison, compared
 from benchmarks.trainers import nothing, step_seconds
@@ -17,14 +20,15 @@ def shadow(
     vocabulary: int = 10_000,
     runs: int = 3,
     steps: int = 12,
+    device: str = "cpu",
 ) -> Iterator[Comparison]:
     """Runs without and with the twin in turn (batch 20, 35 tokens); ``1 / ratio`` is how many times a step costs."""
     for cell, window in cases:
-        pairs = []
-        for _ in range(runs):
-            plain, both = (
-                step_seconds(callbacks, cell=cell, units=units, vocabulary=vocabulary, steps=steps)
-                for callbacks in (nothing, lambda: [FeedForwardShadowCallback(window)])  # noqa: B023
-            )
-            pairs.append((plain, both))
-        yield compared(f"trainer {cell} with twin k={window}", units, "cpu", "plain trainer", pairs, 0.0)
+        step = partial(step_seconds, cell=cell, units=units, vocabulary=vocabulary, steps=steps, device=device)
+        twin = partial(_twin, window)
+        pairs = [(step(nothing), step(twin)) for _ in range(runs)]
+        yield compared(f"trainer {cell} with twin k={window}", units, device, "plain trainer", pairs, 0.0)
+
+
+def _twin(window: int) -> Sequence[L.Callback]:
+    return [FeedForwardShadowCallback(window)]

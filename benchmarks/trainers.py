@@ -27,11 +27,13 @@ _FIRST_STEPS = 3
 class _Clock(L.Callback):
     """From the beginning of one batch to that of the next; the first process leaves the median in a file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
         self.times: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,11 +52,13 @@ def step_seconds(
     *,
     cell: str = "lstm",
     units: int = 200,
+    features: int | None = None,
     vocabulary: int = 10_000,
     batch: int = 20,
     time: int = 35,
     steps: int = 12,
     processes: int = 1,
+    device: str = "cpu",
     log_every: int | None = None,
 ) -> float:
     """Median seconds of a step of a fresh run.
@@ -63,11 +67,13 @@ def step_seconds(
         callbacks: Makes those of the trainer.
         cell: Of the language model.
         units: Of the language model.
+        features: Of its embedding; None for as many as units.
         vocabulary: Of the language model.
         batch: Sequences per step.
         time: Tokens of a sequence.
         steps: Of the run; the first few are not counted.
-        processes: Forked on this machine, with gloo.
+        processes: On this machine; forked, with gloo, on CPUs.
+        device: ``cpu`` or ``cuda``.
         log_every: Steps between log lines; None for none.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -77,15 +83,17 @@ def step_seconds(
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         TensorDataset(tokens[..., :-1], tokens[..., 1:]), batch_size=None, shuffle=False
     )
-    model = LanguageModel(vocabulary, cell=cell, hidden_size=units, embedding_size=units, input_dropout=0.0)
+    model = LanguageModel(vocabulary, cell=cell, hidden_size=units, embedding_size=features or units, input_dropout=0.0)
+    on_cpu = device == "cpu"
+    several = DDPStrategy(start_method="fork", process_group_backend="gloo") if on_cpu else "ddp"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "seconds")
         trainer = L.Trainer(
             max_epochs=1,
-            accelerator="cpu",
+            accelerator="cpu" if on_cpu else "gpu",
             devices=processes,
-            strategy="auto" if processes == 1 else DDPStrategy(start_method="fork", process_group_backend="gloo"),
-            callbacks=[*callbacks(), _Clock(path)],
+            strategy="auto" if processes == 1 else several,
+            callbacks=[*callbacks(), _Clock(path, device)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -18,6 +18,9 @@ from lightning_stable.arithmetic import product
 
 Function = Callable[[Tensor], Any]
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+# Time, batch, units, window: a long sequence and those of a language model; on a GPU, what parallel windows are for.
+SHAPES = ((256, 20, 128, 25), (35, 20, 200, 10), (35, 20, 200, 25))
+GPU_SHAPES = ((1024, 8, 256, 25), *SHAPES)
 
 
 def naive_windows(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
@@ -42,8 +45,7 @@ def every_window(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
 
 
 def truncation_against_naive(
-    shapes: tuple[tuple[int, int, int, int], ...] = ((256, 20, 128, 25), (35, 20, 200, 10), (35, 20, 200, 25)),
-    rounds: int = 9,
+    shapes: tuple[tuple[int, int, int, int], ...] = SHAPES, rounds: int = 9, device: str = "cpu"
 ) -> Iterator[Comparison]:
     """Shapes are ``(time, batch, units, window)``; one row for each side that is compared, all in turn.
 
@@ -55,7 +57,7 @@ def truncation_against_naive(
     """
     for time, batch, units, window in shapes:
         for name, cell in CELLS.items():
-            layer, inputs = case(cell, time, batch, units)
+            layer, inputs = case(cell, time, batch, units, device=device)
             kept, recomputed = (truncate(layer, window, share=True, recompute=r) for r in (False, True))
             naive = partial(naive_windows, layer, window=window)
             error = _error(naive(inputs), kept(inputs)[0])
@@ -67,23 +69,23 @@ def truncation_against_naive(
                 "whole recurrence": partial(train, layer, inputs),
                 "matrix products": partial(products, layer, (time - window) * batch, window),
             }
-            found = in_turn(sides, rounds)
+            found = in_turn(sides, rounds, device)
             label = f"truncated {name} T={time} k={window}"
             for variant in ("kept", "recomputed"):
                 for baseline in ("naive windows", "every window", "whole recurrence", "matrix products"):
                     pairs = list(zip(found[baseline], found[variant], strict=True))
                     known = error if baseline == "naive windows" else float("nan")
-                    yield compared(f"{label} {variant}", units, "cpu", baseline, pairs, known)
+                    yield compared(f"{label} {variant}", units, device, baseline, pairs, known)
 
 
-def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(sides: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Durations of all sides, one after the other in every round; a round to warm up is not counted."""
     for function in sides.values():
         function()
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, function in sides.items():
-            found[name].append(duration(function))
+            found[name].append(duration(function, device))
     return found
 
 
@@ -125,11 +127,13 @@ def _peak_resident() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def case(cell: type[nn.RNNBase], time: int, batch: int, units: int, layers: int = 1) -> tuple[nn.RNNBase, Tensor]:
+def case(
+    cell: type[nn.RNNBase], time: int, batch: int, units: int, layers: int = 1, device: str = "cpu"
+) -> tuple[nn.RNNBase, Tensor]:
     """A layer with random weights, and inputs with as many features as it has units."""
     torch.manual_seed(0)
     layer = cell(units, units, layers)  # type: ignore[arg-type]
-    return layer, torch.randn(time, batch, units, requires_grad=True)
+    return layer.to(device), torch.randn(time, batch, units).to(device).requires_grad_()
 
 
 def train(function: Function, inputs: Tensor) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.__main__ import plot
 from benchmarks.certificates import certificates
+from benchmarks.figures import draw_curves, draw_ratios
 from benchmarks.overhead import overhead
 from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, spectral, svd_clamp
-from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling
+from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared, interleave
 from benchmarks.truncation import peak_memory, truncation_against_naive
@@ -49,14 +49,17 @@ def test_medians_are_those_of_pairs() -> None:
 
 
 def test_overhead_of_a_trainer() -> None:
-    (row,) = overhead((("lstm", 4, 9),), runs=1, steps=6)
-    assert row.baseline_seconds > 0
-    assert row.ours_seconds > 0
+    every, fourth = overhead((("lstm", 4, 3, 9),), runs=1, steps=6)
+    assert (every.name, fourth.name) == ("trainer lstm with projection", "trainer lstm with projection every 4 steps")
+    assert all(row.baseline_seconds > 0 and row.ours_seconds > 0 for row in (every, fourth))
 
 
-def test_a_figure_is_drawn(tmp_path: Path) -> None:
-    plot([compared("a", size, "cpu", "b", [(2.0, 1.0)], 0.0) for size in (8, 16)], tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+def test_figures_are_drawn(tmp_path: Path) -> None:
+    rows = [compared("a", size, "cpu", "units 8", [(2.0, 1.0)], 0.0) for size in (8, 16)]
+    for draw in (draw_ratios, draw_curves):
+        draw(rows, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+        (tmp_path / "figure.png").unlink()
 
 
 def test_svd_clamp_is_the_projection() -> None:
@@ -74,7 +77,7 @@ def test_truncation_is_compared_with_what_it_equals() -> None:
 def test_the_twin_and_the_callbacks_are_timed_in_whole_steps() -> None:
     rows = list(shadow((("rnn", 3),), units=4, vocabulary=9, runs=2, steps=6))
     rows += callbacks(1, units=4, vocabulary=9, runs=2, steps=6)
-    assert [row.name for row in rows[:2]] == ["trainer rnn with twin k=3", "projection with 1 processes"]
+    assert [row.name for row in rows[:2]] == ["trainer rnn with twin k=3", "projection with 1 process"]
     assert all(row.baseline_seconds > 0 and row.ours_seconds > 0 for row in rows)
 
 
@@ -84,6 +87,7 @@ def test_exponents_are_fitted() -> None:
     assert [row.size for row in rows] == [2, 4, 1, 2]
     assert rows[0].ratio == 1
     assert all("exponent" in row.name for row in rows)
+    assert [row.size for row in world_sizes((1, 2), rounds=1, units=4)] == [1, 2]
 
 
 @pytest.mark.slow
