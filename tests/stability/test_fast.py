@@ -175,6 +175,22 @@ def test_inside_the_set_after_every_step(cell: str) -> None:
         assert projector.certify().rate <= RATE
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_reading_values_changes_the_time_alone(cell: str, bias: bool) -> None:
+    """The gate step for the units outside, of two directions together, against that for all units."""
+    model, generator = Words(cell, bias=bias), torch.Generator().manual_seed(0)
+    projector = Projector(model, Constraint(RATE))
+    for _ in range(6):
+        wander(model, generator, 1e-2)
+        other = copy.deepcopy(model)
+        without = Projector(other, Constraint(RATE))
+        without._after_steps = FastProjection(reading=False)
+        projector.project(strict=False)
+        without.project(strict=False)
+        close(model, other, 1e-6)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("reading", [True, False])
 def test_resumed_equals_uninterrupted(cell: str, reading: bool) -> None:
