@@ -20,6 +20,7 @@ from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.stability.gates import GateRows, bound_gate, leave_worst_input
 from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import LayerInputs, Sources
+from lightning_stable.stability.newton_schulz import clip_by_products
 from lightning_stable.stability.project import Constraint, Update, fast_target, is_frozen, propose_update
 from lightning_stable.stability.projections import clip_singular_values
 from lightning_stable.stability.shrink import Target, meet_budget
@@ -82,7 +83,7 @@ class FastProjection:
         weight = torch.stack([_compute(value) for value in parameters])
         bound = members[0].target.rate
         if weight.shape[2] < MIN_UNITS:
-            clipped = clip_singular_values(weight, bound)
+            clipped = (clip_singular_values if self.reading else clip_by_products)(weight, bound)
         else:
             name = "+".join(member.recurrence.name for member in members)
             if name not in self._clips:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_stable.arithmetic import product
+from lightning_stable.stability.newton_schulz import excess_of
 from lightning_stable.stability.projections import gram_eigh, remove_excess
 
 # Below this size a decomposition of the Gram matrix costs no more.
@@ -32,7 +33,6 @@ _WIDTH = 16
 _LARGEST_SHARE = 0.35
 # Where no value may be read the block cannot adapt: a quarter of the singular values at the bound was the most seen.
 _FIXED_SHARE = 0.25
-_SIGN_STEPS, _ROOT_STEPS = 24, 12
 
 
 class SubspaceClip:
@@ -101,10 +101,7 @@ class SubspaceClip:
             basis = _orthonormal(_orthonormal(basis))
         image = weight @ basis
         gram = image.mT @ image / bound**2
-        root, smallest = _inverse_root(gram)
-        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        above = (eye + _sign(gram - eye)) / 2
-        excess = above @ (eye - root)
+        excess, smallest = excess_of(gram)
         finite = torch.isfinite(excess.sum((1, 2), keepdim=True))
         self.vectors.copy_(torch.where(finite, basis.mT, self.vectors))
         self.floor.copy_(torch.where(finite, smallest * bound**2, self.floor))
@@ -164,29 +161,3 @@ def _orthonormal(block: Tensor) -> Tensor:
     lower = torch.linalg.cholesky_ex(gram, check_errors=False).L
     orthonormal: Tensor = torch.linalg.solve_triangular(lower.mT, block, upper=True, left=False)
     return orthonormal
-
-
-def _inverse_root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``G^(-1/2)`` by the coupled Newton-Schulz iteration, and a lower bound on the smallest eigenvalue of ``G``."""
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    size = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
-    left, root = gram / size, eye.expand_as(gram)
-    for _ in range(_ROOT_STEPS):
-        middle = (3 * eye - root @ left) / 2
-        left, root = left @ middle, middle @ root
-    root = root / size.sqrt()
-    # The Frobenius norm of a high power, rooted, is the largest eigenvalue of the inverse, or a little more.
-    power, log_size = root @ root, torch.zeros_like(size)
-    for _ in range(4):
-        norm = torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True)
-        power, log_size = (power / norm) @ (power / norm), 2 * (log_size + norm.log())
-    log_size = log_size + torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True).log()
-    return root, (-log_size / 16).exp()
-
-
-def _sign(matrix: Tensor) -> Tensor:
-    """Matrix sign of symmetric matrices by Newton-Schulz; eigenvalues near 0 may end between -1 and 1."""
-    sign: Tensor = matrix / torch.linalg.vector_norm(matrix, dim=(1, 2), keepdim=True)
-    for _ in range(_SIGN_STEPS):
-        sign = 1.5 * sign - 0.5 * (sign @ sign) @ sign
-    return sign

@@ -1,0 +1,74 @@
+"""Clipping singular values with matrix products alone, where a decomposition would be waited for.
+
+Square root and sign of a symmetric matrix by Newton-Schulz iterations (Higham, Functions of Matrices, chapters 5, 6).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Eigenvalues nearest to 1 take longest: with 28 steps a norm ends at most 7e-6 outside, with 24 it was 3e-5.
+_SIGN_STEPS, _ROOT_STEPS = 28, 12
+
+
+def clip_by_products(weight: Tensor, bound: float) -> Tensor:
+    """``argmin ||X - W||_F  subject to  ||X||_2 <= bound``, for small matrices.
+
+    Up to twice the bound it ends 5e-6 of the weights from the true one, and less than 1e-5 outside the set. Ten times
+    above and more that may be a hundredth.
+
+    Args:
+        weight: Shape ``(matrices, rows, columns)``.
+        bound: Largest singular value of the result.
+    """
+    excess, _ = excess_of(weight.mT @ weight / bound**2)
+    return weight - weight @ excess
+
+
+def excess_of(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``(1 - G^(-1/2))_+``, which a matrix is multiplied by to know what of it lies above 1.
+
+    Args:
+        gram: Symmetric and positive, ``X^T X``, shape ``(matrices, k, k)``.
+
+    Returns:
+        Shape ``(matrices, k, k)``, and a lower bound on the smallest eigenvalue of ``G``, shape ``(matrices, 1, 1)``,
+        if that is not below a hundredth.
+    """
+    root, smallest = _inverse_root(gram)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    above = (eye + _sign(gram - eye)) / 2
+    return above @ (eye - root), smallest
+
+
+def _inverse_root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``G^(-1/2)`` by the coupled Newton-Schulz iteration, and a lower bound on the smallest eigenvalue of ``G``."""
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    size = _size(gram)
+    left, root = gram / size, eye.expand_as(gram)
+    for _ in range(_ROOT_STEPS):
+        middle = (3 * eye - root @ left) / 2
+        left, root = left @ middle, middle @ root
+    root = root / size.sqrt()
+    # The Frobenius norm of a high power, rooted, is the largest eigenvalue of the inverse, or a little more.
+    power, log_size = root @ root, torch.zeros_like(size)
+    for _ in range(4):
+        norm = _size(power)
+        power, log_size = (power / norm) @ (power / norm), 2 * (log_size + norm.log())
+    log_size = log_size + _size(power).log()
+    return root, (-log_size / 16).exp()
+
+
+def _sign(matrix: Tensor) -> Tensor:
+    """Matrix sign of symmetric matrices by Newton-Schulz; eigenvalues near 0 may end between -1 and 1."""
+    sign: Tensor = matrix / _size(matrix)
+    for _ in range(_SIGN_STEPS):
+        sign = 1.5 * sign - 0.5 * (sign @ sign) @ sign
+    return sign
+
+
+def _size(matrices: Tensor) -> Tensor:
+    """Frobenius norms, not 0."""
+    size: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    return size.clamp(min=torch.finfo(size.dtype).tiny)
