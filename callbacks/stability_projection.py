@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_stable.stability.fast import State
-from lightning_stable.stability.input_sets import InputSet
+from lightning_stable.callbacks.model_projector import ModelProjectorCallback
+from lightning_stable.callbacks.projection_logs import log_after_step, metrics_of, show_spectra, show_target
+from lightning_stable.stability import Constraint, StabilityReport
 from lightning_stable.stability.monitor import Hook
-from lightning_stable.stability.project import Constraint
-from lightning_stable.stability.projector import Projector
-from lightning_stable.stability.report import StabilityReport
-from lightning_stable.tensorboard import (
-    Entries,
-    begin_table,
-    boards_of,
-    end_table,
-    flush,
-    rate_chart,
-    writes_to_tensorboard,
-)
-from lightning_stable.tensorboard.board import THEORY, last_step
-from lightning_stable.tensorboard.charts import TARGET
+from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
+from lightning_stable.tensorboard.board import last_step
 
 _SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-# Autocast rounds the weights again when they are used: aim far enough inside for the rounded ones to be stable too.
-_AUTOCAST_MARGIN = {"bf16-mixed": 2.0**-8, "16-mixed": 2.0**-10}
 
 
-class StabilityProjectionCallback(Callback):
+class StabilityProjectionCallback(ModelProjectorCallback):
     r"""Keeps every recurrence of a model contracting: ``||phi(h, x) - phi(h', x)|| <= rate ||h - h'||``.
 
     Right after each real optimizer step the recurrent weights are moved, in place and on their device, to the nearest
@@ -115,26 +98,13 @@ class StabilityProjectionCallback(Callback):
                 "`histograms_every_n_epochs` must be a positive integer, or None for no histograms. "
                 f"Got {histograms_every_n_epochs!r}."
             )
-        self.constraint = Constraint(rate, norm, method, gate_bound, state_bound)
-        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
-        if self.modules == []:
-            raise ValueError("`modules` must name at least one pattern, or be None for all modules. Got [].")
-        self.input_bound = input_bound
+        super().__init__(Constraint(rate, norm, method, gate_bound, state_bound), modules, input_bound)
         self.every_n_steps = every_n_steps
         self.histograms_every_n_epochs = histograms_every_n_epochs
-        self.report: StabilityReport | None = None
-        self.num_projections = 0
-        self.followers: list[Callable[[], None]] = []
-        self._steps = 0
-        self._projector: Projector | None = None
-        self._hooks: list[RemovableHandle] = []
-        self._log_interval = 0
+        self._steps = self.num_projections = self._log_interval = 0
         self._log_due = False
         self._distance: Tensor | None = None
-        self._input_ranges: dict[str, Tensor] = {}
-        self._projector_state: State = {}
         self._norms_before: dict[str, float] = {}
-        self._warned: set[str] = set()
 
     @property
     @override
@@ -150,9 +120,9 @@ class StabilityProjectionCallback(Callback):
                 f"shard parameters do not give. Got strategy {type(trainer.strategy).__name__}; use 'ddp' or 'auto'."
             )
         if stage == "fit":  # a new run; what a checkpoint knows is restored after this
-            self.report, self._distance, self._log_due, self._warned = None, None, False, set()
+            self._forget()
             self._steps = self.num_projections = 0
-            self._input_ranges, self._norms_before, self._projector_state = {}, {}, {}
+            self._distance, self._log_due, self._norms_before = None, False, {}
             begin_table(trainer, pl_module)
 
     @override
@@ -192,84 +162,17 @@ class StabilityProjectionCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning runs no teardown after an exception. Other processes may be alive: no collective operation here.
         self.report = None
-        self._detach()
+        self._unwatch()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._detach()
+        self._unwatch()
         flush(trainer)
 
     @property
     def steps(self) -> int:
         """Optimizer steps seen in the latest fit, resumed ones included."""
         return self._steps
-
-    @property
-    def input_ranges(self) -> Mapping[str, Tensor]:
-        """Maxima of ``-x`` and ``x`` of the inputs recorded so far, shape ``(2, features)``, by module name."""
-        return self._input_ranges if self._projector is None else self._projector.monitor.ranges
-
-    def known_inputs(self, module_name: str) -> InputSet | None:
-        """The input set of a recurrent module, where it is given or follows from the model; None outside of runs."""
-        return None if self._projector is None else self._projector.known_inputs(module_name)
-
-    def projector_for(
-        self, trainer: Trainer, module: nn.Module, *, training: bool = True, ranges: Mapping[str, Tensor] | None = None
-    ) -> Projector:
-        """A projector with this callback's settings for any module, such as a second model beside the trainer's.
-
-        Args:
-            trainer: Its precision and number of processes count.
-            module: A module in which ``modules`` finds recurrences.
-            training: Whether dropout counts as active.
-            ranges: Input ranges known already, by module name.
-        """
-        return Projector(
-            module,
-            self.constraint,
-            input_bound=self.input_bound,
-            modules=self.modules,
-            training=training,
-            margin=_AUTOCAST_MARGIN.get(str(trainer.precision), 0.0),
-            ranges=ranges,
-            reduce_max=_reduce_max if trainer.world_size > 1 else None,
-        )
-
-    @contextmanager
-    def recording_paused(self) -> Iterator[None]:
-        """A block in which inputs of the model are neither recorded nor compared with their sets."""
-        monitor = None if self._projector is None else self._projector.monitor
-        if monitor is None:
-            yield
-            return
-        recording, checking = monitor.recording, monitor.checking
-        monitor.recording = monitor.checking = False
-        try:
-            yield
-        finally:
-            monitor.recording, monitor.checking = recording, checking
-
-    def _watch(self, trainer: Trainer, pl_module: LightningModule, *, training: bool) -> Projector:
-        self._projector = self.projector_for(trainer, pl_module, training=training, ranges=self._input_ranges)
-        self._projector.load_state_dict(self._projector_state)
-        self._projector.monitor.recording = not training  # only what the model trains on, see on_train_batch_start
-        self._projector.attach()
-        return self._projector
-
-    def _detach(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks, self.followers = [], []
-        if self._projector is not None:
-            self._projector.detach()
-            self._input_ranges = {name: seen.clone() for name, seen in self._projector.monitor.ranges.items()}
-            self._projector_state = self._projector.state_dict()
-        self._projector = None
-
-    @property
-    def _attached(self) -> Projector:
-        assert self._projector is not None
-        return self._projector
 
     # ------------------------------------------------------- after every step
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -297,19 +200,7 @@ class StabilityProjectionCallback(Callback):
     ) -> None:
         if self._log_due:
             self._log_due = False
-            metrics = self._metrics(self._certify(leading_only=True))
-            del metrics["stability/rate"]
-            together = _projections(trainer)
-            if self is together[-1]:  # all have certified by now, and the model has one rate
-                metrics["stability/rate"] = max(c.report.rate for c in together if c.report is not None)
-            # Lightning would drop values logged outside its own rhythm, which manual optimization does not keep to.
-            # Its axis are steps or, under manual optimization, batches.
-            automatic = pl_module.automatic_optimization
-            step = trainer.global_step - 1 if automatic else trainer.fit_loop.total_batch_idx
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=step)
-            pl_module.log_dict(metrics, logger=False)
-            self._show_target(trainer, step)
+            log_after_step(trainer, pl_module, self, self._metrics(self._certify(leading_only=True)))
 
     # ----------------------------------------------- validation and checkpoints
     @override
@@ -333,7 +224,8 @@ class StabilityProjectionCallback(Callback):
         metrics = self._metrics(self._certify())
         if not trainer.sanity_checking:
             pl_module.log_dict(metrics, sync_dist=True, reduce_fx="max")
-            self._show(trainer)
+            show_target(trainer, self, last_step(trainer))
+            show_spectra(trainer, self._attached, self.histograms_every_n_epochs)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -362,77 +254,13 @@ class StabilityProjectionCallback(Callback):
             self._projector.load_state_dict(self._projector_state)
             self._settle()
 
-    # ------------------------------------------------------------- TensorBoard
     def table_entries(self, trainer: Trainer) -> Entries:
         """The target rate and the certified one, for TensorBoard's table of runs."""
         return Entries({"rate": self.constraint.rate}, ("stability/rate",))
 
-    def _show(self, trainer: Trainer) -> None:
-        """The target and the histograms, at a validation."""
-        self._show_target(trainer, last_step(trainer))
-        interval = self.histograms_every_n_epochs
-        if interval is not None and trainer.current_epoch % interval == 0 and writes_to_tensorboard(trainer):
-            # In all processes: they agree on the ranges of the inputs.
-            spectra = {f"stability/{name}": values for name, values in self._attached.spectra().items()}
-            for board in boards_of(trainer):
-                board.histograms(spectra, trainer.global_step)
-
-    def _show_target(self, trainer: Trainer, step: int) -> None:
-        """As for the rate: the largest of all callbacks, once."""
-        together = _projections(trainer)
-        for board in boards_of(trainer) if self is together[-1] else []:
-            board.scalars({TARGET: max(callback.constraint.rate for callback in together)}, step, THEORY)
-
-    # ------------------------------------------------------------- certificates
-    def _settle(self) -> StabilityReport:
-        """Project what steps since the last projection have moved, verified in float64, and certify."""
-        self._project_between_steps()
-        return self._certify()
-
-    def _project_between_steps(self) -> None:
-        self._attached.project(strict=True)
-        for follower in self.followers:
-            follower()
-
-    def _certify(self, *, leading_only: bool = False) -> StabilityReport:
-        self.report = self._attached.certify(leading_only=leading_only)
-        for name, message in self._attached.uncovered_inputs().items():
-            if name not in self._warned:
-                self._warned.add(name)
-                rank_zero_warn(message)
-        return self.report
-
     def _metrics(self, report: StabilityReport) -> dict[str, float]:
-        metrics = {"stability/rate": report.rate}
-        for layer in report.layers:
-            metrics[f"stability/{layer.name}/rate"] = layer.rate
-            for gate, norm in layer.recurrent_norm.items():
-                metrics[f"stability/{layer.name}/recurrent_norm/{gate}"] = norm
-            before = self._norms_before.get(layer.name)
-            if before:
-                kept = math.hypot(*layer.recurrent_norm.values())
-                metrics[f"stability/{layer.name}/recurrent_norm_kept"] = kept / before
-        if self._distance is not None:
-            metrics["stability/projection_distance"] = self._distance.item()
-        return metrics
-
-
-def known_inputs(trainer: Trainer, module_name: str) -> InputSet | None:
-    """What the projection callbacks of a trainer know about the inputs of a recurrent module."""
-    found = (callback.known_inputs(module_name) for callback in _projections(trainer))
-    return next((inputs for inputs in found if inputs is not None), None)
-
-
-def _projections(trainer: Trainer) -> list[StabilityProjectionCallback]:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, StabilityProjectionCallback)]
+        return metrics_of(report, self._norms_before, self._distance)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _reduce_max(tensor: Tensor) -> Tensor:
-    # strategy.reduce would wait for all processes at a barrier first, and the device with them, after every step.
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return tensor

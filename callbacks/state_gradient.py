@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_stable.callbacks.stability_projection import known_inputs
+from lightning_stable.callbacks.model_projector import known_inputs
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.shadow.nested import parts_of
 from lightning_stable.shadow.rng import isolated

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback, known_inputs
+from lightning_stable.callbacks.model_projector import known_inputs, projections_of
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.comparison import check_tolerance
 from lightning_stable.stability.precision import full_precision
@@ -126,8 +126,7 @@ class TruncationProfileCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """By now the weights as they are have been certified, where a projection callback is there to do it."""
         measured, self._measured = self._measured, []
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        reports = [c.report for c in callbacks if isinstance(c, StabilityProjectionCallback) and c.report is not None]
+        reports = [callback.report for callback in projections_of(trainer) if callback.report is not None]
         bounds = [bounds for report in reports for bounds in report.bounds if bounds.name in measured]
         for board in boards_of(trainer) if bounds else []:
             for bound in bounds:
