@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_stable.checkpoints import load_model, read_checkpoint, read_plain
 from lightning_stable.commands.certify import certify_checkpoint
 from lightning_stable.export import Exported, export
-from lightning_stable.export.formats import FORMATS
+from lightning_stable.export.formats import FORMATS, checked_path
 from lightning_stable.export.verify import BATCH_SIZES
 from lightning_stable.stability import StabilityReport
 from lightning_stable.stability.report import format_rate
@@ -25,10 +25,12 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If the checkpoint or the example cannot be read, no window is certified, or the model cannot be
             exported.
     """
+    kind = options.format or ("torch-export" if options.out and options.out.suffix == ".pt2" else "onnx")
+    if options.out is not None:
+        checked_path(options.out, kind)  # before the checkpoint is read
     checkpoint = read_checkpoint(options.checkpoint)
     model = load_model(checkpoint, options.class_path, dict(options.arguments))
     report = certify_checkpoint(model, checkpoint, options.input_bound)
-    kind = options.format or ("torch-export" if options.out and options.out.suffix == ".pt2" else "onnx")
     ending = (".streaming" if options.streaming else "") + FORMATS[kind].suffix
     done = export(
         model,

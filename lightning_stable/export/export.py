@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from lightning_stable.export.examples import example_for, random_batch
-from lightning_stable.export.formats import FORMATS, Runner, runner_of
+from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
 from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.quiet import quiet
@@ -72,7 +74,7 @@ def export(
     twin to 1e-5 before it takes its name; otherwise nothing is left.
 
     Args:
-        model: A recurrent layer or any module that holds some, windowed or not. It is not changed.
+        model: A recurrent layer or any module that holds some, windowed or not, compiled or not. It is not changed.
         window: Inputs a recurrent layer sees; None takes the window of a model that is windowed.
         path: The file, ``.onnx`` or ``.pt2``; replaced if it exists. Weights beyond 2 GB lie beside an ONNX file.
         format: ``"onnx"`` or ``"torch-export"``.
@@ -91,59 +93,37 @@ def export(
             file does not agree with the truncated model.
         ModuleNotFoundError: If a package for ONNX is missing; the extra ``export`` brings them.
     """
-    path = _checked_path(path, format)
+    path = checked_path(path, format)
     FORMATS[format].check()
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     window = _window_of(model) if window is None else window
-    if batch_first is None:
-        batch_first = bool(getattr(model, "batch_first", False)) if is_recurrent(model) else True
+    batch_first = _batch_first_of(model) if batch_first is None else batch_first
     recurrent = recurrent_form(model)
-    twin = truncate(recurrent, window, share=True).eval()
+    reference = _answers_of(truncate(recurrent, window, share=True).eval())
     example = _checked_example(example_for(model) if example is None else example, recurrent)
     generator = torch.Generator().manual_seed(0)
     draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
 
-    def reference(inputs: Tensor) -> Tensor:
-        try:
-            answer = twin(inputs)
-        except Exception as error:  # whatever the model's own code runs into
-            raise ValueError(f"The model must take inputs of shape {tuple(inputs.shape)}. Got {error}.") from error
-        return first_tensor(answer)
-
-    time_dim = int(batch_first)
     form: BatchForm | StreamingForm = BatchForm(recurrent, window)
-    every_step = False
     if streaming:
-        every_step = all(_has_time(reference(draw(2, time)), time, time_dim) for time in (window + 2, window + 3))
+        every_step = _has_time(reference, draw, (window + 2, window + 3), int(batch_first))
         form = StreamingForm(recurrent, window, batch_first=batch_first, every_step=every_step)
-    program, axes, only = trace(form, draw, window + 2, example.shape[time_dim], batch_first=batch_first)
+    program, axes, only = trace(form, draw, window + 2, example.shape[int(batch_first)], batch_first=batch_first)
     lengths = (window + 3, 1, 2 * window + 2) if only is None else (only,) * len(BATCH_SIZES)
     batches = [draw(batch, length) for batch, length in zip(BATCH_SIZES, lengths, strict=True)]
-
-    def compare(run: Runner) -> float:
-        if isinstance(form, BatchForm):
-            return compare_batches(run, reference, batches)
-        return compare_streams(run, reference, batches, form.start, batch_first=batch_first, every_step=every_step)
-
+    compare = partial(_compare, form, reference, batches)
     compare(runner_of(program))  # before the long wait for a file
+
     inputs, outputs = describe(program, axes, _NAMES)
-    report = certify(recurrent, input_bound=input_bound) if report is None else report
     metadata = Metadata.of(
-        report,
+        certify(recurrent, input_bound=input_bound) if report is None else report,
         window,
         model=original_class(model).__name__,
         form="streaming" if streaming else "batch",
         inputs=inputs,
         outputs=outputs,
     )
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        with quiet():
-            FORMATS[format].write(program, written, metadata)
-            run = FORMATS[format].open(written)
-        difference = compare(run)
-        # Weights that lie beside the file come first: whoever finds the file finds it whole.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
-            os.replace(file, path.parent / file.name)
+    difference = _write(program, path, metadata, FORMATS[format], compare)
     apart = (reference(batches[-1]) - first_tensor(recurrent(batches[-1]))).abs().amax().item()
     return Exported(path, metadata, difference, apart)
 
@@ -154,17 +134,6 @@ def recurrent_form(model: nn.Module) -> nn.Module:
     for module in recurrent_modules(recurrent).values():
         module.__class__ = original_class(module)
     return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
-
-
-def _checked_path(path: str | Path, format: str) -> Path:
-    if format not in FORMATS:
-        raise ValueError(f"`format` must be one of {list(FORMATS)}. Got {format!r}.")
-    path = Path(path)
-    if path.suffix != FORMATS[format].suffix:
-        raise ValueError(f"`path` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
-    if not path.parent.is_dir():
-        raise ValueError(f"`path` must be in a folder that exists. Got {str(path)!r}.")
-    return path
 
 
 def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
@@ -183,5 +152,51 @@ def _window_of(model: nn.Module) -> int:
     return window
 
 
-def _has_time(answer: Tensor, time: int, time_dim: int) -> bool:
-    return answer.dim() > time_dim and answer.shape[time_dim] == time
+def _batch_first_of(model: nn.Module) -> bool:
+    return bool(getattr(model, "batch_first", False)) if is_recurrent(model) else True
+
+
+def _answers_of(twin: nn.Module) -> Callable[[Tensor], Tensor]:
+    def reference(inputs: Tensor) -> Tensor:
+        try:
+            answer = twin(inputs)
+        except Exception as error:  # whatever the model's own code runs into
+            raise ValueError(f"The model must take inputs of shape {tuple(inputs.shape)}. Got {error}.") from error
+        return first_tensor(answer)
+
+    return reference
+
+
+def _has_time(
+    reference: Callable[[Tensor], Tensor], draw: Callable[[int, int], Tensor], times: Sequence[int], time_dim: int
+) -> bool:
+    """Whether the answer has as many steps as the inputs, whatever their length."""
+    answers = ((reference(draw(2, time)).shape, time) for time in times)
+    return all(len(shape) > time_dim and shape[time_dim] == time for shape, time in answers)
+
+
+def _compare(
+    form: BatchForm | StreamingForm, reference: Callable[[Tensor], Tensor], batches: Sequence[Tensor], run: Runner
+) -> float:
+    """How far a program of the form is from the reference."""
+    if isinstance(form, BatchForm):
+        return compare_batches(run, reference, batches)
+    return compare_streams(
+        run, reference, batches, form.start, batch_first=bool(form.time_dim), every_step=form.every_step
+    )
+
+
+def _write(
+    program: ExportedProgram, path: Path, metadata: Metadata, format: Format, compare: Callable[[Runner], float]
+) -> float:
+    """Write a file which takes its name once it is compared; return how far it is from the reference."""
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        with quiet():
+            format.write(program, written, metadata)
+            run = format.open(written)
+        difference = compare(run)
+        # Weights that lie beside the file come first: whoever finds the file finds it whole.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
+            os.replace(file, path.parent / file.name)
+    return difference

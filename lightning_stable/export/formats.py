@@ -93,3 +93,21 @@ FORMATS = {
     "onnx": Format(".onnx", import_onnx, _write_onnx, _open_onnx),
     "torch-export": Format(".pt2", lambda: None, _write_torch, _open_torch),
 }
+
+
+def checked_path(path: str | Path, format: str) -> Path:
+    """The path of a file to write.
+
+    Raises:
+        ValueError: If there is no such format, or no file of it can be written there.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {list(FORMATS)}. Got {format!r}.")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, a folder.")
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(f"`path` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"`path` must be in a folder that exists. Got {str(path)!r}.")
+    return path

@@ -56,6 +56,15 @@ def test_errors_take_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.C
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["runs", "runs.onnx", "runs.pt2"])
+def test_a_folder_is_refused_before_the_checkpoint_is_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    assert "`path` must be that of a file." in error_of(capsys, "export", "no.ckpt", "--out", f"{tmp_path / name}/")
+    assert "no.ckpt" in error_of(capsys, "export", "no.ckpt")
+
+
 def test_one_way_to_choose_a_window(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["export", "x.ckpt", "--window", "2", "--tolerance", "1"])

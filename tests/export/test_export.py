@@ -208,12 +208,21 @@ def test_time_first(tmp_path: Path) -> None:
     assert (metadata.rate, metadata.guarantee, metadata.error_bound) == (None, "none", {"": None})
 
 
+def test_a_compiled_model_is_the_one_inside(tmp_path: Path) -> None:
+    model: Any = torch.compile(nn.GRU(3, 4))  # compiles nothing until it is called
+    metadata = export(model, 2, tmp_path / "m.pt2", format="torch-export").metadata
+    assert (metadata.model, list(metadata.error_bound)) == ("GRU", [""])
+    assert metadata.inputs["input"]["shape"] == ["time", "batch", 3]
+
+
 def test_arguments(tmp_path: Path) -> None:
     model, path = nn.RNN(3, 4), tmp_path / "m.pt2"
+    (tmp_path / "folder.pt2").mkdir()
     for given, message in (
         ({"format": "onnx2"}, "`format` must be one of .* Got 'onnx2'"),
         ({"format": "onnx"}, "`path` must end in '.onnx'"),
         ({"path": tmp_path / "no" / "m.pt2"}, "in a folder that exists"),
+        ({"path": tmp_path / "folder.pt2"}, "`path` must be that of a file. Got '.*', a folder"),
         ({"window": None}, "`window` must be given"),
         ({"window": 0}, "`window` must be a positive integer"),
         ({"model": nn.Linear(2, 2)}, "No recurrence found"),
@@ -225,7 +234,7 @@ def test_arguments(tmp_path: Path) -> None:
         arguments: dict[str, Any] = {"model": model, "window": 2, "path": path, "format": "torch-export", **given}
         with pytest.raises(ValueError, match=message):
             export(arguments.pop("model"), arguments.pop("window"), arguments.pop("path"), **arguments)
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.pt2"]
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
