@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import linear_regression
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.timing import Comparison
 
-_FASTER, _SLOWER = "#2a6f97", "#c8553d"
+_FASTER, _SLOWER, _FIT = "#2a6f97", "#c8553d", "#888888"
 
 
 def draw_ratios(rows: Sequence[Comparison], path: Path) -> None:
@@ -24,7 +28,7 @@ def draw_ratios(rows: Sequence[Comparison], path: Path) -> None:
     axes.set_yticks(places, [f"{row.name}, {row.size}, against {row.baseline}" for row in rows], fontsize="small")
     axes.axvline(1, color="black", lw=0.8)
     axes.set(xscale="log", xlabel="times as fast as the baseline", ylim=(0.3, len(rows) + 0.7))
-    axes.xaxis.set_major_formatter("{x:g}")
+    _plain_numbers(axes.xaxis)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
 
@@ -40,10 +44,20 @@ def draw_curves(rows: Sequence[Comparison], path: Path) -> None:
     for place, (name, points) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
         sizes, milliseconds = [p.size for p in points], [1e3 * p.ours_seconds for p in points]
+        power = linear_regression([math.log(s) for s in sizes], [math.log(m) for m in milliseconds])
+        axes.plot(sizes, [math.exp(power.intercept) * s**power.slope for s in sizes], "--", color=_FIT, lw=1)
         axes.plot(sizes, milliseconds, "o-", color=_FASTER)
         axes.set_title(name, fontsize="small")
         axes.set(xscale="log", yscale="log", xlabel=points[0].baseline.rsplit(" ", 1)[0], ylabel="milliseconds")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
+        _plain_numbers(axes.yaxis)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

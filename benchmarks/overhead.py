@@ -4,37 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import lightning as L
 
 from benchmarks.timing import Comparison, compared
-from benchmarks.trainers import nothing, step_seconds
+from benchmarks.trainers import nothing, step_seconds, step_times
 from lightning_stable.callbacks import StabilityProjectionCallback
 
-# Cell, units, features, vocabulary: the demo's model, and a word model with a vocabulary as large as Penn Treebank's.
-CASES = (("lstm", 128, 200, 1750), ("rnn", 512, 200, 10_000))
+# Cell, units, features, vocabulary, steps of a run: the demo's model, and a word model with a vocabulary as large as
+# Penn Treebank's.
+CASES = (("lstm", 128, 200, 1750, 40), ("rnn", 512, 200, 10_000, 12))
+# Even, so that the first step of a pair is not projected.
+_WARM_UP = 4
 
 
 def overhead(
-    cases: tuple[tuple[str, int, int, int], ...] = CASES,
-    device: str = "cpu",
-    every: tuple[int, ...] = (1, 4),
-    runs: int = 7,
-    steps: int = 40,
+    cases: tuple[tuple[str, int, int, int, int], ...] = CASES, device: str = "cpu", runs: int = 10
 ) -> Iterator[Comparison]:
-    """Runs without and with the callback in turn; ``ratio`` below 1 is what the projection costs.
+    """Runs without and with the callback in turn, then single steps; ``ratio`` below 1 is what the projection costs.
 
-    ``every`` are the values of ``every_n_steps``.
+    Runs are apart by seconds, in which a shared machine becomes faster or slower. ``every other step`` compares steps
+    that follow each other in one run, of which the second is projected.
     """
-    for cell, units, features, vocabulary in cases:
-        step = partial(
-            step_seconds, cell=cell, units=units, features=features, vocabulary=vocabulary, steps=steps, device=device
-        )
-        found = [(step(nothing), {n: step(partial(_projection, n)) for n in every}) for _ in range(runs)]
-        for n in every:
-            pairs = [(plain, projected[n]) for plain, projected in found]
-            how = "" if n == 1 else f" every {n} steps"
-            yield compared(f"trainer {cell} with projection{how}", units, device, "plain trainer", pairs, 0.0)
+    for cell, units, features, vocabulary, steps in cases:
+        settings: dict[str, Any] = {
+            "cell": cell,
+            "units": units,
+            "features": features,
+            "vocabulary": vocabulary,
+            "device": device,
+        }
+        pairs = _runs_in_turn(runs, steps=steps, **settings)
+        yield compared(f"trainer {cell} with projection", units, device, "plain trainer", pairs, 0.0)
+        times = step_times(partial(_projection, 2), steps=steps * runs, **settings)[_WARM_UP:]
+        pairs = list(zip(times[0::2], times[1::2], strict=False))
+        yield compared(f"trainer {cell} with projection, every other step", units, device, "step before", pairs, 0.0)
+
+
+def _runs_in_turn(runs: int, **settings: Any) -> list[tuple[float, float]]:
+    """Step times of pairs of runs, in turn the plain one and the other first."""
+    pairs, projected = [], partial(_projection, 1)
+    for index in range(runs):
+        if index % 2:
+            ours, plain = step_seconds(projected, **settings), step_seconds(nothing, **settings)
+        else:
+            plain, ours = step_seconds(nothing, **settings), step_seconds(projected, **settings)
+        pairs.append((plain, ours))
+    return pairs
 
 
 def _projection(every: int) -> Sequence[L.Callback]:

@@ -58,7 +58,7 @@ def scaling(
         yield from _along(axis, {size: found[str(size)] for size in sizes}, f"truncated {cell}", device)
 
 
-def world_sizes(sizes: tuple[int, ...] = (1, 2), rounds: int = 3, units: int = 200) -> Iterator[Comparison]:
+def world_sizes(sizes: tuple[int, ...] = (1, 2), rounds: int = 5, units: int = 200) -> Iterator[Comparison]:
     """Steps of an LSTM language model with projection and twin, by DDP on the cores of this machine."""
     found: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
@@ -91,8 +91,8 @@ def callbacks(
     processes: int = 2,
     units: int = 200,
     vocabulary: int = 1750,
-    runs: int = 3,
-    steps: int = 16,
+    runs: int = 5,
+    steps: int = 24,
     device: str = "cpu",
 ) -> Iterator[Comparison]:
     """Training steps of an LSTM language model with each callback and without, in turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -25,7 +26,7 @@ _FIRST_STEPS = 3
 
 
 class _Clock(L.Callback):
-    """From the beginning of one batch to that of the next; the first process leaves the median in a file."""
+    """From the beginning of one batch to that of the next; the first process leaves the times in a file."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.path, self.device = path, device
@@ -39,7 +40,7 @@ class _Clock(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         if trainer.is_global_zero:
-            self.path.write_text(str(median(steps[_FIRST_STEPS:])))
+            self.path.write_text(json.dumps(steps))
 
 
 def nothing() -> Sequence[L.Callback]:
@@ -47,7 +48,12 @@ def nothing() -> Sequence[L.Callback]:
     return ()
 
 
-def step_seconds(
+def step_seconds(callbacks: Callbacks, **settings: Any) -> float:
+    """Median seconds of a step of a fresh run, see :func:`step_times`; the first few are not counted."""
+    return median(step_times(callbacks, **settings)[_FIRST_STEPS:])
+
+
+def step_times(
     callbacks: Callbacks,
     *,
     cell: str = "lstm",
@@ -60,8 +66,8 @@ def step_seconds(
     processes: int = 1,
     device: str = "cpu",
     log_every: int | None = None,
-) -> float:
-    """Median seconds of a step of a fresh run.
+) -> list[float]:
+    """Seconds of every step of a fresh run but the last.
 
     Args:
         callbacks: Makes those of the trainer.
@@ -71,12 +77,13 @@ def step_seconds(
         vocabulary: Of the language model.
         batch: Sequences per step.
         time: Tokens of a sequence.
-        steps: Of the run; the first few are not counted.
+        steps: Of the run.
         processes: On this machine; forked, with gloo, on CPUs.
         device: ``cpu`` or ``cuda``.
         log_every: Steps between log lines; None for none.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     torch.manual_seed(0)
     tokens = torch.randint(vocabulary, (steps * processes, batch, time + 1))
@@ -103,4 +110,4 @@ def step_seconds(
             default_root_dir=os.fspath(folder),
         )
         trainer.fit(model, loader)
-        return float(path.read_text())
+        return list(json.loads(path.read_text()))
