@@ -20,10 +20,10 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_stable.callbacks.model_projector import known_inputs
+from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.shadow.nested import parts_of
 from lightning_stable.shadow.rng import isolated
-from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients
 from lightning_stable.stability.state_jacobians import unmeasured
 from lightning_stable.tensorboard import check_folder, draw

@@ -16,9 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_stable.callbacks.model_projector import known_inputs, projections_of
+from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.comparison import check_tolerance
-from lightning_stable.stability.precision import full_precision
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.truncation import TruncationProfile, truncation_profile

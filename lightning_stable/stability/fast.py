@@ -27,11 +27,20 @@ from lightning_stable.stability.shrink import Target, meet_budget
 from lightning_stable.stability.subspace import MIN_UNITS, SubspaceClip
 
 State = dict[str, dict[str, Tensor]]
+_ROW_METHODS = (None, "shares", "euclidean", "rescale")
+
+
+class _Kind(NamedTuple):
+    """Equal for recurrences that are handled together."""
+
+    cell: type[Recurrence]
+    shapes: tuple[Hashable, ...]
+    target: Target
 
 
 class _Member(NamedTuple):
     recurrence: Recurrence
-    target: Target
+    parameters: Mapping[str, Tensor]
     inputs: InputSet | None
 
 
@@ -46,6 +55,7 @@ class FastProjection:
         self.reading = reading
         self._clips: dict[str, SubspaceClip] = {}
         self._restored: State = {}
+        self._kinds: dict[Hashable, _Kind | None] = {}
 
     def propose_updates(
         self,
@@ -58,32 +68,41 @@ class FastProjection:
     ) -> list[Update]:
         """As :func:`~lightning_stable.stability.project.propose_updates` with ``strict=False``; gates as views."""
         layers = LayerInputs(sources, constraint.state_bound, training)
-        groups: dict[Hashable, list[_Member]] = {}
+        groups: dict[_Kind, list[_Member]] = {}
         updates: list[Update] = []
         # Where nothing rests on inputs nobody asks what the layers put out.
         driven = any(r.needs_drive for r in recurrences)
+        read = {(r.module_name, r.layer - 1) for r in recurrences} if driven else set()
         for recurrence in recurrences:
-            key = None if is_frozen(recurrence) else _kind(recurrence, constraint, driven)
+            kind = self._kind(recurrence, constraint, margin, driven)
             inputs = layers.input_set(recurrence) if driven else None
-            if key is None or (recurrence.needs_drive and inputs is None):
+            if kind is None or (recurrence.needs_drive and inputs is None) or is_frozen(recurrence):
                 updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
                 continue
-            target = fast_target(recurrence, constraint, margin)
-            groups.setdefault((key, target), []).append(_Member(recurrence, target, inputs))
-            if driven:  # what it puts out is bounded by what a projection leaves as it is
-                layers.record(recurrence, recurrence.parameters(), None, None)
-        for members in groups.values():
+            parameters = recurrence.parameters()
+            groups.setdefault(kind, []).append(_Member(recurrence, parameters, inputs))
+            if (recurrence.module_name, recurrence.layer) in read:
+                # What it puts out is bounded by what a projection leaves as it is.
+                layers.record(recurrence, parameters, None, None)
+        for kind, members in groups.items():
             gated = isinstance(members[0].recurrence, GatedRecurrence)
-            updates += self._gated(members) if gated else self._spectral(members)
+            updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target.rate)
         return updates
 
+    def _kind(self, recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
+        key = (recurrence, constraint, margin, driven)
+        if key not in self._kinds:  # looked at once: shapes and types stay as they are while a model trains
+            self._kinds[key] = _kind(*key)
+        return self._kinds[key]
+
     # ------------------------------------------------------------------- rnn
-    def _spectral(self, members: Sequence[_Member]) -> list[Update]:
-        parameters = [member.recurrence.parameters()["weight_hh"] for member in members]
+    def _spectral(self, members: Sequence[_Member], bound: float) -> list[Update]:
+        parameters = [member.parameters["weight_hh"] for member in members]
         weight = torch.stack([_compute(value) for value in parameters])
-        bound = members[0].target.rate
         if weight.shape[2] < MIN_UNITS:
-            clipped = (clip_singular_values if self.reading else clip_by_products)(weight, bound)
+            clipped = (
+                clip_singular_values(weight, bound, reading=True) if self.reading else clip_by_products(weight, bound)
+            )
         else:
             name = "+".join(member.recurrence.name for member in members)
             if name not in self._clips:
@@ -93,12 +112,12 @@ class FastProjection:
         return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
 
     # ----------------------------------------------------------------- gated
-    def _gated(self, members: Sequence[_Member]) -> list[Update]:
-        first, target = members[0].recurrence, members[0].target
+    def _gated(self, members: Sequence[_Member], target: Target) -> list[Update]:
+        first = members[0].recurrence
         assert isinstance(first, GatedRecurrence)
         assert target.gate_bound is not None
         gates, leak = len(first.gates), first.gates.index(first.leak)
-        parameters = [member.recurrence.parameters() for member in members]
+        parameters = [member.parameters for member in members]
         sets = [member.inputs for member in members if member.inputs is not None]
         units = parameters[0]["weight_hh"].shape[0] // gates
         # Gate by gate, the units of all recurrences beside each other.
@@ -170,29 +189,31 @@ class FastProjection:
         self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
 
 
-def _kind(recurrence: Recurrence, constraint: Constraint, driven: bool) -> Hashable | None:
-    """Equal for recurrences that are handled together; None for those that are left to the plain form."""
+def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
+    """None for recurrences that are left to the plain form."""
     parameters = recurrence.parameters()
-    shapes = tuple((role, value.shape, value.dtype) for role, value in parameters.items())
     if isinstance(recurrence, RNNRecurrence):
         spectral = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
         # The outputs of relu rest on the projected weights, and gated layers above on the outputs.
-        if spectral and (recurrence.nonlinearity == "tanh" or not driven):
-            value = parameters["weight_hh"]
-            return RNNRecurrence, value.shape, value.dtype
+        together = spectral and (recurrence.nonlinearity == "tanh" or not driven)
+        parameters = {"weight_hh": parameters["weight_hh"]}
+    else:
+        rows = constraint.norm in (None, "row", "tight") and constraint.method in _ROW_METHODS
+        own = (
+            isinstance(recurrence, GatedRecurrence)
+            and type(recurrence).leading_budget is not GatedRecurrence.leading_budget
+        )
+        together = rows and own and "weight_hr" not in parameters
+    if not together:
         return None
-    rows = constraint.norm in (None, "row", "tight") and constraint.method in (None, "shares", "euclidean", "rescale")
-    own = (
-        isinstance(recurrence, GatedRecurrence)
-        and type(recurrence).leading_budget is not GatedRecurrence.leading_budget
-    )
-    return (type(recurrence), shapes) if rows and own and "weight_hr" not in parameters else None
+    shapes = tuple((role, value.shape, value.dtype) for role, value in parameters.items())
+    return _Kind(type(recurrence), shapes, fast_target(recurrence, constraint, margin))
 
 
 def _compute(value: Tensor) -> Tensor:
     """At least in float32; not a copy where it is already."""
     value = value.detach()
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _stacked(values: Sequence[Tensor], gates: int) -> Tensor:

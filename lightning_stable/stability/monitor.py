@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences
 from lightning_stable.stability.input_sets import InputSet, Recorded
-from lightning_stable.stability.precision import full_precision
 
 
 class InputMonitor:

@@ -1,7 +1,7 @@
 """Projections onto the sets certificates are made of: pure functions of tensors, formula first.
 
-None of them reads a value on the host but what a decomposition waits for; each returns its argument unchanged, bit for
-bit, where it is in the set.
+None of them reads a value on the host unless it is told to; each returns its argument unchanged, bit for bit, where it
+is in the set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEWTON_STEPS = 6
 EXACT_NEWTON_STEPS = 40
 
 
-def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
+def clip_singular_values(weight: Tensor, bound: float | Tensor, *, reading: bool = False) -> Tensor:
     r"""``argmin ||X - W||_F  subject to  ||X||_2 <= bound``: singular values above ``bound`` are lowered to it.
 
     Computed from the eigenvectors ``V`` of ``W^T W`` as ``W - W V diag(1 - bound / sigma)_+ V^T``, which leaves a
@@ -29,13 +29,14 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor) -> Tensor:
     Args:
         weight: Shape ``(..., rows, columns)``.
         bound: Largest singular value of the result, positive.
+        reading: Look on the host how many singular values are above: few after a training step, which saves products.
     """
     values, vectors = gram_eigh(weight)
-    # The last ones, few after a training step. A decomposition is waited for on every device, so this read is free.
-    above = int((_excess(values, bound) > 0).sum(-1).amax())
-    if above == 0:
-        return weight
-    vectors, values = vectors[..., -above:], values[..., -above:]
+    if reading:
+        above = int((_excess(values, bound) > 0).sum(-1).amax())
+        if above == 0:
+            return weight
+        vectors, values = vectors[..., -above:], values[..., -above:]
     return remove_excess(weight, product(weight, vectors), vectors, values, bound)
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stable import linalg
+from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.fast import FastProjection, State
 from lightning_stable.stability.input_sets import InputSet
 from lightning_stable.stability.inputs import Sources, resolve_sources
 from lightning_stable.stability.monitor import InputMonitor
-from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.project import Constraint, Update, apply_updates, is_frozen, propose_updates
 from lightning_stable.stability.report import StabilityReport
 from lightning_stable.stability.spectra import layer_spectra
@@ -222,7 +222,8 @@ class Projector:
         if not updates:
             return updates
         # What is stored shows more than what is new: a projection may change a part of the rows only.
-        stored = [value.detach() for r in ready for value in r.parameters().values()]
+        replaced = {id(parameter) for parameter, _ in updates}
+        stored = [v.detach() for r in ready for v in r.parameters().values() if id(v) not in replaced]
         finite = linalg.all_finite(*(value for _, value in updates), *stored)
         if self._on_cpu:
             if finite.all():

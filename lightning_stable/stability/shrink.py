@@ -81,7 +81,7 @@ def _shrink_rnn(
     if target.method == "euclidean":
         match target.norm:
             case "l2":
-                return {"weight_hh": clip_singular_values(hidden, rate)}
+                return {"weight_hh": clip_singular_values(hidden, rate, reading=target.exact)}
             case "linf":
                 return {"weight_hh": project_rows_l1(hidden, torch.full_like(hidden[:, 0], rate), exact=target.exact)}
             case "l1":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_stable.precision import is_autocasting
 from lightning_stable.truncation.fused import (
     KEEP_BYTES,
     Step,
@@ -82,11 +83,4 @@ def step_of(stack: Stack, inputs: Tensor) -> Step:
 
 def _kernels(stack: Stack, inputs: Tensor) -> tuple[Kernel, ...] | None:
     # Under autocast the products round to half precision: autograd knows which.
-    return None if _autocasting(inputs.device) else fused_kernels(stack)
-
-
-def _autocasting(device: torch.device) -> bool:
-    try:
-        return torch.is_autocast_enabled(device.type)
-    except TypeError:  # torch 2.3 has a function for each of two devices
-        return torch.is_autocast_cpu_enabled() if device.type == "cpu" else torch.is_autocast_enabled()
+    return None if is_autocasting(inputs.device) else fused_kernels(stack)

@@ -24,7 +24,7 @@ def test_ends_in_the_set_beside_the_true_projection(seed: int, units: int, above
     weight = matrix(values, seed)[None]
     clipped, true = clip_by_products(weight, BOUND), clip_singular_values(weight.double(), BOUND)
     assert torch.linalg.matrix_norm(clipped.double(), 2).item() <= BOUND * (1 + 1e-5)
-    assert (clipped - true).norm() <= 2e-5 * true.norm()
+    assert (clipped - true).norm() <= 3e-5 * true.norm()
 
 
 def test_several_at_once_and_none_at_all() -> None:

@@ -70,10 +70,10 @@ def test_few_newton_steps_suffice_for_small_radii() -> None:
     """A step of Adam moves a row of an LSTM by forty times the radius of its gate."""
     radius = torch.logspace(-2.5, -0.5, 128, dtype=torch.float64)
     rows = project_rows_l1(0.1 * randn(0, 128, 128), radius, exact=True)
-    moved = rows + 2e-3 * torch.rand(128, 128) * randn(1, 128, 128).sign()
+    moved = rows + 2e-3 * randn(1, 128, 128).clamp(-1, 1)
     exact, few = (project_rows_l1(moved, radius, exact=exact) for exact in (True, False))
     assert (moved.abs().sum(1) / radius).amax() > 30
-    assert (few - exact).norm() < 1e-6 * exact.norm()
+    assert (few - exact).norm() < 1e-5 * exact.norm()
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_stable import certify, project_
+from lightning_stable.precision import full_precision
 from lightning_stable.stability import ActiveEntries, Box, Constraint, FiniteSet, L2Ball, LayerNormOutput
 from lightning_stable.stability import projector as projector_module
-from lightning_stable.stability.precision import full_precision
 from lightning_stable.stability.projector import Projector
 from tests.helpers import CELLS, FEATURES, UNITS, equal, on_gpu, weights
 
@@ -115,24 +115,24 @@ def test_random_numbers_are_left_alone() -> None:
 # Precision ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
-def test_full_precision(setting: str) -> None:
+def test_full_precision(setting: str, device: str) -> None:
     before = torch.get_float32_matmul_precision()
-    backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    backend = torch.backends.cuda.matmul if device == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
     torch.set_float32_matmul_precision(setting)
-    saved = [backend.fp32_precision for backend in backends]
-    one = torch.ones(1, 1)
+    saved = getattr(backend, "fp32_precision", None)
+    one, kind = torch.ones(1, 1), torch.device(device)
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            with full_precision(one.device):
-                assert (one @ one).dtype == torch.float32
-                assert all(backend.fp32_precision == "ieee" for backend in backends)
-                assert backends or torch.get_float32_matmul_precision() == "highest"
+            with full_precision(kind):
+                assert (one @ one).dtype == (torch.float32 if kind.type == "cpu" else torch.bfloat16)
+                assert getattr(backend, "fp32_precision", "ieee") == "ieee"
+                assert saved is not None or torch.get_float32_matmul_precision() == "highest"
             assert (one @ one).dtype == torch.bfloat16
-            with pytest.raises(ValueError, match="as planned"), full_precision(one.device):
+            with pytest.raises(ValueError, match="as planned"), full_precision(kind):
                 raise ValueError("as planned")
-        assert [backend.fp32_precision for backend in backends] == saved
+        assert getattr(backend, "fp32_precision", None) == saved
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)
@@ -301,15 +301,19 @@ def test_weights_that_are_not_finite(cell: str, name: str, value: float, on_cpu:
     assert not on_cpu or equal(before, {n: v.nan_to_num() for n, v in weights(model).items()})
 
 
-def test_failed_decomposition_names_the_weights() -> None:
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_matrix_that_is_not_finite_is_named(on_cpu: bool) -> None:
+    """By the decomposition that fails; where there is none, by the next certificate."""
     model = Model("rnn")
     projector = Projector(model, CONSTRAINT)
-    projector._on_cpu = projector._after_steps.reading = False
+    projector._on_cpu = projector._after_steps.reading = on_cpu
     before = weights(model)
     with torch.no_grad():
         model.core.weight_hh_l1[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"'core\.weight_hh_l1'"):
         projector.project(strict=False)
+        assert not on_cpu
+        projector.project(strict=True)
     assert torch.equal(before["core.weight_hh_l0"], model.core.weight_hh_l0)
 
 

@@ -1,0 +1,52 @@
+"""Full float32 precision for arithmetic whose margins are finer than what a training step may compute in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Neither autocast (manual optimization steps inside it) nor TF32 or bfloat16 products of float32 matrices.
+
+    Both are good enough for a gradient, and a hundred times coarser than the margins of a projection.
+    """
+    autocast = torch.autocast(device.type, enabled=False) if is_autocasting(device) else nullcontext()
+    with autocast, _ieee_products(device):
+        yield
+
+
+def is_autocasting(device: torch.device) -> bool:
+    """Whether operations on the device are cast to a lower precision here."""
+    available = getattr(torch.amp, "is_autocast_available", lambda kind: kind in ("cpu", "cuda"))
+    if not available(device.type):
+        return False
+    try:
+        return torch.is_autocast_enabled(device.type)
+    except TypeError:  # torch 2.3 has a function for each of two devices
+        return torch.is_autocast_cpu_enabled() if device.type == "cpu" else torch.is_autocast_enabled()
+
+
+@contextmanager
+def _ieee_products(device: torch.device) -> Iterator[None]:
+    backend: Any = (
+        torch.backends.cuda.matmul if device.type == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
+    )
+    if not hasattr(backend, "fp32_precision"):  # torch < 2.9 has one setting for all
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    saved = backend.fp32_precision
+    try:
+        backend.fp32_precision = "ieee"
+        yield
+    finally:
+        backend.fp32_precision = saved
