@@ -310,10 +310,10 @@ def test_a_matrix_that_is_not_finite_is_named(on_cpu: bool) -> None:
     before = weights(model)
     with torch.no_grad():
         model.core.weight_hh_l1[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"'core\.weight_hh_l1'"):
+    if not on_cpu:
         projector.project(strict=False)
-        assert not on_cpu
-        projector.project(strict=True)
+    with pytest.raises(ValueError, match=r"'core\.weight_hh_l1'"):
+        projector.project(strict=not on_cpu)
     assert torch.equal(before["core.weight_hh_l0"], model.core.weight_hh_l0)
 
 
