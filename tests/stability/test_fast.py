@@ -116,7 +116,8 @@ def test_relu_below_a_gated_layer_and_frozen_layers() -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("state_bound", [1.0, 3.0])
-def test_the_short_budget_is_the_budget(cell: str, state_bound: float) -> None:
+@pytest.mark.parametrize("leak_bound", [0.3, 0.8])
+def test_the_short_budget_is_the_budget(cell: str, state_bound: float, leak_bound: float) -> None:
     for scale in (0.1, 1.0, 5.0):
         (recurrence,) = find_recurrences(core(cell, scale=scale, num_layers=1, bidirectional=False).double())
         assert isinstance(recurrence, GatedRecurrence)
@@ -124,7 +125,7 @@ def test_the_short_budget_is_the_budget(cell: str, state_bound: float) -> None:
         high = torch.full_like(weights["weight_ih"][:, 0], torch.inf)
         drive = Interval(-high, high)
         drive.high[rows] = torch.linspace(-9, 9, UNITS, dtype=torch.float64)
-        settings: dict[str, Any] = {"state_bound": state_bound, "leak_bound": 0.8}
+        settings: dict[str, Any] = {"state_bound": state_bound, "leak_bound": leak_bound}
         whole = recurrence.budget(weights, drive, 0.95, norm="row", **settings)
         index = recurrence.gates.index(recurrence.leak)
         leak = recurrence.pre_activation(weights, drive, max(1.0, state_bound))[index].high
