@@ -1,6 +1,7 @@
 """The projection after training steps against the plain one, and in a row of steps."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -61,6 +62,17 @@ def test_gives_what_the_plain_projection_gives(cell: str, arguments: dict[str, A
         Projector(module, constraint, input_bound=bound).project(strict=False)
         plain(other, constraint, bound)
         close(module, other)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("cell", "arguments"), VARIANTS, ids=str)
+def test_no_method_hides_a_value_that_is_not_finite(cell: str, arguments: dict[str, Any], value: float) -> None:
+    """Zeroed or clamped it would pass for a weight."""
+    module = core(cell)
+    with torch.no_grad():
+        module.weight_hh_l0[3, 2] = value
+    with pytest.raises(ValueError, match="weight_hh_l0"):
+        Projector(module, Constraint(RATE, **arguments), input_bound=1.0).project(strict=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
