@@ -74,9 +74,9 @@ class FastProjection:
         driven = any(r.needs_drive for r in recurrences)
         read = {(r.module_name, r.layer - 1) for r in recurrences} if driven else set()
         for recurrence in recurrences:
-            kind = self._kind(recurrence, constraint, margin, driven)
+            kind = None if is_frozen(recurrence) else self._kind(recurrence, constraint, margin, driven)
             inputs = layers.input_set(recurrence) if driven else None
-            if kind is None or (recurrence.needs_drive and inputs is None) or is_frozen(recurrence):
+            if kind is None or (recurrence.needs_drive and inputs is None):
                 updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
                 continue
             parameters = recurrence.parameters()

@@ -126,6 +126,15 @@ def test_relu_below_a_gated_layer_and_frozen_layers() -> None:
     assert all(torch.equal(p, q) for p, q in zip(module.frozen.parameters(), core("lstm").parameters(), strict=True))
 
 
+def test_a_frozen_recurrence_need_not_be_able_to_reach_the_rate() -> None:
+    """Without biases a gate cannot be kept below 1/2; nobody asks that of weights that stay as they are."""
+    model = nn.ModuleDict({"rnn": core("rnn"), "frozen": core("lstm", bias=False).requires_grad_(False)})
+    before = copy.deepcopy(model["frozen"])
+    Projector(model, Constraint(0.4), input_bound=1.0).project(strict=False)
+    assert certify(model["rnn"]).rate <= 0.4
+    close(model["frozen"], before, 0)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("state_bound", [1.0, 3.0])
 @pytest.mark.parametrize("leak_bound", [0.3, 0.8])
