@@ -25,9 +25,10 @@ $(TORCHTEXT)/.installed: pyproject.toml constraints.txt
 	$(TORCHTEXT)/bin/python -m pip install --quiet --constraint $(TORCHTEXT)/constraints.txt --editable '.[torchtext]' pytest hypothesis
 	touch $(TORCHTEXT)/.installed
 
-lint: $(STAMP)
+lint: $(STAMP)  ## style, and the arrows between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import Comparison, compared, duration
 from benchmarks.training import training
 from lightning_stable import certify
-from lightning_stable.stability.project import Constraint
+from lightning_stable.stability.projection.project import Constraint
 
 SIZES = (128, 256, 512)
 _RATE = 0.99

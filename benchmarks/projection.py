@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.timing import Comparison, compared, duration
 from benchmarks.training import WARM_UP, training
 from lightning_stable.recurrence import find_recurrences
-from lightning_stable.stability.inputs import resolve_sources
-from lightning_stable.stability.project import Constraint, apply_updates, propose_updates
-from lightning_stable.stability.projections import clip_singular_values
-from lightning_stable.stability.subspace import SubspaceClip
+from lightning_stable.stability.inputs.resolve import resolve_sources
+from lightning_stable.stability.projection.clip_subspace import SubspaceClip
+from lightning_stable.stability.projection.project import Constraint, apply_updates, propose_updates
+from lightning_stable.stability.projection.sets import clip_singular_values
 
 SIZES = (128, 256, 512)
 _RATE = 0.99

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.models import LanguageModel
-from lightning_stable.stability.project import Constraint
-from lightning_stable.stability.projector import Projector
+from lightning_stable.stability.projection.project import Constraint
+from lightning_stable.stability.projection.projector import Projector
 
 # After so many steps singular values have gathered at the bound.
 WARM_UP = 10

@@ -9,17 +9,17 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
+from lightning_stable import checks
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.shadow import Comparison, Twin, TwinProjection, TwinSource, check_model
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
 from lightning_stable.tensorboard.board import THEORY, last_step
-from lightning_stable.truncation.truncate import check_window
+from lightning_stable.trainers import callbacks_of, check_strategy
 
 
 class FeedForwardShadowCallback(Callback):
@@ -101,7 +101,7 @@ class FeedForwardShadowCallback(Callback):
         predictions: Callable[[LightningModule, Any], Tensor] | None = None,
         name: str = "shadow",
     ) -> None:
-        check_window(window)
+        window = checks.integer("window", window)
         # Modules are callable, too.
         if not (twin is None or isinstance(twin, LightningModule) or (callable(twin) and not isinstance(twin, Module))):
             raise MisconfigurationException(
@@ -112,9 +112,7 @@ class FeedForwardShadowCallback(Callback):
             raise MisconfigurationException(
                 f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}."
             )
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"`name` must be a string that is not empty. Got {name!r}.")
-        self.window, self.predictions, self.name = window, predictions, name
+        self.window, self.predictions, self.name = window, predictions, checks.text("name", name)
         self.source = twin
         self.twin: LightningModule | None = None
         self._comparison: Comparison | None = None
@@ -132,14 +130,12 @@ class FeedForwardShadowCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                "FeedForwardShadowCallback trains a second whole model, which strategies that shard parameters or "
-                f"step in their own way do not allow. Got strategy {type(strategy).__name__}; use 'ddp' or "
-                "'auto'."
-            )
-        same = [c for c in _shadows(trainer) if (c.name, c.window) == (self.name, self.window)]
+        check_strategy(trainer, "FeedForwardShadowCallback", "a whole model on every device, to train a second one")
+        same = [
+            c
+            for c in callbacks_of(trainer, FeedForwardShadowCallback)
+            if (c.name, c.window) == (self.name, self.window)
+        ]
         if len(same) > 1:
             raise MisconfigurationException(
                 "FeedForwardShadowCallbacks of one trainer must differ in `window` or `name`, under which they log. "
@@ -159,7 +155,7 @@ class FeedForwardShadowCallback(Callback):
         self._finish()
         twin = Twin(trainer, pl_module, self.window, self.source)
         self.twin = twin.module
-        projecting = [c for c in _callbacks(trainer) if isinstance(c, StabilityProjectionCallback)]
+        projecting = callbacks_of(trainer, StabilityProjectionCallback)
         self._comparison = Comparison(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
         with isolated(pl_module.device):
             for callback in projecting:
@@ -218,7 +214,7 @@ class FeedForwardShadowCallback(Callback):
     ) -> None:
         if self._comparison is None:
             return
-        for callback in _shadows(trainer):
+        for callback in callbacks_of(trainer, FeedForwardShadowCallback):
             if callback._comparison is not None:  # the first one's twin is no part of the model's time
                 callback._comparison.clock.model_done()
         values = self._comparison.end_batch(outputs, batch)
@@ -310,7 +306,7 @@ class FeedForwardShadowCallback(Callback):
         boards = boards_of(trainer)
         if not boards:
             return
-        reports = [c.report for c in _callbacks(trainer) if isinstance(c, StabilityProjectionCallback)]
+        reports = [c.report for c in callbacks_of(trainer, StabilityProjectionCallback)]
         rate = max((report.rate for report in reports if report is not None), default=1.0)
         level = rate**self.window if rate < 1 else None
         model, twin, theory = compared({name: float(value) for name, value in values.items()}, level)
@@ -323,16 +319,8 @@ class FeedForwardShadowCallback(Callback):
                 )
 
     def _prefix(self, trainer: Trainer) -> str:
-        alone = sum(callback.name == self.name for callback in _shadows(trainer)) == 1
+        alone = sum(callback.name == self.name for callback in callbacks_of(trainer, FeedForwardShadowCallback)) == 1
         return self.name if alone else f"{self.name}/k={self.window}"
-
-
-def _shadows(trainer: Trainer) -> list[FeedForwardShadowCallback]:
-    return [callback for callback in _callbacks(trainer) if isinstance(callback, FeedForwardShadowCallback)]
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
 @contextmanager

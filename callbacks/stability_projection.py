@@ -6,23 +6,21 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_stable.callbacks.model_projector import ModelProjectorCallback
-from lightning_stable.callbacks.projection_logs import log_after_step, metrics_of, show_spectra, show_target
+from lightning_stable import checks
+from lightning_stable.callbacks._projecting import ModelProjectorCallback
+from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
 from lightning_stable.stability import Constraint, StabilityReport
-from lightning_stable.stability.monitor import Hook
+from lightning_stable.stability.inputs.watch import Hook
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
 from lightning_stable.tensorboard.board import last_step
-
-_SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+from lightning_stable.trainers import check_strategy
 
 
 class StabilityProjectionCallback(ModelProjectorCallback):
@@ -91,13 +89,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         state_bound: float = 1.0,
         histograms_every_n_epochs: int | None = 1,
     ) -> None:
-        if not _is_count(every_n_steps):
-            raise ValueError(f"`every_n_steps` must be a positive integer. Got {every_n_steps!r}.")
-        if not (histograms_every_n_epochs is None or _is_count(histograms_every_n_epochs)):
-            raise ValueError(
-                "`histograms_every_n_epochs` must be a positive integer, or None for no histograms. "
-                f"Got {histograms_every_n_epochs!r}."
-            )
+        every_n_steps = checks.integer("every_n_steps", every_n_steps)
+        if histograms_every_n_epochs is not None:
+            checks.integer("histograms_every_n_epochs", histograms_every_n_epochs)
         super().__init__(Constraint(rate, norm, method, gate_bound, state_bound), modules, input_bound)
         self.every_n_steps = every_n_steps
         self.histograms_every_n_epochs = histograms_every_n_epochs
@@ -114,11 +108,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     # ------------------------------------------------------------ start and end
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage in ("fit", "validate") and isinstance(trainer.strategy, _SHARDED):
-            raise MisconfigurationException(
-                "StabilityProjectionCallback needs whole recurrent matrices on every device, which strategies that "
-                f"shard parameters do not give. Got strategy {type(trainer.strategy).__name__}; use 'ddp' or 'auto'."
-            )
+        if stage in ("fit", "validate"):
+            check_strategy(trainer, "StabilityProjectionCallback", "whole recurrent matrices on every device")
         if stage == "fit":  # a new run; what a checkpoint knows is restored after this
             self._forget()
             self._steps = self.num_projections = 0
@@ -260,7 +251,3 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:
         return metrics_of(report, self._norms_before, self._distance)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

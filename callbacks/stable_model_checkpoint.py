@@ -6,18 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_stable import checks
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
+from lightning_stable.trainers import callbacks_of, check_strategy
+
+# WeightAveraging came with Lightning 2.6; no callback is of the placeholder's kind.
+_WEIGHT_AVERAGING: type[Callback] = getattr(pl_callbacks, "WeightAveraging", type("_NoAveraging", (Callback,), {}))
 
 
 class StableModelCheckpoint(ModelCheckpoint):
@@ -59,14 +63,9 @@ class StableModelCheckpoint(ModelCheckpoint):
         input_bound: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(monitor, str) or not monitor:
-            raise MisconfigurationException(
-                f"`monitor` must name a logged value: without one no checkpoint is the best. Got {monitor!r}."
-            )
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise MisconfigurationException(f"`rate` must be a number in (0, 1]. Got {rate!r}.")
-        super().__init__(monitor=monitor, **kwargs)
-        self.rate, self.guaranteed, self.input_bound = rate, guaranteed, input_bound
+        super().__init__(monitor=checks.text("monitor", monitor), **kwargs)
+        self.rate = checks.number("rate", rate, "(0, 1]")
+        self.guaranteed, self.input_bound = checks.boolean("guaranteed", guaranteed), input_bound
         self.report: StabilityReport | None = None
         self._certified_step: int | None = None
 
@@ -77,12 +76,7 @@ class StableModelCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                "StableModelCheckpoint needs whole recurrent matrices on every device, which strategies that shard "
-                f"parameters do not give. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
-            )
+        check_strategy(trainer, "StableModelCheckpoint", "whole recurrent matrices on every device")
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.report, self._certified_step = None, None
@@ -94,12 +88,12 @@ class StableModelCheckpoint(ModelCheckpoint):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         report = self._certify(trainer, pl_module)
-        if not _of_type(trainer, StabilityProjectionCallback):
+        if not callbacks_of(trainer, StabilityProjectionCallback):
             pl_module.log("stability/rate", report.rate, sync_dist=True, reduce_fx="max")
 
     @override
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        averaging = _of_type(trainer, getattr(pl_callbacks, "WeightAveraging", ()))
+        averaging = callbacks_of(trainer, _WEIGHT_AVERAGING)
         if averaging or self._certified_step != trainer.global_step:
             with _as_saved(trainer, () if self.save_weights_only else averaging):
                 self._certify(trainer, trainer.lightning_module)
@@ -123,18 +117,13 @@ class StableModelCheckpoint(ModelCheckpoint):
         return self.report.is_stable and self.report.rate <= self.rate and not (self.guaranteed and "data" in grades)
 
     def _certify(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        try:
+        with evaluating(pl_module):
             self.report = self._certificate(trainer, pl_module)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         self._certified_step = trainer.global_step
         return self.report
 
     def _certificate(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
-        projections = _of_type(trainer, StabilityProjectionCallback)
+        projections = callbacks_of(trainer, StabilityProjectionCallback)
         if not projections or self.input_bound is not None:
             return certify(pl_module, input_bound=self.input_bound)
         reports = [
@@ -145,10 +134,6 @@ class StableModelCheckpoint(ModelCheckpoint):
             tuple(layer for report in reports for layer in report.layers),
             bounds=tuple(bounds for report in reports for bounds in report.bounds),
         )
-
-
-def _of_type(trainer: Trainer, kind: Any) -> list[Any]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -19,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from lightning_stable.callbacks.model_projector import known_inputs
+from lightning_stable import checks
+from lightning_stable.callbacks._projecting import known_inputs
+from lightning_stable.copying import copied
+from lightning_stable.diagnostics import StateGradients, measure_state_gradients
+from lightning_stable.diagnostics.jacobians import unmeasured
 from lightning_stable.precision import full_precision
-from lightning_stable.recurrence import Recurrence, find_recurrences
-from lightning_stable.shadow.nested import parts_of
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.shadow.rng import isolated
-from lightning_stable.stability.state_gradients import StateGradients, measure_state_gradients
-from lightning_stable.stability.state_jacobians import unmeasured
 from lightning_stable.tensorboard import check_folder, draw
+from lightning_stable.trainers import check_strategy
 
 # What a recurrent module was called with and returned: input, state, output.
 _Call = tuple[Any, Any, Any]
@@ -36,7 +36,7 @@ class StateGradientCallback(Callback):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
-    nothing; see :func:`~lightning_stable.stability.state_gradients.measure_state_gradients` for what is made of it.
+    nothing; see :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients` for what is made of it.
     A model that is not certified stable may still operate in the stable regime on its data (Miller & Hardt, *Stable
     Recurrent Models*): ``callback.reports["core"].in_stable_regime``. All of these are measurements on these batches,
     **not bounds**. Nothing is done on the training path, random states and modes stay as they are.
@@ -59,7 +59,7 @@ class StateGradientCallback(Callback):
         figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
-        reports: The latest :class:`~lightning_stable.stability.state_gradients.StateGradients` by name of the module.
+        reports: The latest :class:`~lightning_stable.diagnostics.state_gradients.StateGradients` by name of the module.
 
     Raises:
         ValueError: For arguments out of range.
@@ -82,13 +82,12 @@ class StateGradientCallback(Callback):
         figures: str | Path | None = None,
     ) -> None:
         for name, value in (("max_lag", max_lag), ("num_batches", num_batches), ("every_n_epochs", every_n_epochs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Got {value!r}.")
-        if loss is not None and (not isinstance(loss, str) or not loss):
-            raise ValueError(f"`loss` must be the name of a logged value, or None. Got {loss!r}.")
+            checks.integer(name, value)
+        if loss is not None:
+            checks.text("loss", loss)
         self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
         self.loss, self.input_bound = loss, input_bound
-        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
+        self.modules = checks.patterns("modules", modules)
         self.figures = check_folder(figures)
         self.reports: dict[str, StateGradients] = {}
         self._parts: dict[str, list[StateGradients]] = {}
@@ -98,14 +97,9 @@ class StateGradientCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                "StateGradientCallback runs a copy of the model that shares its parameters, which strategies that "
-                f"shard them do not allow. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
-            )
+        check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
         try:
-            groups = _by_module(find_recurrences(pl_module, self.modules))
+            groups = recurrences_by_module(pl_module, self.modules)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         skipped = {name: reason for name, group in groups.items() if (reason := unmeasured(group))}
@@ -127,7 +121,7 @@ class StateGradientCallback(Callback):
         # Tensors made in inference mode, the batch and the copy included, could not be differentiated.
         with torch.inference_mode(False), torch.enable_grad(), isolated(pl_module.device):
             twin, batch = _copied(trainer, pl_module), apply_to_collection(batch, Tensor, torch.clone)
-            groups = _by_module(find_recurrences(twin, self.modules))
+            groups = recurrences_by_module(twin, self.modules)
             measured = {name: group[0] for name, group in groups.items() if not unmeasured(group)}
             calls: dict[str, list[_Call]] = {name: [] for name in measured}
             for name, recurrence in measured.items():
@@ -197,10 +191,8 @@ class StateGradientCallback(Callback):
 def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
     """A copy in the same state, with the model's own parameters."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    held = (value for module in model.modules() for value in parts_of(Tensor, vars(module)))
-    memo |= {id(value): value.detach().clone() for value in held if not value.is_leaf}  # torch copies no history
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = copied(model, memo)
     except Exception as error:
         raise MisconfigurationException(
             f"StateGradientCallback runs `validation_step` on a copy and could not deep-copy {type(model).__name__}. "
@@ -208,19 +200,11 @@ def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
         ) from error
     twin.trainer = trainer
     for module in twin.modules():
-        module._compiled_call_impl = None  # by `Module.compile`; the copied one calls the model's own layers
         hooks = module._forward_pre_hooks
         # Those of other callbacks at work in this batch would take the copy's inputs for the model's.
         for key in [key for key, hook in hooks.items() if hook.__module__.startswith("lightning_stable.callbacks")]:
             del hooks[key]
     return twin
-
-
-def _by_module(recurrences: Iterable[Recurrence]) -> dict[str, list[Recurrence]]:
-    groups: dict[str, list[Recurrence]] = {}
-    for recurrence in recurrences:
-        groups.setdefault(recurrence.module_name, []).append(recurrence)
-    return groups
 
 
 def _watch(module: nn.Module, calls: list[_Call]) -> None:

@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_stable.callbacks.model_projector import known_inputs, projections_of
+from lightning_stable import checks
+from lightning_stable.callbacks._projecting import known_inputs, projections_of
+from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import find_recurrences
-from lightning_stable.stability.comparison import check_tolerance
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
-from lightning_stable.truncation import TruncationProfile, truncation_profile
 
 # A longer iteration would hold up a validation.
 _LONGEST_CERTIFIED = 1000
@@ -71,11 +71,10 @@ class TruncationProfileCallback(Callback):
         figures: str | Path | None = None,
     ) -> None:
         for name, value in (("max_window", max_window), ("every_n_epochs", every_n_epochs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Got {value!r}.")
-        check_tolerance(tolerance)
+            checks.integer(name, value)
+        checks.number("tolerance", tolerance, "(0, inf)")
         self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
-        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
+        self.modules = checks.patterns("modules", modules)
         self.input_bound, self.figures = input_bound, check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}
         self._seen: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 
@@ -47,7 +47,7 @@ class AddingDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        require_positive_int("length", length)
+        checks.integer("length", length)
         if length < 2:
             raise ValueError(f"`length` must be at least 2, a step for each marked number. Got {length}.")
         super().__init__(

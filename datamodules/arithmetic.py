@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 PLUS, EQUALS, BLANK = 10, 11, 12
@@ -47,7 +47,7 @@ class ArithmeticDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        require_positive_int("digits", digits)
+        checks.integer("digits", digits)
         if digits > 17:
             raise ValueError(f"`digits` must be at most 17, or a sum does not fit 64 bits. Got {digits}.")
         super().__init__(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_stable.datamodules.checks import require_bool, require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.language_modeling import Split
 from lightning_stable.datamodules.padded import Pair
 from lightning_stable.datamodules.sequences import SequenceDataModule
@@ -144,8 +144,8 @@ class ATISDataModule(SequenceDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, bucket=bucket, seed=seed)
-        require_positive_int("min_frequency", min_frequency)
-        require_bool("digits", digits)
+        checks.integer("min_frequency", min_frequency)
+        checks.boolean("digits", digits)
         self.data_dir = Path(data_dir)
         self.min_frequency = min_frequency
         self.digits = digits

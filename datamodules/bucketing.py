@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 
 # Before sorting, the lengths are multiplied by random factors from 1 to this: batches that change with the epoch.
 SPREAD = 1.1
@@ -48,8 +48,8 @@ class BucketBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        require_positive_int("batch_size", batch_size)
-        require_positive_int("world_size", world_size)
+        checks.integer("batch_size", batch_size)
+        checks.integer("world_size", world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must lie in 0 .. world_size - 1 = {world_size - 1}. Got {rank}.")
         if len(lengths) == 0:

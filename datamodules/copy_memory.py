@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 
@@ -54,9 +54,9 @@ class CopyMemoryDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        require_positive_int("delay", delay)
-        require_positive_int("copied", copied)
-        require_positive_int("symbols", symbols)
+        checks.integer("delay", delay)
+        checks.integer("copied", copied)
+        checks.integer("symbols", symbols)
         super().__init__(
             train_size=train_size,
             valid_size=valid_size,

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_positive_int, require_seed
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, seeded
 
 
@@ -54,11 +54,11 @@ class FixedPatternsDataModule(LightningDataModule):
         self, *, patterns: int = 1000, length: int = 5, input_size: int = 8, steps_per_epoch: int = 100, seed: int = 0
     ) -> None:
         super().__init__()
-        require_positive_int("patterns", patterns)
-        require_positive_int("length", length)
-        require_positive_int("input_size", input_size)
-        require_positive_int("steps_per_epoch", steps_per_epoch)
-        require_seed(seed)
+        checks.integer("patterns", patterns)
+        checks.integer("length", length)
+        checks.integer("input_size", input_size)
+        checks.integer("steps_per_epoch", steps_per_epoch)
+        checks.seed("seed", seed)
         self.patterns = patterns
         self.length = length
         self.input_size = input_size

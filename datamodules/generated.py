@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stable.datamodules.checks import require_positive_int, require_seed
+from lightning_stable import checks
 from lightning_stable.datamodules.language_modeling import SPLITS, Split
 
 Batch = tuple[Tensor, Tensor]
@@ -21,7 +21,7 @@ def seeded(seed: int) -> torch.Generator:
     Raises:
         ValueError: If ``seed`` cannot seed one.
     """
-    require_seed(seed)
+    checks.seed("seed", seed)
     return torch.Generator().manual_seed(seed)
 
 
@@ -56,10 +56,10 @@ class GeneratedDataModule(LightningDataModule, ABC):
         self, *, train_size: int, valid_size: int, test_size: int, batch_size: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        require_positive_int("train_size", train_size)
-        require_positive_int("valid_size", valid_size)
-        require_positive_int("test_size", test_size)
-        require_positive_int("batch_size", batch_size)
+        checks.integer("train_size", train_size)
+        checks.integer("valid_size", valid_size)
+        checks.integer("test_size", test_size)
+        checks.integer("batch_size", batch_size)
         self.sizes: dict[Split, int] = {"train": train_size, "valid": valid_size, "test": test_size}
         self.batch_size = batch_size
         # A seed of its own for each, so that no split changes with the size of another.

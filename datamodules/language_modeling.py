@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_bool, require_positive_int, require_seed
+from lightning_stable import checks
 from lightning_stable.datamodules.stream import ColumnStream
 from lightning_stable.datamodules.unigram import unigram_perplexity
 from lightning_stable.datamodules.vocabulary import DictVocabulary, Vocabulary
@@ -92,12 +92,12 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
             raise ValueError(f"`vocab` must have __call__, __len__ and get_itos. Got {type(vocab).__name__}.")
         if vocab_from not in ("train", "all"):
             raise ValueError(f"`vocab_from` must be 'train' or 'all'. Got {vocab_from!r}.")
-        require_positive_int("min_frequency", min_frequency)
-        require_positive_int("batch_size", batch_size)
-        require_positive_int("eval_batch_size", eval_batch_size)
-        require_positive_int("chunk_length", chunk_length)
-        require_bool("vary_length", vary_length)
-        require_seed(seed)
+        checks.integer("min_frequency", min_frequency)
+        checks.integer("batch_size", batch_size)
+        checks.integer("eval_batch_size", eval_batch_size)
+        checks.integer("chunk_length", chunk_length)
+        checks.boolean("vary_length", vary_length)
+        checks.seed("seed", seed)
         self.tokenizer = tokenizer
         self.vocab_from = vocab_from
         self.min_frequency = min_frequency

@@ -8,14 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
-
-
-def _require_number(name: str, value: object) -> None:
-    """Refuse anything but a finite number of at least zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be a finite number of at least 0. Got {value!r}.")
 
 
 class LinearSystem(NamedTuple):
@@ -116,12 +110,12 @@ class LinearSystemDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        _require_number("rate", rate)
-        require_positive_int("state_size", state_size)
-        require_positive_int("input_size", input_size)
-        require_positive_int("output_size", output_size)
-        require_positive_int("length", length)
-        _require_number("noise", noise)
+        checks.number("rate", rate, "[0, inf)")
+        checks.integer("state_size", state_size)
+        checks.integer("input_size", input_size)
+        checks.integer("output_size", output_size)
+        checks.integer("length", length)
+        checks.number("noise", noise, "[0, inf)")
         generator = seeded(seed)
         system = LinearSystem.random(rate, state_size, input_size, output_size, generator)
         super().__init__(

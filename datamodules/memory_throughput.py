@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 
@@ -51,10 +51,10 @@ class MemoryThroughputDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        require_positive_int("length", length)
-        require_positive_int("input_size", input_size)
+        checks.integer("length", length)
+        checks.integer("input_size", input_size)
         if delay != 0:
-            require_positive_int("delay", delay)
+            checks.integer("delay", delay)
         super().__init__(
             train_size=train_size,
             valid_size=valid_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
 
 
@@ -48,11 +48,11 @@ class ParenthesesDataModule(GeneratedDataModule):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        require_positive_int("length", length)
-        require_positive_int("kinds", kinds)
-        require_positive_int("limit", limit)
+        checks.integer("length", length)
+        checks.integer("kinds", kinds)
+        checks.integer("limit", limit)
         if noise != 0:
-            require_positive_int("noise", noise)
+            checks.integer("noise", noise)
         super().__init__(
             train_size=train_size,
             valid_size=valid_size,

@@ -6,8 +6,8 @@ from itertools import islice
 
 from lightning.pytorch import LightningDataModule
 
+from lightning_stable import checks
 from lightning_stable.datamodules.bucketing import BucketBatchSampler
-from lightning_stable.datamodules.checks import require_bool, require_positive_int, require_seed
 from lightning_stable.datamodules.language_modeling import SPLITS, Split
 from lightning_stable.datamodules.padded import PaddedBatch, Pair, pad
 
@@ -80,10 +80,10 @@ class SequenceDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        require_positive_int("batch_size", batch_size)
-        require_positive_int("eval_batch_size", eval_batch_size)
-        require_bool("bucket", bucket)
-        require_seed(seed)
+        checks.integer("batch_size", batch_size)
+        checks.integer("eval_batch_size", eval_batch_size)
+        checks.boolean("bucket", bucket)
+        checks.seed("seed", seed)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.bucket = bucket

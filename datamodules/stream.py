@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 
 
 def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
@@ -26,7 +26,7 @@ def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
     Raises:
         ValueError: if the stream is not one-dimensional or ``columns`` is not a positive integer.
     """
-    require_positive_int("columns", columns)
+    checks.integer("columns", columns)
     if stream.dim() != 1:
         raise ValueError(f"`stream` must be one-dimensional; flatten it first. Got shape {tuple(stream.shape)}.")
     length = stream.numel() // columns
@@ -72,9 +72,9 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_positive_int("batch_size", batch_size)
-        require_positive_int("chunk_length", chunk_length)
-        require_positive_int("world_size", world_size)
+        checks.integer("batch_size", batch_size)
+        checks.integer("chunk_length", chunk_length)
+        checks.integer("world_size", world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must lie in 0 .. world_size - 1 = {world_size - 1}. Got {rank}.")
         total = world_size * batch_size

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 from lightning_stable.datamodules.language_modeling import SPLITS, LanguageModelingDataModule, Split
 from lightning_stable.datamodules.penn_treebank import Alphabet
 
@@ -50,7 +50,7 @@ class Text8DataModule(LanguageModelingDataModule):
         seed: int = 0,
     ) -> None:
         if limit is not None:
-            require_positive_int("limit", limit)
+            checks.integer("limit", limit)
         super().__init__(
             tokenizer=list,
             vocab=Alphabet(SYMBOLS),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from lightning_stable.datamodules.checks import require_positive_int
+from lightning_stable import checks
 
 UNKNOWN = "<unk>"
 
@@ -60,7 +60,7 @@ class DictVocabulary:
         Raises:
             ValueError: if ``min_frequency`` is not a positive integer.
         """
-        require_positive_int("min_frequency", min_frequency)
+        checks.integer("min_frequency", min_frequency)
         counts = Counter(tokens)
         always = dict.fromkeys([UNKNOWN, *specials])
         frequent = [token for token, count in counts.items() if count >= min_frequency and token not in always]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_stable.version import __version__
 
 if TYPE_CHECKING:
+    from lightning_stable.diagnostics.truncation_profile import truncation_profile
     from lightning_stable.recurrence import register_recurrence
     from lightning_stable.stability.certify import certify
-    from lightning_stable.stability.project import project_
-    from lightning_stable.truncation.profile import truncation_profile
+    from lightning_stable.stability.projection.project import project_
     from lightning_stable.truncation.truncate import truncate
 
 __all__ = ["__version__", "certify", "project_", "register_recurrence", "truncate", "truncation_profile"]
@@ -23,7 +23,7 @@ _HOMES = {
     "project_": "stability",
     "register_recurrence": "recurrence",
     "truncate": "truncation",
-    "truncation_profile": "truncation",
+    "truncation_profile": "diagnostics",
 }
 
 

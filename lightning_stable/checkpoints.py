@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_stable import models
 from lightning_stable.stability import InputSet
-from lightning_stable.stability.input_sets import Recorded
+from lightning_stable.stability.inputs.sets import Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

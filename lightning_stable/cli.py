@@ -89,14 +89,14 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from lightning_stable import demo
+    from lightning_stable.experiments import demo
 
     chosen = {field.name: getattr(options, field.name) for field in fields(demo.Options)}
     return demo.run_demo(options.out, demo.Options(**chosen))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from lightning_stable import reproduce
+    from lightning_stable.experiments import reproduce
 
     chosen = {field.name: getattr(options, field.name) for field in fields(reproduce.Options)}
     chosen["only"] = None if options.only is None else tuple(options.only)

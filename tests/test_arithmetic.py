@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_stable import arithmetic, truncate
 from lightning_stable.arithmetic import product, tanh
-from lightning_stable.truncation.fused import fused_kernels, fused_window_rows
-from lightning_stable.truncation.rows import window_rows
-from lightning_stable.truncation.stack import stacks_of
+from lightning_stable.truncation.exact.fused import fused_kernels, fused_window_rows
+from lightning_stable.truncation.exact.rows import window_rows
+from lightning_stable.truncation.exact.stack import stacks_of
 from tests.nets import net
 
 LARGE, SMALL = (130, 64, 256), (13, 6, 25)

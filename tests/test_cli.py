@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from lightning_stable import __version__, cli, demo
+from lightning_stable import __version__, cli
+from lightning_stable.experiments import demo
 from lightning_stable.models import CELLS
 
 

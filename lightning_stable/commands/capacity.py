@@ -43,7 +43,7 @@ def add_capacity(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lightning_stable import capacity
+    from lightning_stable.experiments import capacity
 
     chosen = {field.name: getattr(options, field.name) for field in fields(capacity.Options)}
     chosen["cells"] = None if options.cells is None else tuple(options.cells)

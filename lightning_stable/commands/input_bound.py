@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_stable.stability import ActiveEntries, Box, InputSet, L2Ball
-from lightning_stable.stability.input_sets import SupNorm
+from lightning_stable.stability.inputs.sets import SupNorm
 
 _KINDS: dict[str, Callable[..., InputSet]] = {"active": ActiveEntries, "l2": L2Ball, "box": Box}
 

@@ -15,17 +15,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.checkpoints import load_model, read_checkpoint
 from lightning_stable.commands.data import load_data
 from lightning_stable.commands.input_bound import parse_input_bound
-from lightning_stable.commands.recorder import record
+from lightning_stable.commands.run_on_data import record
+from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.certify import certify_recurrences
-from lightning_stable.stability.comparison import check_tolerance
-from lightning_stable.stability.input_sets import Recorded
-from lightning_stable.stability.inputs import Sources, resolve_sources
+from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
+from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.report import LayerCertificate, StabilityReport, format_rate
-from lightning_stable.truncation import TruncationProfile, truncation_profile
 
 # What inputs may leave a set by, relative to the largest: they were computed in float32.
 _ROUNDING = 1e-6
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If checkpoint or data cannot be read, or no inputs reach a recurrence.
     """
     _quiet()
-    check_tolerance(options.tolerance)
+    checks.number("tolerance", options.tolerance, "(0, inf)")
     model = load_model(read_checkpoint(options.checkpoint), options.class_path, dict(options.arguments))
     find_recurrences(model)
     inputs = record(model, [load_data(path) for path in options.data], options.batches)
@@ -82,7 +82,7 @@ def profile_modules(
 
     Args:
         model: The model, in evaluation mode.
-        inputs: What each module is given, by its name, from :func:`~lightning_stable.commands.recorder.record`.
+        inputs: What each module is given, by its name, from :func:`~lightning_stable.commands.run_on_data.record`.
         input_bound: As it was given on the command line; None takes what follows from the model, then the range of
             the inputs.
         max_window: Longest window measured.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lightning_stable.copying import copied
 from lightning_stable.export.examples import example_for, random_batch
 from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
 from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
@@ -25,7 +26,6 @@ from lightning_stable.export.windows import recurrent_modules
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
-from lightning_stable.truncation.truncate import copied
 from lightning_stable.truncation.windowed import original_class
 
 _NAMES = (("input", "count", "recent"), ("output", "next_count", "next_recent"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_stable.export._onnx import import_onnx
 from lightning_stable.export.metadata import ARCHIVED, Metadata
 
 Tensors = tuple[Tensor, ...]
@@ -32,22 +33,6 @@ class Format(NamedTuple):
     check: Callable[[], Any]
     write: Callable[[ExportedProgram, Path, Metadata], None]
     open: Callable[[Path], Runner]
-
-
-def import_onnx() -> Any:
-    """The package onnx, where the others of the extra are there too.
-
-    Raises:
-        ModuleNotFoundError: Naming the extra.
-    """
-    try:
-        for name in ("onnxscript", "onnxruntime"):
-            importlib.import_module(name)
-        return importlib.import_module("onnx")
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"ONNX files need onnx, onnxscript and onnxruntime: pip install 'lightning-stable[export]'. Got {error}."
-        ) from error
 
 
 def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None:

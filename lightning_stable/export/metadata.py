@@ -99,7 +99,7 @@ def _of_archive(path: Path) -> Mapping[str, Any]:
 
 
 def _of_onnx(path: Path) -> Mapping[str, Any]:
-    from lightning_stable.export.formats import import_onnx
+    from lightning_stable.export._onnx import import_onnx
 
     try:
         properties = import_onnx().load(path, load_external_data=False).metadata_props

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.recurrence.base import State
-from lightning_stable.truncation.layout import Layout
-from lightning_stable.truncation.stack import Stack, States, stacks_of
+from lightning_stable.truncation.exact.layout import Layout
+from lightning_stable.truncation.exact.stack import Stack, States, stacks_of
 from lightning_stable.truncation.truncate import truncate
 from lightning_stable.truncation.windowed import Windowed, original_class, windowed_class
 
@@ -83,7 +83,7 @@ def both_rows(stacks: Sequence[Stack], inputs: Tensor, window: int, starts: Sequ
     """States of both directions at every position of ``(time, batch, features)``.
 
     Every row runs the whole stack over its own ``2 window - 1`` places, as
-    :mod:`lightning_stable.truncation.bidirectional` says.
+    :mod:`lightning_stable.truncation.exact.bidirectional` says.
     """
     time = inputs.shape[0]
     position = torch.arange(time, device=inputs.device)[:, None]

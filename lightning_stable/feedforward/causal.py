@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_stable import checks
+
 
 class Convolution(nn.Conv1d):
     """A convolution that returns as many time steps as it gets, reading zeros where there are none.
@@ -88,12 +90,9 @@ class ConvolutionalNet(nn.Module, ABC):
             "kernel_size": kernel_size,
         }
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Got {size!r}.")
-        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must lie in [0, 1). Got {dropout!r}.")
-        if not isinstance(causal, bool):
-            raise ValueError(f"`causal` must be True or False. Got {causal!r}.")
+            checks.integer(name, size)
+        checks.number("dropout", dropout, "[0, 1)")
+        checks.boolean("causal", causal)
         if not causal and kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd with causal=False, to have a middle. Got {kernel_size}.")
         self.input_size = input_size

@@ -10,9 +10,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from lightning_stable import checks
 from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, WaveNet
 from lightning_stable.models.cells import build_recurrence
-from lightning_stable.models.checks import require_positive_int, require_probability
 from lightning_stable.truncation import Windowed, window_
 
 # For the input sets that certificates derive from the graph: these two cannot be traced through.
@@ -52,12 +52,14 @@ def build_core(
     Raises:
         MisconfigurationException: Naming the argument that has a wrong value, or does not go with the others.
     """
-    require_positive_int("input_size", input_size)
-    require_positive_int("hidden_size", hidden_size)
-    require_positive_int("num_layers", num_layers)
-    require_positive_int("window", window, optional=True)
-    require_positive_int("kernel_size", kernel_size, optional=True)
-    require_probability("dropout", dropout)
+    checks.integer("input_size", input_size)
+    checks.integer("hidden_size", hidden_size)
+    checks.integer("num_layers", num_layers)
+    if window is not None:
+        checks.integer("window", window)
+    if kernel_size is not None:
+        checks.integer("kernel_size", kernel_size)
+    checks.number("dropout", dropout, "[0, 1)")
     if core is None:
         if kernel_size is not None:
             raise MisconfigurationException(f"`kernel_size` belongs to a convolutional `core`. Got {kernel_size!r}.")

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_stable import checks
 from lightning_stable.feedforward import ConvolutionalNet
 from lightning_stable.metrics import BitsPerCharacter, MicroAverage, Perplexity
-from lightning_stable.models.checks import require_choice, require_positive, require_positive_int, require_probability
 from lightning_stable.models.cores import build_core, output_size, receptive_field
 from lightning_stable.truncation import pack_state, unpack_state
 
@@ -84,13 +84,13 @@ class LanguageModel(LightningModule):
         learning_rate: float = 2e-3,
     ) -> None:
         super().__init__()
-        require_positive_int("vocab_size", vocab_size)
-        require_positive_int("embedding_size", embedding_size)
+        checks.integer("vocab_size", vocab_size)
+        checks.integer("embedding_size", embedding_size)
         input_dropout = dropout if input_dropout is None else input_dropout
-        require_probability("dropout", dropout)
-        require_probability("input_dropout", input_dropout)
-        require_positive("learning_rate", learning_rate)
-        require_choice("level", level, ("word", "character"))
+        checks.number("dropout", dropout, "[0, 1)")
+        checks.number("input_dropout", input_dropout, "[0, 1)")
+        checks.number("learning_rate", learning_rate, "(0, inf)")
+        checks.choice("level", level, ("word", "character"))
         if tie_weights and embedding_size != hidden_size:
             raise MisconfigurationException(
                 "`tie_weights` shares one matrix, so `embedding_size` and `hidden_size` must be equal. "

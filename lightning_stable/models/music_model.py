@@ -8,8 +8,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_stable import checks
 from lightning_stable.metrics import frame_nll
-from lightning_stable.models.checks import require_positive_int, require_probability
 from lightning_stable.models.sequence_model import SequenceModel
 
 # Inputs, targets, lengths (on the CPU) and mask of padded sequences.
@@ -58,8 +58,8 @@ class MusicModel(SequenceModel):
         key_frequencies: Sequence[float] | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
-        require_positive_int("keys", keys)
-        require_probability("input_dropout", input_dropout)
+        checks.integer("keys", keys)
+        checks.number("input_dropout", input_dropout, "[0, 1)")
         super().__init__(
             keys,
             keys,

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_stable import checks
 from lightning_stable.metrics import MicroAverage
-from lightning_stable.models.checks import require_positive
 from lightning_stable.models.cores import build_core, evaluate, output_size, receptive_field
 
 
@@ -53,7 +53,7 @@ class SequenceModel(LightningModule):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        require_positive("learning_rate", learning_rate)
+        checks.number("learning_rate", learning_rate, "(0, inf)")
         self.learning_rate = learning_rate
         self.core = build_core(
             input_size,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_stable import checks
 from lightning_stable.metrics import MutualInformation
-from lightning_stable.models.checks import require_choice, require_positive_int
 from lightning_stable.models.sequence_model import SequenceModel
 
 Batch = tuple[Tensor, Tensor]
@@ -57,8 +57,8 @@ class SequenceRegressor(SequenceModel):
         kernel_size: int | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
-        require_positive_int("output_size", output_size)
-        require_choice("loss", loss, ("mse", "cross-entropy", "binary"))
+        checks.integer("output_size", output_size)
+        checks.choice("loss", loss, ("mse", "cross-entropy", "binary"))
         super().__init__(
             input_size,
             output_size,

@@ -10,8 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_stable import checks
 from lightning_stable.metrics import ChunkF1
-from lightning_stable.models.checks import require_positive_int, require_probability
 from lightning_stable.models.sequence_model import SequenceModel
 
 # Inputs, targets, lengths (on the CPU) and mask of padded sequences.
@@ -66,10 +66,10 @@ class SlotTagger(SequenceModel):
         kernel_size: int | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
-        require_positive_int("vocab_size", vocab_size)
-        require_positive_int("embedding_size", embedding_size)
-        require_probability("input_dropout", input_dropout)
-        require_probability("unknown_rate", unknown_rate)
+        checks.integer("vocab_size", vocab_size)
+        checks.integer("embedding_size", embedding_size)
+        checks.number("input_dropout", input_dropout, "[0, 1)")
+        checks.number("unknown_rate", unknown_rate, "[0, 1)")
         if isinstance(labels, str) or not labels:
             raise MisconfigurationException(f"`labels` must name every label id. Got {labels!r}.")
         super().__init__(

@@ -5,6 +5,7 @@ from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import (
     find_recurrences,
     is_recurrent,
+    recurrences_by_module,
     recurrences_of,
     register_recurrence,
     register_recurrence_factory,
@@ -18,6 +19,7 @@ __all__ = [
     "Recurrence",
     "find_recurrences",
     "is_recurrent",
+    "recurrences_by_module",
     "recurrences_of",
     "register_recurrence",
     "register_recurrence_factory",

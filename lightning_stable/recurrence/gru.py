@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_stable.recurrence.base import Budget, State, Weights, reach
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.recurrence.mixing import Bounds, MixedRecurrence
+from lightning_stable.recurrence.leaky import Bounds, MixedRecurrence
 
 
 class GRURecurrence(MixedRecurrence):

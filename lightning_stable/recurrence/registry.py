@@ -108,6 +108,16 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
 
 
+def recurrences_by_module(
+    module: nn.Module, patterns: str | Iterable[str] | None = None
+) -> dict[str, list[Recurrence]]:
+    """The recurrences of :func:`find_recurrences`, grouped by the name of the recurrent module that holds them."""
+    grouped: dict[str, list[Recurrence]] = {}
+    for recurrence in find_recurrences(module, patterns):
+        grouped.setdefault(recurrence.module_name, []).append(recurrence)
+    return grouped
+
+
 def _select(modules: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.Module]:
     if not patterns:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.recurrence.mixing import Bounds, MixedRecurrence
+from lightning_stable.recurrence.leaky import Bounds, MixedRecurrence
 
 
 class UGRNNRecurrence(MixedRecurrence):

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_stable.shadow.nested import parts_of
+from lightning_stable.copying import parts_of
 
 
 def shallow(batch: Any) -> Any:

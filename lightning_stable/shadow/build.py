@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_stable.shadow.nested import parts_of
+from lightning_stable.copying import copied, parts_of
 from lightning_stable.shadow.predictions import outermost_recurrent
 from lightning_stable.truncation import Windowed, window_
 
@@ -48,7 +47,7 @@ def check_model(model: LightningModule) -> None:
         )
 
 
-def copied(model: LightningModule, window: int) -> LightningModule:
+def windowed_copy(model: LightningModule, window: int) -> LightningModule:
     """A windowed deep copy.
 
     Raises:
@@ -64,23 +63,14 @@ def copied(model: LightningModule, window: int) -> LightningModule:
                 f"function that makes one. Got {replaced!r}."
             )
     _check_shapes_known(model)
-    # Torch copies no tensor with a history, such as a state that the next step will detach.
-    with_history: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in parts_of(Tensor, vars(module))
-        if not value.is_leaf
-    }
     try:
-        twin = copy.deepcopy(model, with_history)
+        twin = copied(model)
     except Exception as error:
         raise MisconfigurationException(
             f"FeedForwardShadowCallback could not deep-copy {type(model).__name__}: pass `twin=`, a module of the same "
             f"architecture or a function that makes one. Got {type(error).__name__}: {error}"
         ) from error
     _windowed(twin, window)
-    for module in twin.modules():
-        module._compiled_call_impl = None  # of `module.compile()`; the copied one would call the model's own layer
     return twin
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from lightning_stable.recurrence import is_recurrent
-from lightning_stable.stability.monitor import Hook
+from lightning_stable.stability.inputs.watch import Hook
 
 
 class PredictionWatch:

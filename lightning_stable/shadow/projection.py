@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_stable.stability.projector import Projector
+from lightning_stable.stability.projection.projector import Projector
 
 
 class TwinProjection:

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_stable.shadow.logs import Recorder
 from lightning_stable.shadow.optimizers import Schedule
-from lightning_stable.shadow.recorder import Recorder
 
 
 class Proxy:

@@ -12,14 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_stable.shadow.apart import apart
-from lightning_stable.shadow.build import TwinSource, copied, made, prepare_given
+from lightning_stable.shadow.build import TwinSource, made, prepare_given, windowed_copy
+from lightning_stable.shadow.logs import Recorder
 from lightning_stable.shadow.optimizers import ScheduleMirror, configured, follow_groups, parameter_count
 from lightning_stable.shadow.projection import TwinProjection
-from lightning_stable.shadow.recorder import Recorder
 from lightning_stable.shadow.rng import RandomStates, isolated
 from lightning_stable.shadow.step import TrainingStep
 from lightning_stable.shadow.trainer import TwinTrainer
+from lightning_stable.shadow.twin_guard import apart
 
 
 class Twin:
@@ -53,7 +53,7 @@ class Twin:
         self._modes: list[tuple[nn.Module, bool]] = []
         self._seen_apart: set[str] = set()
         with isolated(self._device):
-            self.module = copied(model, window) if source is None else made(source, model)
+            self.module = windowed_copy(model, window) if source is None else made(source, model)
             self._proxy = proxy = TwinTrainer(trainer, self.module, self.recorder)
             # A user's module may read its trainer anywhere, and logs through `log`.
             self.module.trainer = proxy  # type: ignore[assignment]

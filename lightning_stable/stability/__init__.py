@@ -1,7 +1,7 @@
 """Stability: certificates, input sets, set projections, and :func:`project_`."""
 
 from lightning_stable.stability.certify import certify
-from lightning_stable.stability.input_sets import (
+from lightning_stable.stability.inputs.sets import (
     ActiveEntries,
     Box,
     FiniteSet,
@@ -11,8 +11,8 @@ from lightning_stable.stability.input_sets import (
     Recorded,
     SupNorm,
 )
-from lightning_stable.stability.monitor import record_inputs
-from lightning_stable.stability.project import Constraint, project_
+from lightning_stable.stability.inputs.watch import record_inputs
+from lightning_stable.stability.projection.project import Constraint, project_
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 
 __all__ = [

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_stable import linalg
+from lightning_stable import checks, linalg
 from lightning_stable.recurrence.base import Recurrence, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import find_recurrences
-from lightning_stable.stability.comparison import by_module, directed_layer
-from lightning_stable.stability.input_sets import InputSet
-from lightning_stable.stability.inputs import LayerInputs, Sources, drive_of, leading_drive_of, resolve_sources
+from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of, leading_drive_of, resolve_sources
+from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.stability.window_bounds import by_module, directed_layer
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def certify(
     Raises:
         ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
     """
-    check_state_bound(state_bound)
+    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
     return certify_recurrences(recurrences, sources, norm, state_bound)
@@ -77,7 +77,7 @@ def certify_recurrences(
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
     """
-    check_state_bound(state_bound)
+    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
     check_finite(recurrences)
     layers, certificates, directed = LayerInputs(sources, state_bound, training), [], []
     for recurrence in recurrences:
@@ -136,19 +136,6 @@ def check_norm(recurrence: Recurrence, norm: str | None) -> str:
             f"Got {norm!r}."
         )
     return norm
-
-
-def check_state_bound(state_bound: float) -> None:
-    """Raise ValueError unless the bound is finite and at least 1."""
-    if not is_number(state_bound) or not 1 <= state_bound < float("inf"):
-        raise ValueError(
-            f"`state_bound` must be finite and at least 1 (zero-started states reach 1). Got {state_bound!r}."
-        )
-
-
-def is_number(value: object) -> bool:
-    """Whether the value is an int or a float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_finite(recurrences: Sequence[Recurrence]) -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_stable import checks
 from lightning_stable.recurrence.base import Contraction, State
-from lightning_stable.stability.comparison import WindowBounds, check_tolerance
+from lightning_stable.stability.window_bounds import WindowBounds
 from lightning_stable.version import __version__
 
 
@@ -115,7 +116,7 @@ class StabilityReport:
         Raises:
             ValueError: If ``tolerance`` is not positive and finite.
         """
-        check_tolerance(tolerance)
+        checks.number("tolerance", tolerance, "(0, inf)")
         if not self.is_stable or not self.bounds:
             return None
         window, before = 1, 0

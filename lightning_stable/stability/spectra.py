@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.stability.inputs import LayerInputs, Sources, drive_of
+from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_stable.tensorboard.board import OWN, Board, boards_of
+from lightning_stable.trainers import callbacks_of
 
 _COLUMNS = {"rate": 0.0, "window": 0}
 _HIDDEN = ("_class_path", "_instantiator")  # LightningCLI's
@@ -84,7 +85,7 @@ def _with_loggers(trainer: Trainer) -> list[tuple[Board, TensorBoardLogger]]:
 def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: LightningModule, *, begin: bool) -> None:
     from torch.utils.tensorboard.summary import hparams
 
-    callbacks = [c for c in trainer.callbacks if isinstance(c, Tabulated)]  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer, Tabulated)  # type: ignore[type-abstract]
     row, tags = merged(_own(logger, trainer, module), [callback.table_entries(trainer) for callback in callbacks])
     metrics = dict.fromkeys((board.prefix + tag for tag in tags), 0.0)
     row = {name: value for name, value in row.items() if value is not None}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
+from lightning_stable.truncation.carried_state import CarriedState, Memory, carry, memory_of
 
 
 def pack_state(state: Any) -> dict[str, Any]:

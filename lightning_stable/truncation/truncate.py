@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
 from torch import Tensor, nn
 
+from lightning_stable import checks
+from lightning_stable.copying import ModuleT, copied
 from lightning_stable.recurrence import find_recurrences, recurrences_of
 from lightning_stable.recurrence.registry import registered_type
 from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, original_class, windowed_class
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bool | None = None) -> ModuleT:
@@ -39,20 +36,12 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
         ValueError: If ``window`` is no positive integer or there is no recurrence.
         TypeError: If the module cannot be copied.
     """
-    check_window(window)
+    window = checks.integer("window", window)
     find_recurrences(module)
     shared: dict[int, Tensor] = {}
     if share:
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return window_(copied(module, shared), window, recompute=recompute)
-
-
-def copied(module: ModuleT, memo: dict[int, Tensor] | None = None) -> ModuleT:
-    """A deep copy that runs its own layers, also where the module was compiled in place."""
-    twin = copy.deepcopy(module, dict(memo or {}))
-    for part in twin.modules():
-        part._compiled_call_impl = None  # by `Module.compile`; copied, it calls the layers of the original
-    return twin
 
 
 def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> ModuleT:
@@ -62,7 +51,7 @@ def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> M
         ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module has a
             ``forward`` of its own, which a windowed form could not follow.
     """
-    check_window(window)
+    window = checks.integer("window", window)
     modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
     for recurrent in modules.values():
         if not isinstance(recurrent, Windowed):
@@ -82,9 +71,3 @@ def _check_own_forward(recurrent: nn.Module) -> None:
             "own: put what it does around the layer in a module that holds one, or register the class with "
             f"lightning_stable.register_recurrence. Got {type(recurrent).__name__}."
         )
-
-
-def check_window(window: int, name: str = "window") -> None:
-    """Raise ValueError unless ``window`` is a positive integer."""
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Got {window!r}.")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_stable.truncation.bidirectional import bidirectional_rows
-from lightning_stable.truncation.evaluate import advance, evaluate_rows
-from lightning_stable.truncation.layout import Layer, Layout
-from lightning_stable.truncation.memory import CarriedState, Memory, carry, memory_of
-from lightning_stable.truncation.rows import advance_rows, head_rows
-from lightning_stable.truncation.stack import Stack, States, concatenate, stacks_of, take
+from lightning_stable.truncation.carried_state import CarriedState, Memory, carry, memory_of
+from lightning_stable.truncation.exact.bidirectional import bidirectional_rows
+from lightning_stable.truncation.exact.evaluate import advance, evaluate_rows
+from lightning_stable.truncation.exact.layout import Layer, Layout
+from lightning_stable.truncation.exact.rows import advance_rows, head_rows
+from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
 
 
 class Windowed(nn.Module):
@@ -135,7 +135,7 @@ class WindowedLayer(Windowed):
                 return torch.cat((head, stack.output(tail))), [layout.last(tail)], None
             visited = concatenate(head_rows(stack, inputs[:window], start, [mask[:window] for mask in masks]), tail)
             return stack.output(visited), [layout.last(visited)], None
-        unfinished = _unfinished(stack, layout.in_order(memory), start, window)
+        unfinished = _unfinished(stack, _in_order(memory, layout), start, window)
         begun_before = _starts_of_rows(stack, inputs, unfinished, window)
         visited = evaluate_rows(stack, inputs, window, starts=begun_before, masks=masks, recompute=recompute)
         rows = _saving_nothing(_continued, stack, inputs, unfinished, window, masks)
@@ -261,6 +261,14 @@ def _begun(stack: Stack, memory: Memory, window: int) -> States:
     first = len(memory.recent) - min(memory.seen, window) + 1
     recent = memory.recent[first:]
     return advance(stack, recent, stack.zeros(recent[:0]), [mask[first:] for mask in memory.masks])
+
+
+def _in_order(memory: Memory, layout: Layout) -> Memory:
+    """The memory with the sequences in the order in which the inputs have them."""
+    if layout.packed is None or layout.packed.sorted_indices is None:
+        return memory
+    order = layout.packed.sorted_indices
+    return memory.apply(lambda tensor: tensor.index_select(1, order))
 
 
 def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:

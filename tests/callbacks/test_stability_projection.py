@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.stability import Box, StabilityReport
-from lightning_stable.stability import projector as projector_module
+from lightning_stable.stability.projection import projector as projector_module
 from tests.helpers import (
     CELLS,
     FEATURES,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lightning_stable
 from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProjectionCallback
 from lightning_stable.stability import subspace
-from lightning_stable.stability.fast import FastProjection
+from lightning_stable.stability.projection.every_step import FastProjection
 from tests.helpers import Recurrent, sequences, trainer
 
 FETCHES = ("item", "cpu", "tolist", "numpy", "__array__")

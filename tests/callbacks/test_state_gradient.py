@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from lightning_stable import project_, truncate
 from lightning_stable.callbacks import StabilityProjectionCallback, StateGradientCallback, TruncationProfileCallback
+from lightning_stable.diagnostics import measure_state_gradients
+from lightning_stable.diagnostics.jacobians import gradient_norms
 from lightning_stable.models import LanguageModel
-from lightning_stable.stability.state_gradients import measure_state_gradients
-from lightning_stable.stability.state_jacobians import gradient_norms
 from tests.callbacks.shadows import Noisy
 from tests.helpers import FEATURES, TIME, UNITS, Recurrent, equal, sequences, trainer, weights
 

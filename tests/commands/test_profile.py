@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 from lightning_stable import certify, cli, project_, truncation_profile
 from lightning_stable.commands.profile import profile_modules
-from lightning_stable.commands.recorder import record
+from lightning_stable.commands.run_on_data import record
 from lightning_stable.datamodules import CopyMemoryDataModule, LinearSystemDataModule
 from lightning_stable.models import LanguageModel, SlotTagger
-from lightning_stable.stability.input_sets import SupNorm
+from lightning_stable.stability.inputs.sets import SupNorm
 from tests.checkpoint_files import CLASS, Cells, Gated, Plain, as_cli, save
 from tests.commands.test_certify import error_of, language_model
 from tests.models.examples import slots

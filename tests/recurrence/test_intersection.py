@@ -11,7 +11,7 @@ from lightning_stable import certify, project_, truncation_profile
 from lightning_stable.recurrence import Recurrence, recurrences_of
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.stability import ActiveEntries, Box, InputSet, L2Ball, SupNorm
-from lightning_stable.stability.inputs import drive_of, leading_drive_of
+from lightning_stable.stability.inputs.resolve import drive_of, leading_drive_of
 from tests.nets import net, set_
 from tests.stability.adversary import member
 

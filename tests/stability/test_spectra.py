@@ -4,7 +4,7 @@ from torch import nn
 
 from lightning_stable import certify
 from lightning_stable.recurrence import Recurrence, find_recurrences
-from lightning_stable.stability.input_sets import Box
+from lightning_stable.stability.inputs.sets import Box
 from lightning_stable.stability.spectra import layer_spectra
 
 BOX = {"": Box(-torch.ones(3), torch.ones(3))}

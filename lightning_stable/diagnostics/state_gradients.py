@@ -1,0 +1,224 @@
+"""How much of a state is left after some steps on real data: gradients of the loss, and growth of perturbations.
+
+Certificates hold for every admissible state and input; what is computed here belongs to one run on given inputs.
+Miller & Hardt (*Stable Recurrent Models*) found models outside the stable set that behave like stable ones on the data
+they see, and called it the data-dependent regime. Every number of this module is a **measurement, not a bound**.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_stable.diagnostics.jacobians import gradient_norms, lyapunov_exponents
+from lightning_stable.recurrence.registry import recurrences_of
+from lightning_stable.stability.certify import certify_recurrences
+from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
+from lightning_stable.stability.inputs.sets import Recorded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Gradients smaller than this underflow in float32 soon, and no decay can be read from them.
+_UNDERFLOW = 1e-30
+
+
+@dataclass(frozen=True)
+class StateGradients:
+    """Measurements on the states of one recurrent module, along its runs on given inputs. They are no bounds.
+
+    The state is that of all layers of the module together, ``(h, c)`` for LSTM; norms are Euclidean.
+
+    Attributes:
+        norms: ``||d loss_t / d h_{t - lag}||``, shape ``(max_lag + 1, positions)``, float64: row ``lag``, a column for
+            every ``t`` of every sequence that has a loss; NaN where the run begins later.
+        exponents: Finite-time Lyapunov exponent of every sequence, shape ``(sequences,)``: the logarithm per step of
+            the largest factor by which a perturbation of its first state grows until its end. Short sequences measure
+            transient growth.
+        certified_rate: Certified rate of the module, infinite or NaN if there is none.
+        guarantee: What the certified rate holds for: ``"guaranteed"``, ``"data"`` (inputs in the range of these) or
+            ``"none"``.
+        source: Where gradients start from: ``"loss"``, or ``"random"`` directions in the state at ``t``.
+        name: Of the module.
+    """
+
+    norms: Tensor
+    exponents: Tensor
+    certified_rate: float = math.inf
+    guarantee: str = "none"
+    source: str = "loss"
+    name: str = ""
+
+    @classmethod
+    def joined(cls, parts: Sequence[StateGradients]) -> StateGradients:
+        """Measurements on several batches as one; the certified rate is the largest of theirs.
+
+        Raises:
+            ValueError: If there are none, or they go to different lags.
+        """
+        if len({len(part.norms) for part in parts}) != 1:
+            raise ValueError(
+                "`parts` must be measurements to the same lag, at least one. Got the lags "
+                f"{[len(part.norms) - 1 for part in parts]}."
+            )
+        worst = max(parts, key=lambda part: part.certified_rate if part.certified_rate < math.inf else math.inf)
+        return replace(
+            worst,
+            norms=torch.cat([part.norms for part in parts], dim=1),
+            exponents=torch.cat([part.exponents for part in parts]),
+        )
+
+    @property
+    def lags(self) -> Tensor:
+        """``0 .. max_lag``."""
+        return torch.arange(len(self.norms))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean norm by lag over the positions that have one, shape ``(max_lag + 1,)``; NaN where none has."""
+        return self.norms.nanmean(dim=1)
+
+    @property
+    def max(self) -> Tensor:
+        """Largest norm by lag, shape ``(max_lag + 1,)``; NaN where there is none."""
+        if not self.norms.shape[1]:
+            return self.mean
+        largest = self.norms.nan_to_num(-1.0).amax(dim=1)
+        return largest.where(largest >= 0, torch.nan)
+
+    @property
+    def decay(self) -> float:
+        """Fitted factor per step by which the mean norm falls; NaN if it cannot be read from the norms.
+
+        From one lag to the next the same positions ``t`` are compared: fewer and fewer have a state that long ago,
+        and their losses differ.
+        """
+        before, after = self.norms[:-1], self.norms[1:]
+        ratios = after.nansum(dim=1) / before.where(~after.isnan(), 0.0).sum(dim=1)
+        count = int((ratios.isfinite() & (self.mean[1:] > _UNDERFLOW)).long().cumprod(0).sum())
+        levels = torch.cat((ratios.new_zeros(1), ratios[:count].log().cumsum(0)))
+        centred = torch.arange(count + 1, dtype=levels.dtype) - count / 2
+        return math.exp((centred @ levels / (centred @ centred)).item()) if count else math.nan
+
+    @property
+    def lyapunov(self) -> float:
+        """The largest of the sequences' exponents."""
+        return self.exponents.max().item()
+
+    @property
+    def rates(self) -> Tensor:
+        """``exp(exponents)``, the measured rate per step of every sequence."""
+        return self.exponents.exp()
+
+    @property
+    def rate(self) -> float:
+        """The largest measured rate, ``exp(lyapunov)``."""
+        return self.rates.max().item()
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether the certified rate is below 1."""
+        return self.certified_rate < 1
+
+    @property
+    def in_stable_regime(self) -> bool:
+        """Whether perturbations shrank along every sequence measured, whatever is certified: ``lyapunov < 0``."""
+        return self.lyapunov < 0
+
+    def __str__(self) -> str:
+        certified = f"certified rate {self.certified_rate:.3g}" if self.is_certified else "not certified stable"
+        regime = "operates in the stable regime on these data" if self.in_stable_regime else "perturbations grow"
+        return (
+            f"{self.name or 'the recurrence'}: {certified}; measured rate {self.rate:.3g} per step, {regime} "
+            f"(a measurement, not a bound); gradients decay by {self.decay:.3g} per step"
+        )
+
+    def plot(self) -> Figure:
+        """Norms against the lag on a logarithmic scale, as a matplotlib figure without a display."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(6.5, 4), layout="constrained")
+        axes = figure.subplots()
+        lags, largest = self.lags.tolist(), self.max.tolist()
+        if self.is_certified and largest[0] > 0:
+            line = [largest[0] * self.certified_rate**lag for lag in lags]
+            label = f"certified rate {self.certified_rate:.3g} ** lag, up to a constant"
+            label += " (range of this data)" if self.guarantee == "data" else ""
+            axes.plot(lags, line, color="#c0392b", linestyle="--", label=label)
+        axes.plot(lags, largest, color="#0b6bcb", marker="o", markersize=3, label="largest, measured")
+        axes.plot(lags, self.mean.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean, measured")
+        gradient = r"$\|\partial\, loss_t / \partial h_{t-\tau}\|$"
+        regime = "stable" if self.in_stable_regime else "unstable"
+        certified = "" if self.is_certified else ", not certified"
+        axes.set(
+            yscale="log",
+            xlabel=r"$\tau$ (steps back)",
+            ylabel=gradient if self.source == "loss" else "growth, random directions",
+            title=f"States of {self.name or 'the recurrence'}: {regime} on these data{certified}\n"
+            f"measured decay {self.decay:.3g}, largest rate {self.rate:.3g} per step",
+        )
+        axes.title.set_fontsize(11)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
+        return figure
+
+
+def measure_state_gradients(
+    recurrent: nn.Module,
+    inputs: Any,
+    output_gradients: Any = None,
+    max_lag: int = 32,
+    *,
+    state: Any = None,
+    state_gradients: Any = None,
+    input_bound: Any = None,
+    name: str = "",
+) -> StateGradients:
+    """Measure one recurrent module on given inputs: :func:`gradient_norms`, :func:`lyapunov_exponents`, certificate.
+
+    Args:
+        recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module) with one
+            direction, not windowed. Dropout between layers is off.
+        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
+        output_gradients: ``d loss / d output``, see :func:`gradient_norms`; None takes random directions.
+        max_lag: Largest lag, at least 1.
+        state: As in :func:`gradient_norms`.
+        state_gradients: As in :func:`gradient_norms`.
+        input_bound: What is known about the inputs, see :func:`lightning_stable.certify`; None takes the range of
+            ``inputs`` where a cell needs one.
+        name: Of the module, for texts.
+
+    Raises:
+        ValueError: As :func:`gradient_norms`.
+    """
+    known = output_gradients is not None or state_gradients is not None
+    norms = gradient_norms(
+        recurrent, inputs, output_gradients, max_lag, state=state, state_gradients=state_gradients
+    ).flatten(1)
+    # Positions without a loss say nothing about the decay of its gradient.
+    norms = norms[:, norms[0] > 0].double().cpu()
+    exponents = lyapunov_exponents(recurrent, inputs, state=state).double().cpu()
+    rate, guarantee = _certified(recurrent, inputs, input_bound)
+    return StateGradients(norms, exponents, rate, guarantee, "loss" if known else "random", name)
+
+
+def _certified(recurrent: nn.Module, given: Any, input_bound: Any) -> tuple[float, str]:
+    recurrences = recurrences_of(recurrent)
+    if input_bound is None:
+        data = given.data if isinstance(given, PackedSequence) else given
+        seen = data.detach().double().flatten(0, -2)
+        sources: Sources = {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
+    else:
+        sources = resolve_sources(recurrent, recurrences, input_bound)
+    report = certify_recurrences(recurrences, sources, training=False)
+    guarantees = {layer.guarantee for layer in report.layers}
+    return report.rate, next(label for label in ("none", "data", "guaranteed") if label in guarantees)

@@ -1,0 +1,223 @@
+"""How much context a recurrent layer uses: the error of its truncation at every window, measured and certified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from lightning_stable import checks
+from lightning_stable.copying import evaluating
+from lightning_stable.recurrence import recurrences_of
+from lightning_stable.stability.inputs.resolve import resolve_sources
+from lightning_stable.stability.inputs.sets import Recorded
+from lightning_stable.stability.window_bounds import window_bounds
+from lightning_stable.truncation.exact.bidirectional import bidirectional_rows, reorder, reversal
+from lightning_stable.truncation.exact.evaluate import step_of
+from lightning_stable.truncation.exact.layout import Layout
+from lightning_stable.truncation.exact.rows import head_rows
+from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
+from lightning_stable.truncation.windowed import Windowed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Errors below this share of the largest output are rounding, and no decay can be read from them.
+_ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class TruncationProfile:
+    """Difference between a recurrent layer and its windowed forms, over the windows ``1 .. max_window``.
+
+    Attributes:
+        windows: Shape ``(max_window,)``.
+        max_error: Largest Euclidean norm of the difference of the outputs over batch and time, same shape.
+        mean_error: Its mean over batch and time, same shape.
+        rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
+        bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
+        guarantee: What the bound holds for: ``"guaranteed"`` for every admissible input, ``"data"`` for inputs in
+            the range of these, ``"none"`` if there is none.
+        output_norm: Mean Euclidean norm of the recurrent layer's outputs, to compare with.
+        name: Of the layer, for the plot.
+    """
+
+    windows: Tensor
+    max_error: Tensor
+    mean_error: Tensor
+    rate: float
+    bound: Tensor
+    guarantee: str
+    output_norm: float
+    name: str = ""
+
+    def required_window(self, tolerance: float) -> int | None:
+        """Smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none of these does.
+
+        Raises:
+            ValueError: If the tolerance is not a positive number.
+        """
+        checks.number("tolerance", tolerance, "(0, inf)")
+        above = (~(self.max_error <= tolerance)).nonzero()
+        first = int(above[-1]) + 2 if len(above) else 1
+        return first if first <= len(self.windows) else None
+
+    def plot(self) -> Figure:
+        """Errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(6.5, 4), layout="constrained")
+        axes = figure.subplots()
+        windows = self.windows.tolist()
+        if not self.bound.isnan().all():
+            label = "certified bound" + (" (range of this data)" if self.guarantee == "data" else "")
+            axes.plot(windows, self.bound.tolist(), color="#c0392b", linestyle="--", label=label)
+        axes.plot(windows, self.max_error.tolist(), color="#0b6bcb", marker="o", markersize=3, label="largest error")
+        axes.plot(windows, self.mean_error.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean error")
+        axes.axhline(self.output_norm, color="black", linestyle=":", linewidth=1, label="mean norm of the outputs")
+        decay = "" if math.isnan(self.rate) else f": measured rate {self.rate:.3g} per step"
+        axes.set(
+            yscale="log",
+            xlabel="window (inputs seen)",
+            ylabel="error of the output",
+            title=f"Truncation of {self.name or 'the recurrence'}{decay}",
+        )
+        positive = [value for value in self.mean_error.tolist() if value > 0]
+        if positive:  # exact windows have error 0, and bounds may lie far above what matters
+            axes.set_ylim(min(positive) / 3, 10 * max(self.output_norm, self.max_error.max().item()))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
+        return figure
+
+
+@torch.no_grad()
+def truncation_profile(
+    recurrent: nn.Module, inputs: Any, max_window: int = 32, *, input_bound: Any = None, name: str = ""
+) -> TruncationProfile:
+    """Compare a recurrent layer with its windowed forms of every length on given inputs, from zero states.
+
+    All windows come from one pass: the trajectory after ``k`` sweeps ``S <- phi(shift(S), x)`` over all positions is
+    that of the ``k``-window form. Dropout between layers is off.
+
+    Args:
+        recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module), windowed
+            or not.
+        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
+        max_window: Longest window.
+        input_bound: What is known about the inputs, for the certified bound, see :func:`lightning_stable.certify`;
+            None takes the range of ``inputs`` where a cell needs one.
+        name: For the title of the plot.
+
+    Raises:
+        ValueError: If ``max_window`` is no positive integer, the module is not recurrent, or inputs do not fit it.
+    """
+    checks.integer("max_window", max_window)
+    stacks = stacks_of(recurrent)
+    layout = Layout.of(recurrent, inputs)
+    layout.check(recurrent, None)
+    with _at_rest(recurrent):
+        whole = _whole(recurrent, stacks, layout)
+        valid = layout.valid
+        errors = [
+            torch.linalg.vector_norm(outputs - whole, dim=-1)[valid]
+            for outputs in _windowed(stacks, layout, max_window)
+        ]
+    largest = torch.stack([error.max() for error in errors]).double().cpu()
+    mean = torch.stack([error.mean() for error in errors]).double().cpu()
+    size = torch.linalg.vector_norm(whole[valid], dim=-1).mean().item()
+    bound, guarantee = _bound(recurrent, layout, max_window, input_bound)
+    floor = _ROUNDING.get(whole.dtype, 1e-2) * size
+    return TruncationProfile(
+        windows=torch.arange(1, max_window + 1),
+        max_error=largest,
+        mean_error=mean,
+        rate=_fitted_rate(mean, floor),
+        bound=bound,
+        guarantee=guarantee,
+        output_norm=size,
+        name=name,
+    )
+
+
+@contextmanager
+def _at_rest(recurrent: nn.Module) -> Iterator[None]:
+    """The module as it is stored, without dropout."""
+    with evaluating(recurrent), recurrent.as_stored() if isinstance(recurrent, Windowed) else nullcontext():
+        yield
+
+
+def _whole(recurrent: nn.Module, stacks: tuple[Stack, ...], layout: Layout) -> Tensor:
+    """Outputs of the whole recurrence, shape ``(time, batch, features)``."""
+    if not recurrences_of(recurrent)[0].takes_sequences:
+        return stacks[0].output(head_rows(stacks[0], layout.inputs, stacks[0].zeros(layout.inputs[:1])))
+    if layout.packed is not None:
+        packed, _ = recurrent(PackedSequence(layout.packed.data, layout.packed.batch_sizes))
+        padded: Tensor = pad_packed_sequence(packed)[0]
+        return padded
+    batch_first = bool(getattr(recurrent, "batch_first", False))
+    outputs: Tensor = recurrent(layout.inputs.transpose(0, 1) if batch_first else layout.inputs)[0]
+    return outputs.transpose(0, 1) if batch_first else outputs
+
+
+def _windowed(stacks: tuple[Stack, ...], layout: Layout, max_window: int) -> Iterator[Tensor]:
+    """Outputs of the windowed forms 1, 2, ..., ``max_window``, shape ``(time, batch, features)`` each."""
+    if len(stacks) == 1:
+        for states in _sweeps(stacks[0], layout.inputs, max_window):
+            yield stacks[0].output(states)
+    elif len(stacks[0].layers) == 1:
+        turned = reversal(layout.inputs, layout.lengths)
+        pairs = zip(
+            _sweeps(stacks[0], layout.inputs, max_window),
+            _sweeps(stacks[1], reorder(layout.inputs, turned), max_window),
+            strict=True,
+        )
+        for forward, backward in pairs:
+            yield torch.cat((stacks[0].output(forward), reorder(stacks[1].output(backward), turned)), dim=-1)
+    else:  # an upper layer sees both ends of its window, so every window is a run of its own
+        both = (stacks[0], stacks[1])
+        starts = (both[0].zeros(layout.inputs[:1]), both[1].zeros(layout.inputs[:1]))
+        for window in range(1, max_window + 1):
+            visited = bidirectional_rows(both, layout.inputs, min(window, layout.time), starts, layout.lengths)
+            yield torch.cat([stack.output(states) for stack, states in zip(both, visited, strict=True)], dim=-1)
+
+
+def _sweeps(stack: Stack, inputs: Tensor, count: int) -> Iterator[States]:
+    step = step_of(stack, inputs)
+    states = step(0, stack.zeros(inputs))
+    yield states
+    for sweep in range(1, count):
+        if sweep < len(inputs):  # the rows below have seen all their inputs
+            after = step(sweep, take(states, slice(sweep - 1, -1)))
+            states = concatenate(take(states, slice(0, sweep)), after)
+        yield states
+
+
+def _bound(recurrent: nn.Module, layout: Layout, max_window: int, input_bound: Any) -> tuple[Tensor, str]:
+    recurrences = recurrences_of(recurrent)
+    if input_bound is not None:
+        sources = resolve_sources(recurrent, recurrences, input_bound)
+    else:
+        seen = layout.inputs[layout.valid].double()
+        sources = {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
+    (bounds,) = window_bounds(recurrences, sources)
+    errors = bounds.errors(max_window).cpu()
+    return errors.where(errors.isfinite(), torch.nan), bounds.guarantee
+
+
+def _fitted_rate(errors: Tensor, floor: float) -> float:
+    """Slope of the logarithm of the errors, over the windows whose error is more than rounding."""
+    count = int((errors > floor).long().cumprod(0).sum())
+    if count < 2:
+        return math.nan
+    windows = torch.arange(count, dtype=torch.float64)
+    centred = windows - windows.mean()
+    return math.exp((centred @ errors[:count].log() / (centred @ centred)).item())

@@ -1,0 +1,98 @@
+"""What an experiment is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from rich.table import Table
+
+from lightning_stable.experiments.capacity.budgets import Budget
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+
+
+class Experiment(ABC):
+    """Measures something at every point of a grid, with the hyperparameters that are best for it.
+
+    Attributes:
+        name: On the command line.
+        title: Above its table and its figure.
+        direction: Whether more of the measured value is better.
+        random: Draw all hyperparameters at random, alike at all points, instead of searching for the best.
+    """
+
+    name: str
+    title: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+    random = False
+
+    @abstractmethod
+    def points(self, budget: Budget) -> list[Point]:
+        """The grid, unconstrained and stable."""
+
+    def first(self, point: Point) -> list[Params]:
+        """Hyperparameters that are tried first."""
+        return []
+
+    def suggest(self, trial: optuna.Trial) -> Params:
+        """Hyperparameters of a trial: the largest learning rate, and the scale of the first recurrent weights."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True),
+            "gain": trial.suggest_float("gain", 0.5, 2.0, log=True),
+        }
+
+    @abstractmethod
+    def measure(self, point: Point, params: Params, steps: int, seed: int) -> Outcome:
+        """Train once and measure; the global random state is already seeded."""
+
+    @abstractmethod
+    def seconds(self, point: Point, steps: int) -> float:
+        """About how long a trial takes on a core of its own."""
+
+    @abstractmethod
+    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
+        """What the results hold of a point; of its trials at least one succeeded."""
+
+    def finish(self, rows: list[Row]) -> list[Row]:
+        """Add to the rows what needs all of them."""
+        return rows
+
+    @abstractmethod
+    def tables(self, rows: Sequence[Row]) -> list[Table]:
+        """What is printed."""
+
+    @abstractmethod
+    def plot(self, rows: Sequence[Row], path: Path) -> Path:
+        """Draw the figure."""
+
+    def best(self, trials: Sequence[Trial]) -> Trial:
+        """The trial with the best value."""
+        found = [trial for trial in trials if trial.value is not None]
+        return (max if self.direction == "maximize" else min)(found, key=lambda trial: trial.value or 0.0)
+
+
+def common(point: Point, trials: Sequence[Trial], best: Trial) -> dict[str, Any]:
+    """What every row ends with."""
+    return {
+        "trials": len(trials),
+        "failed": sum(trial.value is None for trial in trials),
+        "steps": best.steps,
+        "seconds": round(sum(trial.seconds for trial in trials), 1),
+        "rate": best.details.get("rate"),
+        "seed": best.seed,
+        "hyperparameters": best.params,
+    }
+
+
+def beside(rows: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:
+    """Pairs of the unconstrained and the stable row of the same cell, depth and size."""
+    keys = list(dict.fromkeys(_key(row) for row in rows))
+    found = {(_key(row), row["stable"]): row for row in rows}
+    return [(found.get((key, False)), found.get((key, True))) for key in keys]
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row.get("task"), row["cell"], row["layers"], row["units"]

@@ -1,0 +1,105 @@
+"""Training one network with given hyperparameters."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.experiments.capacity.point import Params, Point
+from lightning_stable.experiments.capacity.tasks import Task
+
+RATE = 0.99
+
+
+class Anneal(Callback):
+    """Warms the learning rate up over a twentieth of the steps, then lowers it to zero along a cosine.
+
+    Args:
+        peak: Largest learning rate.
+        steps: Gradient steps in all.
+    """
+
+    # As a callback: every model can be annealed, and a scheduler of Lightning's costs more per step.
+
+    def __init__(self, peak: float, steps: int) -> None:
+        self.peak, self.steps = peak, steps
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = annealed(self.peak, trainer.global_step, self.steps)
+
+
+def annealed(peak: float, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear up to the peak, then half a cosine down."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+
+
+def train(
+    task: Task, point: Point, params: Params, steps: int
+) -> tuple[LightningModule, dict[str, float], float | None]:
+    """Train a network and validate it.
+
+    Args:
+        task: What to train on.
+        point: Which network.
+        params: ``learning_rate``, and ``gain``, the factor of the recurrent layers' initial weights.
+        steps: Gradient steps.
+
+    Returns:
+        The model, its validation metrics, and the certified rate; None if the network is unconstrained.
+    """
+    quiet()
+    model = task.build(point.cell, point.layers, point.units)
+    core = model.core
+    assert isinstance(core, nn.Module)
+    with torch.no_grad():
+        for name, parameter in core.named_parameters():
+            if "weight" in name:
+                parameter.mul_(params["gain"])
+    callbacks: list[Callback] = [Anneal(params["learning_rate"], steps)]
+    projection = StabilityProjectionCallback(RATE, input_bound=task.input_bound) if point.stable else None
+    if projection is not None:
+        callbacks.append(projection)
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        limit_val_batches=50,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=10**9,
+        log_every_n_steps=10**9,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+    trainer.fit(model, task.data)
+    rate = None if projection is None or projection.report is None else projection.report.rate
+    (metrics,) = trainer.validate(model, task.data, verbose=False)
+    return model, dict(metrics), rate
+
+
+def quiet() -> None:
+    """One thread per process, and no advice from Lightning on every trial."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # processes share the cores among themselves
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in ("does not have many workers", "LeafSpec", "logging interval", "GPU available but not used"):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

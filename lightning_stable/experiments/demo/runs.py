@@ -1,0 +1,218 @@
+"""The demo's trainings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from lightning_stable import certify
+from lightning_stable.callbacks import (
+    FeedForwardShadowCallback,
+    StabilityProjectionCallback,
+    StateGradientCallback,
+    TruncationProfileCallback,
+)
+from lightning_stable.datamodules import PythonDocsDataModule
+from lightning_stable.diagnostics import truncation_profile
+from lightning_stable.models import LanguageModel
+from lightning_stable.stability import StabilityReport
+
+TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 100, 40
+DISTANCE_WINDOWS = (2, 5, 10, 20)
+# By window, (step, relative weight distance) in order.
+Distances = dict[int, list[tuple[int, float]]]
+
+
+@dataclass
+class Run:
+    """What one training left behind."""
+
+    name: str
+    perplexity: list[float] = field(default_factory=list)  # validation, after every epoch
+    rates: list[float] = field(default_factory=list)  # certified, after every epoch
+    step_seconds: list[float] = field(default_factory=list)
+    projection_seconds: list[float] = field(default_factory=list)
+    test_perplexity: float = float("nan")
+    twin_perplexity: float = float("nan")
+    required_window: int | None = None  # measured, for TOLERANCE
+    metrics: dict[str, float] = field(default_factory=dict)  # at the end
+    report: StabilityReport | None = None
+
+    @property
+    def best(self) -> float:
+        """Best validation perplexity; the epoch that is tested."""
+        return min(self.perplexity)
+
+
+class _Recorder(Callback):
+    """Keeps the validation curve and the durations of the training steps."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._start = time.perf_counter()
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._run.step_seconds.append(time.perf_counter() - self._start)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._run.perplexity.append(trainer.callback_metrics["val_perplexity"].item())
+            self._run.rates.append(certify(pl_module).rate)
+
+
+class _AfterStep(Callback):
+    """Calls a function after every optimizer step; one on each side of the projection gives its duration."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self._function())
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both trainings have in common, and what is asked of the stable one.
+
+    Attributes:
+        epochs: Epochs of each training.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
+        hidden_size: Recurrent units.
+        rate: Largest certified rate of the stable model.
+        gate_bound: As in :func:`lightning_stable.project_`.
+        window: Inputs the twins see.
+        distance_steps: Steps for which twins of several windows are compared.
+        seed: Seed of both trainings.
+        limit_batches: Batches per epoch and stage, for a quick look; None takes all.
+    """
+
+    epochs: int = 6
+    cell: str = "lstm"
+    hidden_size: int = 128
+    rate: float = 0.99
+    gate_bound: float | None = None
+    window: int = 10
+    distance_steps: int = 80
+    seed: int = 1
+    limit_batches: int | None = None
+
+
+def train(
+    name: str,
+    projection: StabilityProjectionCallback | None,
+    data: PythonDocsDataModule,
+    out: Path,
+    options: Options,
+) -> Run:
+    """Train a model and its twin, and test both at the model's best epoch."""
+    run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
+    checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
+    shadow = FeedForwardShadowCallback(options.window)
+    callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
+    profiles = [
+        TruncationProfileCallback(PROFILED_WINDOW, tolerance=TOLERANCE),
+        StateGradientCallback(PROFILED_WINDOW, every_n_epochs=3),
+    ]
+    if projection is not None:
+        clock = time.perf_counter
+        callbacks += [_AfterStep(lambda: starts.append(clock())), projection, _AfterStep(lambda: ends.append(clock()))]
+    trainer = Trainer(
+        max_epochs=options.epochs,
+        limit_train_batches=options.limit_batches,
+        limit_val_batches=options.limit_batches,
+        limit_test_batches=options.limit_batches,
+        log_every_n_steps=min(20, options.limit_batches or 20),
+        **_trainer_arguments(name, out, [*callbacks, shadow, *profiles]),
+    )
+    model = _model(data, options)
+    trainer.fit(model, datamodule=data)
+    run.metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
+    run.test_perplexity = metrics["test_perplexity"]
+    run.projection_seconds = [end - start for start, end in zip(starts, ends, strict=True)]
+    run.report = certify(model)
+    run.required_window = _required_window(model, data)
+    # The twin of the same epoch.
+    best = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert shadow.twin is not None
+    shadow.twin.load_state_dict(best["callbacks"][shadow.state_key]["checkpoint"]["state_dict"])
+    (metrics,) = trainer.test(shadow.twin, datamodule=data, verbose=False)
+    run.twin_perplexity = metrics["test_perplexity"]
+    return run
+
+
+def distances_over_steps(
+    name: str,
+    projection: StabilityProjectionCallback | None,
+    data: PythonDocsDataModule,
+    out: Path,
+    options: Options,
+) -> Distances:
+    """Train twins of several windows beside one model for a short while."""
+    shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
+    recorder = _DistanceRecorder()
+    callbacks = [TQDMProgressBar(refresh_rate=10), *([projection] if projection else []), *shadows, recorder]
+    trainer = Trainer(
+        max_steps=options.distance_steps,
+        limit_val_batches=0,
+        log_every_n_steps=max(1, min(5, options.distance_steps // 2)),
+        enable_checkpointing=False,
+        **_trainer_arguments(f"{name}-windows", out, callbacks),
+    )
+    trainer.fit(_model(data, options), datamodule=data)
+    return recorder.distances
+
+
+class _DistanceRecorder(Callback):
+    """Reads what the shadows before it have logged."""
+
+    def __init__(self) -> None:
+        self.distances: Distances = {window: [] for window in DISTANCE_WINDOWS}
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for window, curve in self.distances.items():
+                value = trainer.callback_metrics[f"shadow/k={window}/weight_distance_relative"]
+                curve.append((trainer.global_step, value.item()))
+
+
+def _model(data: PythonDocsDataModule, options: Options) -> LanguageModel:
+    seed_everything(options.seed, verbose=False)
+    # No dropout before the recurrence: the certificate would have to cover every mask.
+    return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
+
+
+def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[str, Any]:
+    return {
+        "accelerator": "cpu",
+        "logger": TensorBoardLogger(out, name="", version=name, default_hp_metric=False),
+        "callbacks": callbacks,
+        "enable_model_summary": False,
+        "gradient_clip_val": 0.25,
+        "num_sanity_val_steps": 0,
+    }
+
+
+@torch.no_grad()
+def _required_window(model: LanguageModel, data: PythonDocsDataModule) -> int | None:
+    """Window from which on the outputs of the recurrence on test text are off by at most ``TOLERANCE``."""
+    text = data.stream("test")[: 5 * 256].view(5, 256)
+    profile = truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW)
+    return profile.required_window(TOLERANCE)

@@ -1,0 +1,65 @@
+"""The table of a task: the models beside each other and beside published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lightning_stable.experiments.reproduce.task import Task
+from lightning_stable.stability.report import format_rate
+
+Row = dict[str, Any]
+
+
+def results_table(task: Task, rows: Sequence[Row], floor: float | None) -> Table:
+    """One line per model, truncated ones below the recurrent model they come from."""
+    sources = list(dict.fromkeys((each.source, each.status) for each in task.published))
+    marks = dict(zip(sources, "abcdefghij", strict=False))
+    table = Table(
+        title=f"{task.title}: {task.metric.title}, {task.metric.better} is better",
+        caption="\n".join(f"{mark} {source}, {status}" for (source, status), mark in marks.items()),
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    for name in ("sees", "validation", "test", "certified\nrate", "recurrent\nnorm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("literature", no_wrap=True)
+    if floor is not None:
+        table.add_row("nothing learned", "", "", _number(floor * task.metric.scale))
+    best = (min if task.metric.better == "lower" else max)(row["test"] for row in rows)
+    previous = None
+    for row in rows:
+        if row["core"] != previous:
+            table.add_section()
+            previous = row["core"]
+        test = _number(row["test"])
+        table.add_row(
+            f"{row['core']} {kind(row)}",
+            "all" if row["receptive_field"] is None else str(row["receptive_field"]),
+            _number(row["validation"]),
+            f"[bold]{test}[/bold]" if row["test"] == best else test,
+            _rate(row),
+            "" if row["recurrent_norm"] is None else f"{row['recurrent_norm']:.2f}",
+            "  ".join(f"{each['value']:g} {marks[each['source'], each['status']]}" for each in row["published"]),
+        )
+    return table
+
+
+def kind(row: Row) -> str:
+    """``stable, truncated``; nothing for a convolutional network."""
+    if row["recurrent_norm"] is None:
+        return ""
+    return ("stable" if row["stable"] else "unconstrained") + (", truncated" if row["window"] else "")
+
+
+def _rate(row: Row) -> str:
+    if row["recurrent_norm"] is None:
+        return ""
+    rate = format_rate(float("inf") if row["rate"] is None else row["rate"])
+    return rate if row["guarantee"] == "guaranteed" else f"{rate} ({row['guarantee']})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e-2 else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"

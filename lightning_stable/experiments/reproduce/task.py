@@ -1,0 +1,212 @@
+"""A task of the paper: one readable YAML file, and the runs it stands for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Config = dict[str, Any]
+Budget = Literal["small", "paper"]
+BUDGETS: tuple[Budget, ...] = ("small", "paper")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature.
+
+    Attributes:
+        core: ``"lstm"``, ``"tcn"``, ...
+        value: In the unit of the task's metric.
+        source: Where it stands.
+        status: ``"published"``, or ``"recalled"`` if it was not confirmed.
+        stable: Of a stable model, or of an unconstrained one; None where the source makes no difference.
+    """
+
+    core: str
+    value: float
+    source: str
+    status: Literal["published", "recalled"] = "published"
+    stable: bool | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task is measured by.
+
+    Attributes:
+        name: As it is logged after ``val_`` and ``test_``.
+        title: As a table shows it, with its unit.
+        better: Which values are better.
+        scale: Factor from what is logged to what is shown.
+    """
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"] = "lower"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to be trained.
+
+    Attributes:
+        core: ``"rnn"``, ``"lstm"``, ``"tcn"``, ...
+        stable: Whether it is projected after every step.
+        window: None for a recurrent model; k for a truncated one.
+        config: A complete configuration of LightningCLI.
+        seconds: How long it takes on one core, roughly.
+    """
+
+    core: str
+    stable: bool
+    window: int | None
+    config: Config
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """``lstm-stable-k10``."""
+        parts = [self.core, "stable" if self.stable else "", f"k{self.window}" if self.window else ""]
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as its file describes it.
+
+    A value ``data.NAME`` in a configuration is replaced by that attribute of the data module, once it is set up.
+
+    Attributes:
+        name: Name of the task and its file.
+        title: Title of table and figure.
+        metric: What is measured.
+        note: What to expect, printed under the table.
+        config: The configuration that all runs share.
+        cells: Of recurrent cores, by name: ``config`` over the shared one, ``stable`` over that where the model is
+            projected, ``seconds``, and ``window_cost``, by how much of that a truncated run takes longer per input of
+            its window.
+        baselines: The same of convolutional cores; ``always`` for those that no option asks for.
+        stable: Configuration over the shared one where a model is projected.
+        windows: Of the truncated models.
+        input_bound: Input set of the certificates, as ``class_path`` and ``init_args``; None for what can be derived.
+        budgets: By name, ``config`` over the shared one, ``windows`` and a factor ``time``.
+        published: Figures to compare with.
+        floor: What a model reaches that has learned nothing; None if unknown. A number, or the name of an attribute
+            of the data module.
+    """
+
+    name: str
+    title: str
+    metric: Metric
+    config: Config
+    cells: dict[str, Config]
+    budgets: dict[Budget, Config]
+    note: str = ""
+    baselines: dict[str, Config] = field(default_factory=dict)
+    stable: Config = field(default_factory=dict)
+    windows: list[int] = field(default_factory=list)
+    input_bound: Config | None = None
+    published: tuple[Published, ...] = ()
+    floor: float | str | None = None
+
+    def runs(self, budget: Budget, *, seed: int, data_dir: Path | None = None, baselines: bool = False) -> list[Run]:
+        """All models of a budget.
+
+        Args:
+            budget: ``"small"`` or ``"paper"``.
+            seed: Of every run.
+            data_dir: Folder with the data set; None for the data module's default.
+            baselines: Take all convolutional cores, not only those that are always there.
+        """
+        chosen = self.budgets[budget]
+        shared = merged(self.config, chosen.get("config", {}))
+        time: float = chosen.get("time", 1.0)
+        options: Config = {"seed_everything": seed}
+        if data_dir is not None:
+            options["data"] = {"init_args": {"data_dir": str(data_dir)}}
+        runs = []
+        for core, own in self.cells.items():
+            for stable in (False, True):
+                for window in (None, *chosen.get("windows", self.windows)):
+                    config = merged(shared, own.get("config", {}), {"model": {"init_args": {"cell": core}}})
+                    if stable:
+                        config = merged(config, self.stable, own.get("stable", {}))
+                    if window is not None:
+                        config = merged(config, {"model": {"init_args": {"window": window}}})
+                    seconds = time * own["seconds"] * (1 + own.get("window_cost", 0.3) * (window or 0))
+                    runs.append(Run(core, stable, window, merged(config, options), seconds))
+        for core, own in self.baselines.items():
+            if baselines or own.get("always", False):
+                config = merged(shared, {"model": {"init_args": {"core": core}}}, own.get("config", {}), options)
+                runs.append(Run(core, False, None, config, time * own["seconds"]))
+        return runs
+
+
+def task_names() -> list[str]:
+    """Names of all tasks."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_task(name: str) -> Task:
+    """Read the file of a task.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    if name not in task_names():
+        raise ValueError(f"`task` must be one of {task_names()}. Got {name!r}.")
+    return read_task(_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+
+
+def read_task(text: str, name: str) -> Task:
+    """A task from the text of its file.
+
+    Raises:
+        ValueError: If it has keys that mean nothing, or lacks some.
+    """
+    content = yaml.safe_load(text)
+    try:
+        content["metric"] = Metric(**content["metric"])
+        content["published"] = tuple(Published(**entry) for entry in content.get("published", ()))
+        return Task(name=name, **content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"The file of a task must hold what `Task` documents. Got {name!r}: {error}.") from error
+
+
+def merged(*configs: Mapping[str, Any]) -> Config:
+    """Configurations laid over each other, the later the higher: mappings are joined, lists appended to lists."""
+    result: Config = {}
+    for config in configs:
+        for key, value in config.items():
+            below = result.get(key)
+            if isinstance(below, dict) and isinstance(value, Mapping):
+                # Arguments of one class are none of another's.
+                other = "class_path" in value and value["class_path"] != below.get("class_path")
+                result[key] = copy.deepcopy(dict(value)) if other else merged(below, value)
+            elif isinstance(below, list) and isinstance(value, list):
+                result[key] = [*below, *copy.deepcopy(value)]
+            else:
+                result[key] = copy.deepcopy(value)
+    return result
+
+
+def filled(config: Any, data: object) -> Any:
+    """The configuration with every string ``"data.NAME"`` replaced by that attribute of the data module."""
+    if isinstance(config, dict):
+        return {key: filled(value, data) for key, value in config.items()}
+    if isinstance(config, list):
+        return [filled(value, data) for value in config]
+    if isinstance(config, str) and config.startswith("data."):
+        return getattr(data, config.removeprefix("data."))
+    return config
+
+
+def _folder() -> Any:
+    return files("lightning_stable.experiments.reproduce.tasks")

@@ -1,0 +1,245 @@
+"""The projection after every training step: what differs from the plain one is only the time it takes.
+
+Recurrences of one shape are handled together, and large matrices are clipped with a subspace that is carried from
+step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and does what is
+not covered here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.stability.inputs.resolve import LayerInputs, Sources
+from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
+from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip
+from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
+from lightning_stable.stability.projection.project import Constraint, Update, fast_target, is_frozen, propose_update
+from lightning_stable.stability.projection.recurrence import Target, meet_budget
+from lightning_stable.stability.projection.sets import clip_singular_values
+
+State = dict[str, dict[str, Tensor]]
+_ROW_METHODS = (None, "shares", "euclidean", "rescale")
+
+
+class _Kind(NamedTuple):
+    """Equal for recurrences that are handled together."""
+
+    cell: type[Recurrence]
+    shapes: tuple[Hashable, ...]
+    target: Target
+
+
+class _Member(NamedTuple):
+    recurrence: Recurrence
+    parameters: Mapping[str, Tensor]
+    inputs: InputSet | None
+
+
+class FastProjection:
+    """Projects after every step, and remembers what helps at the next one.
+
+    Args:
+        reading: Whether values may be read on the host.
+    """
+
+    def __init__(self, *, reading: bool) -> None:
+        self.reading = reading
+        self._clips: dict[str, SubspaceClip] = {}
+        self._restored: State = {}
+        self._kinds: dict[Hashable, _Kind | None] = {}
+
+    def propose_updates(
+        self,
+        recurrences: Sequence[Recurrence],
+        sources: Sources,
+        constraint: Constraint,
+        *,
+        margin: float = 0.0,
+        training: bool | None = None,
+    ) -> list[Update]:
+        """As :func:`project.propose_updates` with ``strict=False``; gates as views."""
+        layers = LayerInputs(sources, constraint.state_bound, training)
+        groups: dict[_Kind, list[_Member]] = {}
+        updates: list[Update] = []
+        # Where nothing rests on inputs nobody asks what the layers put out.
+        driven = any(r.needs_drive for r in recurrences)
+        read = {(r.module_name, r.layer - 1) for r in recurrences} if driven else set()
+        for recurrence in recurrences:
+            kind = None if is_frozen(recurrence) else self._kind(recurrence, constraint, margin, driven)
+            inputs = layers.input_set(recurrence) if driven else None
+            if kind is None or (recurrence.needs_drive and inputs is None):
+                updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
+                continue
+            parameters = recurrence.parameters()
+            groups.setdefault(kind, []).append(_Member(recurrence, parameters, inputs))
+            if (recurrence.module_name, recurrence.layer) in read:
+                # What it puts out is bounded by what a projection leaves as it is.
+                layers.record(recurrence, parameters, None, None)
+        for kind, members in groups.items():
+            gated = isinstance(members[0].recurrence, GatedRecurrence)
+            updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target.rate)
+        return updates
+
+    def _kind(self, recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
+        key = (recurrence, constraint, margin, driven)
+        if key not in self._kinds:  # looked at once: shapes and types stay as they are while a model trains
+            self._kinds[key] = _kind(*key)
+        return self._kinds[key]
+
+    # ------------------------------------------------------------------- rnn
+    def _spectral(self, members: Sequence[_Member], bound: float) -> list[Update]:
+        parameters = [member.parameters["weight_hh"] for member in members]
+        weight = torch.stack([_compute(value) for value in parameters])
+        if weight.shape[2] < MIN_UNITS:
+            clipped = (
+                clip_singular_values(weight, bound, reading=True) if self.reading else clip_by_products(weight, bound)
+            )
+        else:
+            name = "+".join(member.recurrence.name for member in members)
+            if name not in self._clips:
+                self._clips[name] = SubspaceClip(reading=self.reading)
+                self._clips[name].load_state_dict(self._restored.pop(name, {}))
+            clipped = self._clips[name](weight, bound)
+        return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
+
+    # ----------------------------------------------------------------- gated
+    def _gated(self, members: Sequence[_Member], target: Target) -> list[Update]:
+        first = members[0].recurrence
+        assert isinstance(first, GatedRecurrence)
+        assert target.gate_bound is not None
+        gates, leak = len(first.gates), first.gates.index(first.leak)
+        parameters = [member.parameters for member in members]
+        sets = [member.inputs for member in members if member.inputs is not None]
+        units = parameters[0]["weight_hh"].shape[0] // gates
+        # Gate by gate, the units of all recurrences beside each other.
+        hidden = _stacked([p["weight_hh"] for p in parameters], gates)
+        norms = hidden.abs().sum(2)
+        biases = {
+            role: _stacked([p[role] for p in parameters], gates)
+            for role in ("bias_ih", "bias_hh")
+            if role in parameters[0]
+        }
+        leading = [_compute(p["weight_ih"]).view(gates, units, -1)[leak] for p in parameters]
+        high = _joined([inputs.highest(own) for inputs, own in zip(sets, leading, strict=True)])
+        before = GateRows(_joined(leading), hidden[leak], *(value[leak] for value in biases.values()))
+        budget = first.leading_budget(
+            {role: value.flatten() for role, value in biases.items()},
+            norms,
+            before.top(high, norms[leak] * target.state_bound),
+            target.rate,
+            state_bound=target.state_bound,
+            leak_bound=target.gate_bound,
+        )
+        assert budget is not None
+        flat = {"weight_hh": hidden.flatten(0, 1)}
+        hidden = meet_budget(first, flat, norms, budget, target).view_as(hidden)
+        before = before._replace(weight_hh=hidden[leak])
+        after = self._within_gate_bound(before, high, sets, target)
+        if after is not before:
+            hidden[leak] = after.weight_hh
+        updates: list[Update] = []
+        for index, own in enumerate(parameters):
+            mine = slice(index * units, (index + 1) * units)
+            updates.append((own["weight_hh"], hidden[:, mine].flatten(0, 1).to(own["weight_hh"].dtype)))
+            for role, value in after._asdict().items() if after is not before else ():
+                if role != "weight_hh" and value is not None:
+                    updates.append((own[role].chunk(gates)[leak], value[mine].to(own[role].dtype)))
+        return updates
+
+    def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
+        """The leak gate at most at its bound; ``rows`` themselves if they are.
+
+        Where values may be read, only rows outside need another look at all the inputs.
+        """
+        bound, state_bound = target.gate_bound, target.state_bound
+        assert bound is not None
+        units = len(high) // len(sets)
+        if not self.reading:
+            return _bounded(rows, sets, [units] * len(sets), target)
+        # NaN must not pass for inside.
+        inside = rows.top(high, rows.weight_hh.abs().sum(1) * state_bound) <= math.log(bound / (1 - bound))
+        outside = [(~own).nonzero()[:, 0] for own in torch.split(inside, units)]
+        counts = [len(own) for own in outside]
+        if not any(counts):
+            return rows
+        chosen = _joined([own + index * units for index, own in enumerate(outside)])
+        return rows.replaced(chosen, _bounded(rows.of(chosen), sets, counts, target))
+
+    # ----------------------------------------------------------------- state
+    def state_dict(self) -> State:
+        """What the next projection depends on, by the names of recurrences."""
+        kept = {name: clip.state_dict() for name, clip in self._clips.items()}
+        kept = {**self._restored, **{name: state for name, state in kept.items() if state}}
+        return {
+            n: {key: value.detach().to("cpu", copy=True) for key, value in part.items()} for n, part in kept.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
+        """Go on where another one stopped."""
+        self._clips = {}
+        self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
+
+
+def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
+    """None for recurrences that are left to the plain form."""
+    parameters = recurrence.parameters()
+    if isinstance(recurrence, RNNRecurrence):
+        spectral = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
+        # The outputs of relu rest on the projected weights, and gated layers above on the outputs.
+        together = spectral and (recurrence.nonlinearity == "tanh" or not driven)
+        parameters = {"weight_hh": parameters["weight_hh"]}
+    else:
+        rows = constraint.norm in (None, "row", "tight") and constraint.method in _ROW_METHODS
+        own = (
+            isinstance(recurrence, GatedRecurrence)
+            and type(recurrence).leading_budget is not GatedRecurrence.leading_budget
+        )
+        together = rows and own and "weight_hr" not in parameters
+    if not together:
+        return None
+    shapes = tuple((role, value.shape, value.dtype) for role, value in parameters.items())
+    return _Kind(type(recurrence), shapes, fast_target(recurrence, constraint, margin))
+
+
+def _compute(value: Tensor) -> Tensor:
+    """At least in float32; not a copy where it is already."""
+    value = value.detach()
+    return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _stacked(values: Sequence[Tensor], gates: int) -> Tensor:
+    """``(gates, recurrences * units, ...)``."""
+    blocks = [_compute(value).view(gates, value.shape[0] // gates, *value.shape[1:]) for value in values]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _bounded(rows: GateRows, sets: Sequence[InputSet], counts: list[int], target: Target) -> GateRows:
+    """As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
+
+    Args:
+        rows: Of all recurrences, one after the other.
+        sets: The inputs of each.
+        counts: How many of the rows are its.
+        target: Where the gate shall be.
+    """
+    assert target.gate_bound is not None
+    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
+    worst = _joined([inputs.maximizer(own) for inputs, own in parts])
+    rows = leave_worst_input(rows, worst, None, target.state_bound, target.gate_bound)
+    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
+    high = _joined([inputs.highest(own) for inputs, own in parts])
+    reach = rows.weight_hh.abs().sum(1) * target.state_bound
+    return bound_gate(rows, Interval(high, high), reach, target.gate_bound)

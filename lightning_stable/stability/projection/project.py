@@ -1,0 +1,296 @@
+"""Project a model into the stable set, in place and certified."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable import checks
+from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.recurrence.lstm import miller_hardt_forget_bound
+from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.stability.certify import (
+    certify_recurrences,
+    check_finite,
+    check_norm,
+)
+from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of, resolve_sources
+from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.projection.recurrence import Target, shrink
+from lightning_stable.stability.report import StabilityReport
+
+# How far inside the set a projection aims, so that rounding to the stored dtype ends inside.
+STRICT_MARGIN = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-8}
+FAST_MARGIN = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-7}
+# Projections of weights that several recurrences share.
+_SHARED_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The stable set a user asked for; defaults that depend on the cell are resolved per recurrence.
+
+    Attributes:
+        rate: Largest contraction rate, in (0, 1).
+        norm: Certificate, or None for the cell's default.
+        method: Projection, or None for the cell's default.
+        gate_bound: Largest value of the leak gate, below ``rate``, or None for the cell's default.
+        state_bound: Admissible states have entries of at most this size.
+    """
+
+    rate: float = 0.99
+    norm: str | None = None
+    method: str | None = None
+    gate_bound: float | None = None
+    state_bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        rate = checks.number("rate", self.rate, "(0, 1)")
+        if self.gate_bound is not None:
+            checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
+        checks.number("state_bound", self.state_bound, "[1, inf)")
+
+    def target(self, recurrence: Recurrence, margin: float, *, exact: bool) -> Target:
+        """The target of one recurrence, ``margin`` (relative) inside the set.
+
+        Raises:
+            ValueError: If the cell has no such norm or method, or cannot reach the rate at all.
+        """
+        norm = check_norm(recurrence, self.norm)
+        method = self.method or ("miller-hardt" if norm == "miller-hardt" else recurrence.methods[0])
+        if method not in recurrence.methods:
+            raise ValueError(
+                f"`method` must be one of {recurrence.methods} for the {recurrence.cell} recurrence "
+                f"{recurrence.name!r}. Got {method!r}."
+            )
+        if norm == "miller-hardt" and method != norm:
+            raise ValueError(f"`method` must be 'miller-hardt' with norm='miller-hardt'. Got {method!r}.")
+        gated = isinstance(recurrence, GatedRecurrence)
+        if gated and norm == "l2" and method not in ("shares", "rescale"):
+            raise ValueError(f"`method` must be 'shares' or 'rescale' with norm='l2'. Got {method!r}.")
+        gate_bound = self.gate_bound_of(recurrence, method) if isinstance(recurrence, GatedRecurrence) else None
+        return Target(
+            rate=self.rate * (1 - margin),
+            norm=norm,
+            method=method,
+            gate_bound=None if gate_bound is None else gate_bound * (1 - margin),
+            state_bound=self.state_bound,
+            exact=exact,
+        )
+
+    def gate_bound_of(self, recurrence: GatedRecurrence, method: str) -> float:
+        """The bound on the leak gate of one recurrence.
+
+        By default ``rate ** 2``: measured on music and text, a lower bound keeps larger recurrent weights and costs
+        accuracy, because memory is what a leak gate near 1 is for. Without biases a gate cannot be kept below 1/2.
+        """
+        biased = "bias_ih" in recurrence.parameter_names()
+        if not biased and (self.rate <= 0.5 or (self.gate_bound is not None and self.gate_bound <= 0.5)):
+            raise ValueError(
+                f"The {recurrence.leak} gate of {recurrence.name!r} has no bias, so its largest value is at least "
+                f"1/2: `rate` and `gate_bound` must be above 0.5. Got rate={self.rate}, gate_bound={self.gate_bound}."
+            )
+        if self.gate_bound is not None:
+            return self.gate_bound
+        bound = float(self.rate) ** 2
+        if method == "miller-hardt":
+            bound = min(bound, 0.64, miller_hardt_forget_bound(self.rate))
+        return bound if biased else max(bound, (0.5 + self.rate) / 2)
+
+
+@torch.no_grad()
+def project_(
+    module: nn.Module,
+    rate: float = 0.99,
+    *,
+    input_bound: Any = None,
+    strict: bool = True,
+    norm: str | None = None,
+    method: str | None = None,
+    gate_bound: float | None = None,
+    state_bound: float = 1.0,
+    modules: str | Iterable[str] | None = None,
+) -> StabilityReport:
+    """Move the recurrent weights, in place and no further than needed, until every certified rate is at most ``rate``.
+
+    Parameters keep their storage. A recurrence inside the set is left untouched, bit for bit, so a second call does
+    nothing. Recurrences with frozen parameters (``requires_grad=False``) are never touched; a warning names those
+    that are not stable.
+
+    Args:
+        module: Any module; recurrences are found at any depth.
+        rate: Target in (0, 1).
+        input_bound: As in :func:`certify`. Gated cells need one unless it can be derived.
+        strict: Compute in float64 and verify each result against its certificate. False: compute in float32 with
+            a wider margin (1e-5), as done after every training step.
+        norm: As in :func:`certify`.
+        method: RNN: ``euclidean`` (nearest point) or ``rescale``; gated cells: ``shares`` (each gate is sure of its
+            share of the row budget), ``euclidean`` (nearest rows), ``rescale`` (one factor per unit); LSTM also
+            ``miller-hardt`` (the conditions of the paper's Proposition 2).
+        gate_bound: Largest value of LSTM's forget or GRU's update gate, in (0, ``rate``); None for the default.
+            Larger bounds keep memory longer and leave less room for the recurrent weights.
+        state_bound: As in :func:`certify`.
+        modules: As in :func:`certify`.
+
+    Returns:
+        The certificate of the stored weights afterwards.
+
+    Raises:
+        ValueError: If an argument is not understood, weights are NaN or infinite, a gated recurrence has no input
+            bound, or the rate cannot be reached. All weights are then left as they were.
+    """
+    constraint = Constraint(rate, norm, method, gate_bound, state_bound)
+    recurrences = find_recurrences(module, modules)
+    sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
+    check_finite(recurrences)
+    parameters = [id(value) for r in recurrences for value in r.parameters().values()]
+    # What one recurrence asks of weights it shares may be too little for the other.
+    for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
+        apply_updates(propose_updates(recurrences, sources, constraint, strict=strict))
+    return certify_recurrences(recurrences, sources, norm, state_bound)
+
+
+def is_frozen(recurrence: Recurrence) -> bool:
+    """Whether a parameter the projection would have to change does not require gradients."""
+    parameters = recurrence.parameters()
+    return any(not value.requires_grad for role, value in parameters.items() if role in recurrence.projected_roles)
+
+
+Update = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def propose_updates(
+    recurrences: Sequence[Recurrence],
+    sources: Sources,
+    constraint: Constraint,
+    *,
+    strict: bool,
+    margin: float = 0.0,
+    training: bool | None = None,
+) -> list[Update]:
+    """New values for the parameters that have to move; nothing is written.
+
+    Args:
+        recurrences: In the order of :func:`find_recurrences`.
+        sources: Their input sets.
+        constraint: The stable set.
+        strict: See :func:`project_`. The fast form reads no value on the host.
+        margin: Smallest relative margin to aim for, for weights that are rounded again when they are used.
+        training: Whether dropout between layers is active; None asks each module.
+
+    Returns:
+        Pairs of a parameter and its new value, in the parameter's dtype.
+
+    Raises:
+        ValueError: As :func:`project_`.
+    """
+    layers = LayerInputs(sources, constraint.state_bound, training)
+    updates: list[Update] = []
+    for recurrence in recurrences:
+        updates += propose_update(recurrence, layers, constraint, strict=strict, margin=margin)
+    return updates
+
+
+def propose_update(
+    recurrence: Recurrence, layers: LayerInputs, constraint: Constraint, *, strict: bool, margin: float
+) -> list[Update]:
+    """:func:`propose_updates` for the next recurrence that ``layers`` comes to."""
+    inputs = layers.input_set(recurrence)
+    parameters, changed = recurrence.parameters(), {}
+    if is_frozen(recurrence):
+        if strict:
+            _warn_if_unstable(recurrence, inputs, constraint)
+    elif recurrence.needs_drive and inputs is None:
+        raise ValueError(
+            f"The {recurrence.cell} recurrence {recurrence.name!r} has no known input set, and its rate depends on "
+            "its inputs: pass `input_bound` (a number bounding every |x_k|, or an input set), or bound them in "
+            "the model, for example with x.clamp(-B, B). Got input_bound=None."
+        )
+    else:
+        # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
+        verified = strict or constraint.norm == "diagonal"
+        changed = (_strict if verified else _fast)(recurrence, inputs, constraint, margin)
+    weights = recurrence.weights(_compute_dtype(recurrence, strict))
+    weights.update({role: value.to(weights[role].dtype) for role, value in changed.items()})
+    bounded = recurrence.output_bound(weights, None, constraint.state_bound) is not None
+    drive = None if bounded else drive_of(recurrence, inputs, weights)
+    layers.record(recurrence, weights, inputs, drive)
+    return [(parameters[role], value) for role, value in changed.items()]
+
+
+def apply_updates(updates: Sequence[Update]) -> None:
+    """Write new values into the parameters' own storage (flattened cuDNN weights stay intact)."""
+    with torch.no_grad():
+        for parameter, value in updates:
+            parameter.copy_(value)
+
+
+def _compute_dtype(recurrence: Recurrence, strict: bool) -> torch.dtype:
+    stored = next(iter(recurrence.parameters().values())).dtype
+    return torch.float64 if strict else torch.promote_types(stored, torch.float32)
+
+
+def fast_target(recurrence: Recurrence, constraint: Constraint, margin: float) -> Target:
+    """What the fast projection aims at."""
+    margin = max(margin, max(FAST_MARGIN[value.dtype] for value in recurrence.parameters().values()))
+    return constraint.target(recurrence, margin, exact=False)
+
+
+def _fast(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint, margin: float) -> dict[str, Tensor]:
+    parameters = recurrence.parameters()
+    weights = recurrence.weights(_compute_dtype(recurrence, strict=False))
+    target = fast_target(recurrence, constraint, margin)
+    changed = shrink(recurrence, weights, inputs, target)
+    return {role: value.to(parameters[role].dtype) for role, value in changed.items()}
+
+
+def _strict(
+    recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint, margin: float
+) -> dict[str, Tensor]:
+    parameters, weights = recurrence.parameters(), recurrence.weights()
+    if _inside(recurrence, weights, inputs, constraint):
+        return {}
+    margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in parameters.values()))
+    while margin < 0.5:
+        target = constraint.target(recurrence, margin, exact=True)
+        changed = shrink(recurrence, weights, inputs, target)
+        stored = {role: value.to(parameters[role].dtype) for role, value in changed.items()}
+        if _inside(recurrence, weights | {role: v.double() for role, v in stored.items()}, inputs, constraint):
+            return stored
+        margin *= 4  # rounding to the stored dtype has left the set: aim further inside
+    raise ValueError(
+        f"The {recurrence.cell} recurrence {recurrence.name!r} cannot reach the rate. Got rate={constraint.rate} with "
+        f"norm={target.norm!r}, method={target.method!r}, gate_bound={target.gate_bound}; raise `rate`."
+    )
+
+
+def _inside(
+    recurrence: Recurrence, weights: Mapping[str, Tensor], inputs: InputSet | None, constraint: Constraint
+) -> bool:
+    """Whether float64 ``weights`` have the certificate and respect the gate bound."""
+    target = constraint.target(recurrence, 0.0, exact=True)
+    drive = drive_of(recurrence, inputs, weights)
+    rate = recurrence.contraction(weights, drive, norm=target.norm, state_bound=target.state_bound).rate
+    inside = rate <= target.rate
+    if isinstance(recurrence, GatedRecurrence) and drive is not None and target.gate_bound is not None:
+        leak = recurrence.leak_maximum(weights, drive, target.state_bound)
+        inside = inside & (leak <= target.gate_bound).all()
+    return bool(inside)
+
+
+def _warn_if_unstable(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint) -> None:
+    weights = recurrence.weights()
+    norm, drive = check_norm(recurrence, constraint.norm), drive_of(recurrence, inputs, weights)
+    rate = recurrence.contraction(weights, drive, norm=norm, state_bound=constraint.state_bound).rate.item()
+    if not rate <= constraint.rate:
+        warnings.warn(
+            f"The frozen recurrence {recurrence.name!r} has the certified rate {rate:.6g}, above the target "
+            f"{constraint.rate}; frozen weights are never changed. Unfreeze or replace them to make it stable.",
+            stacklevel=5,
+        )

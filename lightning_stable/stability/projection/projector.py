@@ -1,0 +1,258 @@
+"""Keeping one model in a stable set while it trains: input sets, projection and certificates in one object."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable import linalg
+from lightning_stable.precision import full_precision
+from lightning_stable.recurrence import Recurrence, find_recurrences
+from lightning_stable.stability.certify import certify_recurrences, check_finite
+from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
+from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.watch import InputMonitor
+from lightning_stable.stability.projection.every_step import FastProjection, State
+from lightning_stable.stability.projection.project import Constraint, Update, apply_updates, is_frozen, propose_updates
+from lightning_stable.stability.report import StabilityReport
+from lightning_stable.stability.spectra import layer_spectra
+
+# Inputs may leave their set by rounding.
+_EXCESS_TOLERANCE = 1e-5
+
+
+class Projector:
+    """The recurrences of a model, what is known about their inputs, and the set they are kept in.
+
+    Args:
+        module: The model.
+        constraint: The stable set.
+        input_bound: As in :func:`lightning_stable.certify`; recurrences of which nothing is known get the range of
+            the inputs seen while the projector is attached.
+        modules: Name patterns, None for all recurrent modules.
+        training: Whether dropout counts as active.
+        margin: Smallest relative margin of the fast projection.
+        ranges: Input ranges seen in an earlier run, by module name.
+        reduce_max: Elementwise maximum over all processes; needed so that all of them make the same weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        constraint: Constraint,
+        *,
+        input_bound: Any = None,
+        modules: Iterable[str] | None = None,
+        training: bool = True,
+        margin: float = 0.0,
+        ranges: Mapping[str, Tensor] | None = None,
+        reduce_max: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.recurrences = find_recurrences(module, modules)
+        self.constraint = constraint
+        if training:  # a norm or method that does not fit shows now, not when the first inputs arrive
+            for recurrence in self.recurrences:
+                if not is_frozen(recurrence):
+                    constraint.target(recurrence, 0.0, exact=True)
+        sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
+        self._training, self._margin, self._reduce_max = training, margin, reduce_max
+        self._device = next(iter(self.recurrences[0].parameters().values())).device
+        self._sources = {name: _on_device(known, self._device) for name, known in sources.items()}
+        # An accelerator would have to be waited for; a CPU can be asked at every step.
+        self._on_cpu = self._device.type == "cpu"
+        self._after_steps = FastProjection(reading=self._on_cpu)
+        # Where nothing rests on inputs, nothing need be known about them.
+        useful = {
+            r.module_name for r in self.recurrences if r.needs_drive or {r.name, r.module_name} & self._sources.keys()
+        }
+        watched = [r for r in self.recurrences if r.module_name in useful]
+        first_use = torch.compiler.disable(self._project_before_first_use)  # type: ignore[no-untyped-call]
+        self.monitor = InputMonitor(watched, self._sources, on_first=first_use)
+        self.remember(ranges or {})
+
+    def attach(self) -> None:
+        """Start watching the inputs."""
+        self.monitor.attach()
+
+    def detach(self) -> None:
+        """Stop watching."""
+        self.monitor.detach()
+
+    def remember(self, ranges: Mapping[str, Tensor]) -> None:
+        """Take over input ranges seen in an earlier run."""
+        known = {name: seen.to(self._device) for name, seen in ranges.items() if name in self.monitor.unknown}
+        self.monitor.ranges.update(known)
+
+    def state_dict(self) -> State:
+        """What the projection after the next step depends on, besides the weights."""
+        return self._after_steps.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over the state of a projector of the same model."""
+        self._after_steps.load_state_dict(state, self._device)
+
+    @torch.no_grad()
+    def project(self, *, strict: bool, measure: bool = False, module_name: str | None = None) -> Tensor | None:
+        """Project every recurrence whose inputs are known by now.
+
+        Args:
+            strict: See :func:`lightning_stable.project_`.
+            measure: Return the Euclidean distance the weights moved (a tensor on the device).
+            module_name: Project the recurrences of this module only.
+
+        Raises:
+            ValueError: If weights are NaN or infinite; on an accelerator only with ``strict``, the fast form keeps
+                the weights as they are instead and the next certificate raises.
+        """
+        sources = self.input_sets()
+        ready = [r for r in self._ready(sources) if module_name in (None, r.module_name)]
+        if not ready:
+            return None
+        if strict:
+            check_finite(ready)
+        with full_precision(self._device):
+            try:
+                settings: dict[str, Any] = {"margin": self._margin, "training": self._training}
+                if strict:
+                    updates = propose_updates(ready, sources, self.constraint, strict=True, **settings)
+                else:
+                    updates = self._after_steps.propose_updates(ready, sources, self.constraint, **settings)
+            except RuntimeError:  # a decomposition that failed
+                check_finite(ready)  # the likely cause, with a name
+                raise
+            if not strict:
+                updates = self._keep_finite(ready, updates)
+            distance = _distance(updates) if measure else None
+        apply_updates(updates)
+        return distance
+
+    def certify(self, *, leading_only: bool = False) -> StabilityReport:
+        """Certificate of the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
+
+        Raises:
+            ValueError: If weights, or the weights input sets are derived from, are NaN or infinite.
+        """
+        report = certify_recurrences(
+            self.recurrences,
+            self.input_sets(),
+            self.constraint.norm,
+            self.constraint.state_bound,
+            training=self._training,
+            leading_only=leading_only,
+        )
+        for certificate in report.layers:
+            if math.isnan(certificate.rate):
+                raise ValueError(_not_finite(certificate.name))
+        return report
+
+    def spectra(self) -> dict[str, Tensor]:
+        """See :func:`~lightning_stable.stability.spectra.layer_spectra`."""
+        state_bound = self.constraint.state_bound
+        return layer_spectra(self.recurrences, self.input_sets(), state_bound, training=self._training)
+
+    def input_sets(self) -> Sources:
+        """Input sets given, derived, or recorded so far by all processes."""
+        self._merge_ranges()
+        return self.monitor.recorded() | self._sources
+
+    def known_inputs(self, module_name: str) -> InputSet | None:
+        """The input set of a module that is given or follows from the model; nothing that was only observed."""
+        return self._sources.get(module_name)
+
+    def uncovered_inputs(self) -> dict[str, str]:
+        """Names of input sets that were left by inputs, and a sentence about each."""
+        names = sorted(key for known in self.monitor.known.values() for key in known)
+        if not names:
+            return {}
+        zero = torch.zeros((), device=self._device)
+        largest = torch.stack([self.monitor.excess.get(name, zero).to(zero) for name in names])
+        if self._reduce_max is not None:
+            largest = self._reduce_max(largest)
+        return {
+            name: f"Inputs of {name!r} lie outside its input set ({self._sources[name].describe()}) by {excess:.4g}; "
+            "the certificate does not cover them. Pass a larger `input_bound`, or clamp the inputs in the model."
+            for name, excess in zip(names, largest.tolist(), strict=True)
+            if excess > _EXCESS_TOLERANCE
+        }
+
+    def unseen_inputs(self) -> list[str]:
+        """Names of the recurrences that cannot be projected, because their inputs are neither known nor were seen."""
+        ready = self._ready(self.input_sets())
+        return [r.name for r in self.recurrences if r not in ready]
+
+    def recurrent_norms(self) -> dict[str, float]:
+        """Frobenius norm of the recurrent weights, by recurrence."""
+        return {
+            r.name: sum(block.norm().item() ** 2 for block in r.recurrent_blocks(r.weights()).values()) ** 0.5
+            for r in self.recurrences
+        }
+
+    def _ready(self, sources: Sources) -> list[Recurrence]:
+        """Recurrences that need no inputs, or whose inputs, or those of the first layer below, are known."""
+        first = [r for r in self.recurrences if r.layer == 0]
+        waiting = {r.module_name for r in first if not {r.name, r.module_name} & sources.keys()}
+        return [r for r in self.recurrences if not r.needs_drive or r.name in sources or r.module_name not in waiting]
+
+    def _merge_ranges(self) -> None:
+        """Give all processes the same ranges: one collective, of the same shape whatever each of them has seen."""
+        if self._reduce_max is None or not self.monitor.unknown:
+            return
+        ranges = self.monitor.ranges
+        sizes = {r.module_name: r.input_size for r in self.recurrences if r.layer == 0}
+        names = sorted(self.monitor.unknown)
+        nothing = {name: torch.full((2, sizes[name]), -torch.inf, device=self._device) for name in names}
+        merged = self._reduce_max(torch.cat([ranges.get(name, nothing[name]) for name in names], dim=1))
+        for name, seen in zip(names, torch.split(merged, [sizes[name] for name in names], dim=1), strict=True):
+            if name in ranges or seen.isfinite().all():  # elsewhere it may have been in use already
+                ranges[name] = seen
+
+    def _project_before_first_use(self, name: str) -> None:
+        # Nothing was known about these inputs until now, and after this the module uses its weights. Other modules
+        # may have used theirs: autograd would not forgive a change.
+        if self._training:
+            self.project(strict=True, module_name=name)
+
+    def _keep_finite(self, ready: list[Recurrence], updates: list[Update]) -> list[Update]:
+        """The old values of all parameters if any of them, or any new one, is not finite, decided on the device."""
+        if not updates:
+            return updates
+        # What is stored shows more than what is new: a projection may change a part of the rows only.
+        replaced = {id(parameter) for parameter, _ in updates}
+        stored = [v.detach() for r in ready for v in r.parameters().values() if id(v) not in replaced]
+        finite = linalg.all_finite(*(value for _, value in updates), *stored)
+        if self._on_cpu:
+            if finite.all():
+                return updates
+            check_finite(ready)  # with the name of a parameter, if it is one
+            broken = updates[int(finite.to(torch.uint8).argmin())][0]
+            whole = broken if broken._base is None else broken._base
+            owner = next(r for r in self.recurrences if any(p is whole for p in r.parameters().values()))
+            raise ValueError(_not_finite(owner.name))
+        return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
+
+
+def _on_device(known: InputSet, device: torch.device) -> InputSet:
+    """The set with its own tensors on the device, where fetching them at every step would wait; parameters stay."""
+    moved = copy.copy(known)
+    for name, value in vars(known).items():
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            setattr(moved, name, value.to(device))
+    return moved
+
+
+def _not_finite(name: str) -> str:
+    return (
+        f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
+        "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
+        "learning rate or clip gradients."
+    )
+
+
+def _distance(updates: list[Update]) -> Tensor:
+    squares = [(value.float() - parameter.detach().float()).square().sum() for parameter, value in updates]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())

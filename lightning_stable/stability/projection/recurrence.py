@@ -1,0 +1,231 @@
+"""Moving the weights of one recurrence into the stable set: one function per family of recurrences.
+
+All of it is tensor arithmetic on copies: nothing here writes to a module, and on the default path nothing reads a
+value on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from lightning_stable import linalg
+from lightning_stable.recurrence.base import Budget, GatedRecurrence, Recurrence
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.lstm import miller_hardt_radii
+from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.stability.inputs.resolve import drive_of, unbounded_drive
+from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
+from lightning_stable.stability.projection.sets import (
+    clip_singular_values,
+    project_rows_image_l1,
+    project_rows_l1,
+    project_rows_weighted_l1,
+    share_budget,
+)
+
+_BISECTIONS = 40
+_WORST_INPUTS = 8
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the shrunk weights shall satisfy, margins included."""
+
+    rate: float
+    norm: str
+    method: str
+    gate_bound: float | None = None
+    state_bound: float = 1.0
+    exact: bool = True
+
+
+@singledispatch
+def shrink(
+    recurrence: Recurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
+) -> dict[str, Tensor]:
+    """Weights moved into the set of ``target``; roles that did not change may be left out.
+
+    For a cell of which only the certificate is known: one factor on all recurrent weights, found by bisection (the
+    certificate must not grow when they shrink).
+    """
+    drive = drive_of(recurrence, inputs, weights)
+    low = torch.zeros_like(weights[recurrence.recurrent_roles[0]].flatten()[0])
+    high = torch.ones_like(low)
+
+    def scaled(factor: Tensor) -> dict[str, Tensor]:
+        return {role: weights[role] * factor for role in recurrence.recurrent_roles}
+
+    def holds(factor: Tensor) -> Tensor:
+        trial = {**weights, **scaled(factor)}
+        rate = recurrence.contraction(trial, drive, norm=target.norm, state_bound=target.state_bound).rate
+        return rate <= target.rate
+
+    inside = holds(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fits = holds(middle)
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return scaled(torch.where(inside, torch.ones_like(low), low))
+
+
+@shrink.register
+def _shrink_rnn(
+    recurrence: RNNRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
+) -> dict[str, Tensor]:
+    hidden, rate = weights["weight_hh"], target.rate
+    if target.method == "euclidean":
+        match target.norm:
+            case "l2":
+                return {"weight_hh": clip_singular_values(hidden, rate, reading=target.exact)}
+            case "linf":
+                return {"weight_hh": project_rows_l1(hidden, torch.full_like(hidden[:, 0], rate), exact=target.exact)}
+            case "l1":
+                columns = torch.full_like(hidden[0], rate)
+                return {"weight_hh": project_rows_l1(hidden.mT, columns, exact=target.exact).mT}
+            case "perron":
+                # With the weights v frozen the set {|W| v <= rate v} is convex and inside the set of all v.
+                scale = linalg.perron_weights(hidden)
+                hidden = project_rows_weighted_l1(hidden, scale, rate * scale, exact=target.exact)
+            case "diagonal":
+                scale = linalg.diagonal_weights(hidden)
+                clipped = clip_singular_values(scale[:, None] * hidden / scale, rate)
+                outside = linalg.diagonal_norm(hidden, scale) > rate
+                hidden = torch.where(outside, clipped / scale[:, None] * scale, hidden)
+    # All norms of W are homogeneous, so a common factor meets the rate exactly.
+    norm = recurrence.contraction({**weights, "weight_hh": hidden}, None, norm=target.norm).rate
+    return {"weight_hh": hidden * (rate / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)}
+
+
+@shrink.register
+def _shrink_gated(
+    recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
+) -> dict[str, Tensor]:
+    assert inputs is not None
+    weights, leading = dict(weights), weights["weight_ih"][recurrence.leading_rows()]
+    worst = inputs.maximizer(leading)
+    if target.exact:
+        drive = inputs.drive(weights["weight_ih"])
+    else:
+        # The other gates are bounded by 1 whatever drives them, and one pass over the inputs serves both steps.
+        drive = unbounded_drive(weights)
+        drive.high[recurrence.leading_rows()] = (leading * worst).sum(1)
+    weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target)
+    weights.update(_gate_step(recurrence, weights, inputs, worst, target))
+    if target.norm == "l2" or target.method == "miller-hardt":
+        # These methods do not end inside the set by themselves (clipping can raise row sums, Miller and Hardt's
+        # rates end at 0.933): a common factor does, because shrinking only lowers the frozen coefficients.
+        drive = inputs.drive(weights["weight_ih"]) if target.exact else drive
+        weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target, method="rescale")
+    return weights
+
+
+def _shrink_recurrent(
+    recurrence: GatedRecurrence,
+    weights: dict[str, Tensor],
+    drive: Interval,
+    target: Target,
+    method: str | None = None,
+) -> Tensor:
+    assert target.gate_bound is not None
+    budget = recurrence.budget(
+        weights, drive, target.rate, norm=target.norm, state_bound=target.state_bound, leak_bound=target.gate_bound
+    )
+    if target.norm == "l2":
+        blocks = recurrence.recurrent_matrix(weights).chunk(len(recurrence.gates))
+        norms = torch.stack([linalg.spectral_norm(block) for block in blocks])[:, None]
+    else:
+        norms = recurrence.row_norms(weights)
+    return meet_budget(recurrence, weights, norms, budget, target, method)
+
+
+def meet_budget(
+    recurrence: GatedRecurrence,
+    weights: dict[str, Tensor],
+    norms: Tensor,
+    budget: Budget,
+    target: Target,
+    method: str | None = None,
+) -> Tensor:
+    """``weight_hh`` shrunk until it meets the conditions, by ``method`` or that of the target.
+
+    Args:
+        recurrence: Of whose cell the weights are.
+        weights: ``weight_hh`` in blocks of ``units`` rows, and ``weight_hr`` if there is one.
+        norms: Its row norms, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
+        budget: The conditions.
+        target: Names the norm and the method.
+        method: In place of the target's.
+    """
+    assert target.gate_bound is not None
+    method = method or target.method
+    hidden, gates = weights["weight_hh"], len(recurrence.gates)
+    tiny = torch.finfo(hidden.dtype).tiny
+    demand = budget.coefficients * norms
+
+    if method == "rescale":
+        factor = (budget.limit / demand.sum(0).clamp(min=tiny)).clamp(max=1)
+        return hidden * factor.expand(hidden.shape[0] // gates).repeat(gates)[:, None]
+    if method == "euclidean":
+        units = hidden.shape[0] // gates
+        rows = hidden.view(gates, units, -1).transpose(0, 1)
+        projected = _project_gated_rows(weights, rows, budget.coefficients.mT, budget.limit, target.exact)
+        return projected.transpose(0, 1).reshape_as(hidden)
+
+    if method == "miller-hardt":
+        keep = hidden.new_full((), 1 - target.gate_bound)
+        # Strictly inside, for Proposition 2 asks for <, and far enough for what rounding does to the gate: one that
+        # ends above its bound would not cost some rate but all of it.
+        radius = miller_hardt_radii(keep)[:, None].expand_as(norms) * (1 - 1e-4)
+    else:
+        # Filled on the device: a tensor made from a list would be copied there, and the host would wait for it.
+        shares = torch.cat([hidden.new_full((1,), share) for share in recurrence.shares])
+        allocation = share_budget(demand, shares, budget.limit)
+        # A gate that is served in full keeps its rows; dividing back would lose a bit of them.
+        radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
+    if target.norm == "l2":
+        return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
+    if "weight_hr" not in weights:
+        return project_rows_weighted_l1(hidden, None, radius.flatten(), exact=target.exact, sizes=norms.flatten())
+    return _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact).reshape_as(hidden)
+
+
+def _project_gated_rows(
+    weights: dict[str, Tensor], rows: Tensor, coefficients: Tensor | None, radius: Tensor, exact: bool
+) -> Tensor:
+    """Project ``rows``, ``(n, blocks, states)``, onto ``sum_q coefficients_q ||row_q||_1 <= radius``.
+
+    With an output projection the norm is that of the row's image under it. ``coefficients``, ``(n, blocks)``, are
+    ones if None.
+    """
+    if "weight_hr" in weights:
+        if coefficients is None:
+            coefficients = torch.ones_like(rows[:, :, 0])
+        return project_rows_image_l1(rows, weights["weight_hr"], coefficients, radius, exact=exact)
+    repeated = None if coefficients is None else coefficients.repeat_interleave(rows.shape[2], dim=1)
+    return project_rows_weighted_l1(rows.reshape(rows.shape[0], -1), repeated, radius, exact=exact).view_as(rows)
+
+
+def _gate_step(
+    recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet, worst: Tensor, target: Target
+) -> dict[str, Tensor]:
+    """Leak gate at most ``target.gate_bound``; ``worst`` maximises its rows."""
+    bound, state_bound = target.gate_bound, target.state_bound
+    assert bound is not None
+    index, gates, image = recurrence.gates.index(recurrence.leak), len(recurrence.gates), weights.get("weight_hr")
+    leak = {role: weights[role].chunk(gates)[index] for role in GateRows._fields if role in weights}
+    rows = GateRows(*(leak.get(role) for role in GateRows._fields))  # type: ignore[arg-type]
+    for pass_ in range(_WORST_INPUTS if target.exact else 1):
+        worst = inputs.maximizer(rows.weight_ih) if pass_ else worst
+        rows = leave_worst_input(rows, worst, image, state_bound, bound)
+    product = rows.weight_hh if image is None else rows.weight_hh @ image
+    rows = bound_gate(rows, inputs.drive(rows.weight_ih), product.abs().sum(1) * state_bound, bound)
+    changed = {role: weights[role].clone() for role in leak}
+    for role, values in zip(GateRows._fields, rows, strict=True):
+        if values is not None:
+            changed[role].chunk(gates)[index].copy_(values)
+    return changed

@@ -1,0 +1,307 @@
+"""Certified truncation: how far a run that restarted from zero ``k`` steps ago is from the whole run.
+
+At the restart the states differ by no more than the box of the states. A recurrence's comparison map ``T`` bounds
+every entry of the difference one step later, its contraction rate bounds the norm of the certificate, and each of the
+two is cut back by the other after every step (an entry is at most its scale times the norm). All layers restart
+together: the input error of a layer is the output error of the layer below after the same number of steps.
+
+The output of a bidirectional stack at ``t`` is that of the whole stack on positions ``t - k + 1`` to ``t + k - 1``,
+from zero at both ends. Counted from the left end, a forward run has made ``i`` steps at position ``i`` and a backward
+run ``2 k - i``; so the layers above read large errors near both ends, and every window needs an iteration of its own.
+
+The bounds speak of exact arithmetic; in float32 the outputs differ by a rounding error more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable import checks, linalg
+from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State, Weights
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of
+from lightning_stable.stability.inputs.sets import InputSet
+
+_SPAN = 32
+# Windows of bidirectional stacks cost as many steps as they are long, each.
+_STACKED_LIMIT = 512
+
+
+class DirectedLayer(NamedTuple):
+    """What the iteration needs of one directed layer, in float64 on the CPU."""
+
+    contraction: Contraction
+    box: State | None
+    comparison: Comparison | None
+    readout: Tensor | None
+    output: OutputComparison | None
+    gain: Tensor  # of the norm of the certificate into the Euclidean norm of the output
+    input_scale: float  # of dropout in front of the layer
+    guarantee: str
+
+    @classmethod
+    def of(
+        cls,
+        recurrence: Recurrence,
+        weights: Weights,
+        drive: Interval | None,
+        guarantee: str,
+        contraction: Contraction,
+        state_bound: float,
+        input_scale: float,
+    ) -> DirectedLayer:
+        """Derive boxes and maps from a snapshot of the weights."""
+        weights = {role: value.cpu() for role, value in weights.items()}
+        drive = drive and Interval(drive.low.cpu(), drive.high.cpu())
+        # As for the layer above (LayerInputs.record): what was only observed is used where nothing holds without it.
+        if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
+            drive, guarantee = None, "guaranteed"
+        scales = tuple(scale.cpu() for scale in contraction.scales)
+        readout, gain = recurrence.readout(weights), torch.full_like(scales[0][0], torch.inf)
+        output = recurrence.output_comparison(weights, drive, state_bound)
+        # In the orders 1 and 2 the norm is at least the Euclidean one; in the maximum norm the entries say it all.
+        if contraction.order <= 2 and output is None:
+            gain = scales[0].amax() if readout is None else linalg.spectral_norm(readout * scales[0])
+        return cls(
+            contraction=contraction._replace(rate=contraction.rate.cpu(), scales=scales),
+            box=recurrence.state_box(weights, drive, state_bound),
+            comparison=recurrence.comparison(weights, drive, state_bound),
+            readout=readout,
+            output=output,
+            gain=gain,
+            input_scale=input_scale,
+            guarantee=guarantee,
+        )
+
+    def is_bounded(self, depth: int) -> bool:
+        """Whether the iteration has a start and contracts; a layer that reads errors needs a comparison map too."""
+        contracts = bool(self.contraction.rate < 1) and (depth == 0 or self.comparison is not None)
+        return contracts and self.box is not None and all(bool(torch.isfinite(part).all()) for part in self.box)
+
+    def run(self, inputs: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+        """Bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
+
+        Args:
+            inputs: Bounds on the entries of the input error, shape ``(steps, windows, input_size)``; None for equal
+                inputs, the same in all windows.
+            steps: Number of steps.
+
+        Returns:
+            Bounds on the entries, shape ``(steps, windows, output_size)``, and on the Euclidean norm, shape
+            ``(steps, windows)``; ``windows`` is 1 for equal inputs.
+        """
+        assert self.box is not None
+        largest = tuple(2 * part for part in self.box)  # the difference of any two admissible states
+        pushes = None
+        if inputs is not None:
+            assert self.comparison is not None
+            inputs = inputs * self.input_scale
+            # A step of both runs on one input contracts; then one of them moves to the other input.
+            pushes = self._norm(self.comparison(tuple(torch.zeros_like(part) for part in self.box), inputs))
+        state = tuple(part.expand(1 if inputs is None else inputs.shape[1], -1) for part in self.box)
+        radius = self._norm(state)
+        entries, norms = [], []
+        for step in range(steps):
+            pushed = None if inputs is None else inputs[step]
+            read = None if self.output is None else self.output(state, pushed)
+            radius = self.contraction.rate * radius + (0 if pushes is None else pushes[step])
+            capped = tuple(
+                torch.minimum(scale * radius[:, None], top)
+                for scale, top in zip(self.contraction.scales, largest, strict=True)
+            )
+            if self.comparison is not None:
+                after = self.comparison(state, pushed)
+                capped = tuple(map(torch.minimum, capped, after))
+            state, radius = capped, radius.minimum(self._norm(capped))
+            if read is None:
+                read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
+            entries.append(read)
+            norms.append(torch.linalg.vector_norm(entries[-1], dim=-1).minimum(self.gain * radius))
+        return torch.stack(entries), torch.stack(norms)
+
+    def _norm(self, state: State) -> Tensor:
+        return self.contraction.distance(state, tuple(torch.zeros_like(part) for part in state))
+
+
+class WindowBounds:
+    """Certified truncation errors of one recurrent module, all layers and directions together.
+
+    For every admissible input and every run from zero (or from states up to ``state_bound``) the output of the module
+    and that of its ``k``-window form, which restarts from zero ``k`` steps earlier, differ by at most
+    ``errors(K)[k - 1]`` in the Euclidean norm. Where the run began less than ``k`` steps earlier, the window begins
+    with it, in its initial state. Dropout between layers has the same mask in both. The bounds belong to the weights
+    at the time of certification; nothing is computed before it is asked for.
+
+    Attributes:
+        name: Qualified name of the recurrent module.
+    """
+
+    def __init__(self, name: str, layers: Sequence[Sequence[partial[DirectedLayer]]]) -> None:
+        self.name = name
+        self._pending: Sequence[Sequence[partial[DirectedLayer]]] | None = layers
+        self._layers: list[list[DirectedLayer]] = []
+
+    @property
+    def layers(self) -> list[list[DirectedLayer]]:
+        """Directed layers by depth, forward before backward."""
+        if self._pending is not None:
+            self._layers, self._pending = [[make() for make in depth] for depth in self._pending], None
+        return self._layers
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies carry what follows from the weights, not the module they came from.
+        return {"name": self.name, "_pending": None, "_layers": self.layers}
+
+    @property
+    def guarantee(self) -> str:
+        """``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` if there is no finite bound."""
+        if not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
+            return "none"
+        return "data" if any(layer.guarantee == "data" for layers in self.layers for layer in layers) else "guaranteed"
+
+    def errors(self, max_window: int) -> Tensor:
+        """Bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
+
+        All are infinite unless every layer has a rate below 1, a bound on its states, and, above another layer, a
+        comparison map. Bidirectional stacks cost a number of steps quadratic in ``max_window``, all others a linear.
+
+        Raises:
+            ValueError: If ``max_window`` is not a positive integer.
+        """
+        checks.integer("max_window", max_window)
+        if self.guarantee == "none":
+            return torch.full((max_window,), torch.inf, dtype=torch.float64)
+        spans = self._spans(1, max_window) if self._is_mirrored else [(1, max_window)]
+        return torch.cat([self._errors(*span) for span in spans])
+
+    def required_window(self, tolerance: float, limit: int = 10_000, *, at_least: int = 1) -> int | None:
+        """The smallest window whose certified error is at most ``tolerance``.
+
+        Args:
+            tolerance: Bound on the Euclidean norm of the output error.
+            limit: Largest window tried; bidirectional stacks try 512 at most.
+            at_least: Smallest window tried.
+
+        Returns:
+            The window; None if nothing is certified or the limit is reached.
+
+        Raises:
+            ValueError: If ``tolerance`` is not positive and finite.
+        """
+        checks.number("tolerance", tolerance, "(0, inf)")
+        if self.guarantee == "none":
+            return None
+        for first, last in self._spans(at_least, min(limit, _STACKED_LIMIT) if self._is_mirrored else limit):
+            small = (self._errors(first, last) <= tolerance).nonzero()
+            if len(small):
+                return first + int(small[0])
+        return None
+
+    @property
+    def _is_mirrored(self) -> bool:
+        """Whether a layer reads errors of both directions, one of which grows with every step."""
+        return len(self.layers) > 1 and len(self.layers[0]) > 1
+
+    def _spans(self, first: int, limit: int) -> Iterator[tuple[int, int]]:
+        """Ranges of windows that are computed together; their iteration starts over with every span."""
+        while first <= limit:
+            last = min(limit, first - 1 + (_SPAN if self._is_mirrored else max(_SPAN, first)))
+            yield first, last
+            first = last + 1
+
+    def _errors(self, first: int, last: int) -> Tensor:
+        windows, mirrored = torch.arange(first, last + 1), self._is_mirrored
+        inputs: Sequence[Tensor | None] = [None] * len(self.layers[0])
+        for depth, layers in enumerate(self.layers):
+            is_top = depth + 1 == len(self.layers)
+            steps = last if is_top or not mirrored else 2 * last - 1
+            runs = [layer.run(errors, steps) for layer, errors in zip(layers, inputs, strict=True)]
+            if is_top:
+                # The output is that after k steps of either direction, in stacks with a row per window.
+                rows = torch.arange(len(windows)) if mirrored else 0
+                both = torch.stack([norms[windows - 1, rows] for _, norms in runs])
+                result: Tensor = torch.linalg.vector_norm(both, dim=0)
+                return result
+            outputs = [entries for entries, _ in runs]
+            inputs = _read_both(outputs, windows) if mirrored else outputs
+        raise AssertionError("a module has at least one layer")
+
+
+def _read_both(outputs: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
+    """Input errors of the two directions of the next layer, each in the order of its own steps.
+
+    Args:
+        outputs: Output errors of the directions after 1, 2, ... steps, shapes ``(steps, windows or 1, size)``.
+        windows: The windows ``k``, shape ``(windows,)``. Where one direction has made ``i`` steps the other has made
+            ``2 k - i``. Windows shorter than the longest get values beyond their end, which nothing reads.
+    """
+    last = len(outputs[0])
+    others = (2 * windows - torch.arange(1, last + 1)[:, None]).clamp(1, last) - 1
+    forward, backward = (errors.expand(-1, len(windows), -1) for errors in outputs)
+    rows = torch.arange(len(windows))
+    return [torch.cat((forward, backward[others, rows]), -1), torch.cat((forward[others, rows], backward), -1)]
+
+
+@torch.no_grad()
+def window_bounds(
+    recurrences: Sequence[Recurrence],
+    sources: Sources,
+    norm: str | None = None,
+    state_bound: float = 1.0,
+    training: bool | None = False,
+) -> tuple[WindowBounds, ...]:
+    """Window bounds of recurrent modules whose input sets are known.
+
+    Args:
+        recurrences: All recurrences of those modules, in the order of
+            :func:`~lightning_stable.recurrence.find_recurrences`.
+        sources: Their input sets, see :func:`~lightning_stable.stability.inputs.resolve.resolve_sources`.
+        norm: As in :func:`~lightning_stable.certify`.
+        state_bound: As in :func:`~lightning_stable.certify`.
+        training: Whether dropout between layers is active; None asks each module.
+
+    Returns:
+        One per module, in the same order.
+
+    Raises:
+        ValueError: If a cell has no such ``norm``.
+    """
+    layers, found = LayerInputs(sources, state_bound, training), []
+    for recurrence in recurrences:
+        inputs, weights = layers.input_set(recurrence), recurrence.weights()
+        drive = drive_of(recurrence, inputs, weights)
+        contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
+        found.append(directed_layer(recurrence, weights, inputs, drive, contraction, state_bound, training))
+        layers.record(recurrence, weights, inputs, drive)
+    return by_module(found)
+
+
+def directed_layer(
+    recurrence: Recurrence,
+    weights: Weights,
+    inputs: InputSet | None,
+    drive: Interval | None,
+    contraction: Contraction,
+    state_bound: float,
+    training: bool | None,
+) -> partial[DirectedLayer]:
+    """:meth:`DirectedLayer.of` for later: ``weights`` and ``drive`` must not change any more."""
+    drops = recurrence.module.training if training is None else training
+    keep = 1 - recurrence.input_dropout if drops and recurrence.input_dropout < 1 else 1.0
+    guarantee = "guaranteed" if inputs is None else inputs.guarantee
+    return partial(DirectedLayer.of, recurrence, weights, drive, guarantee, contraction, state_bound, 1 / keep)
+
+
+def by_module(layers: Iterable[partial[DirectedLayer]]) -> tuple[WindowBounds, ...]:
+    """Bounds per recurrent module, from its directed layers in their order."""
+    modules = groupby(layers, key=lambda layer: layer.args[0].module_name)
+    return tuple(
+        WindowBounds(name, [list(depth) for _, depth in groupby(of_module, key=lambda layer: layer.args[0].layer)])
+        for name, of_module in modules
+    )

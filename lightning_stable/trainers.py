@@ -1,0 +1,47 @@
+"""What is asked of a Lightning trainer: its callbacks of a kind, and whether its strategy keeps the model whole.
+
+Lightning is installed under two names, ``lightning.pytorch`` and ``pytorch_lightning``, with classes of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+KindT = TypeVar("KindT")
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def callbacks_of(trainer: Trainer, kind: type[KindT]) -> list[KindT]:
+    """Return those of the trainer's callbacks that are of a kind, in their order."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def check_strategy(trainer: Trainer, who: str, need: str) -> None:
+    """Refuse a strategy under which a process does not hold the whole model.
+
+    Args:
+        trainer: Its strategy is checked.
+        who: The class that asks.
+        need: What it needs, as the message says it: ``"whole recurrent matrices on every device"``.
+
+    Raises:
+        MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel.
+    """
+    strategy = trainer.strategy
+    whole = isinstance(strategy, _strategies("SingleDeviceStrategy", "DDPStrategy"))
+    if not whole or isinstance(strategy, _strategies("DeepSpeedStrategy")):
+        raise MisconfigurationException(
+            f"{who} needs {need}, which strategies that shard parameters or step in their own way do not give. "
+            f"Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
+        )
+
+
+def _strategies(*names: str) -> tuple[type, ...]:
+    """Classes of these names in both packages; one that is not imported has made no trainer."""
+    modules = [sys.modules[f"{name}.strategies"] for name in _PACKAGES if f"{name}.strategies" in sys.modules]
+    return tuple(getattr(module, name) for module in modules for name in names)

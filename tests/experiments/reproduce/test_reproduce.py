@@ -1,0 +1,187 @@
+"""A whole task, small, in processes of its own."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI, instantiate_class
+
+from lightning_stable import certify, cli, reproduce
+from lightning_stable.experiments.files import write_text
+from lightning_stable.experiments.reproduce import Options
+from lightning_stable.experiments.reproduce.task import read_task
+
+TEXT = """
+title: Linear system
+metric: {name: loss, title: squared error}
+note: What to expect.
+config:
+  data:
+    class_path: lightning_stable.datamodules.LinearSystemDataModule
+    init_args: {length: 12, train_size: 64, valid_size: 16, test_size: 16}
+  model:
+    class_path: lightning_stable.models.SequenceRegressor
+    init_args: {input_size: 4, output_size: 2, hidden_size: 8}
+  trainer:
+    accelerator: cpu
+    max_epochs: 2
+    enable_progress_bar: false
+    enable_model_summary: false
+    callbacks: []
+stable:
+  trainer:
+    callbacks:
+    - class_path: lightning_stable.callbacks.StabilityProjectionCallback
+      init_args: {rate: 0.5, input_bound: 5.0}
+input_bound: {class_path: lightning_stable.stability.SupNorm, init_args: {bound: 5.0}}
+windows: [3]
+cells:
+  rnn: {seconds: 10}
+  lstm: {seconds: 10}
+baselines:
+  tcn: {seconds: 5, always: true, config: {model: {init_args: {kernel_size: 2}}}}
+budgets:
+  small: {}
+  paper: {}
+published:
+- {core: rnn, value: 0.5, source: Somebody, status: recalled, stable: true}
+floor: 1.0
+"""
+KEYS = [
+    "task",
+    "core",
+    "stable",
+    "window",
+    "metric",
+    "validation",
+    "test",
+    "rate",
+    "guarantee",
+    "recurrent_norm",
+    "parameters",
+    "seconds",
+    "seed",
+    "published",
+]
+ONLY = ("rnn-stable", "rnn-stable-k3", "tcn")
+
+
+def read(out: Path) -> dict[tuple[str, bool, int | None], dict[str, Any]]:
+    rows = json.loads((out / "results.json").read_text())
+    return {(row["core"], row["stable"], row["window"]): row for row in rows}
+
+
+def test_a_task_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    task, out = read_task(TEXT, "linear"), tmp_path / "out"
+    assert reproduce.reproduce(task, out, Options(only=ONLY, jobs=2, seed=7)) == 0
+    printed = capfd.readouterr().out
+    assert "3 models to train, 2 at a time, about" in printed
+    assert "What to expect." in printed
+    assert "nothing learned" in printed
+    assert "0.5 a" in printed
+    rows = read(out)
+    assert list(rows) == [("rnn", True, None), ("rnn", True, 3), ("tcn", False, None)]
+    stable, truncated, tcn = rows.values()
+    assert all(row.keys() >= set(KEYS) for row in rows.values())
+    assert stable["published"] == [
+        {"core": "rnn", "value": 0.5, "source": "Somebody", "status": "recalled", "stable": True}
+    ]
+    assert truncated["published"] == []
+    assert stable["rate"] <= 0.5
+    assert stable["guarantee"] == "guaranteed"
+    assert stable["recurrent_norm"] > 0
+    assert (tcn["rate"], tcn["recurrent_norm"]) == (None, None)
+    assert {row["seed"] for row in rows.values()} == {7}
+    assert (out / "results.png").stat().st_size > 10_000
+    table = list(csv.DictReader((out / "results.csv").open()))
+    assert table[0]["published"] == "0.5 (recalled, Somebody)"
+    assert sorted(path.name for path in (out / "tensorboard").iterdir()) == sorted(ONLY)
+
+    # The checkpoint is the model of the row.
+    saved = torch.load(out / "runs" / "rnn-stable" / "checkpoints" / "best.ckpt", weights_only=True)
+    config = out / "runs" / "rnn-stable" / "config.yaml"
+    model = instantiate_class((), yaml.safe_load(config.read_text())["model"])
+    model.load_state_dict(saved["state_dict"])
+    assert certify(model, input_bound=5.0).rate == stable["rate"]
+
+    # The configuration is LightningCLI's, and trains the same model once more.
+    again = LightningCLI(args=["--config", str(config)], run=False, save_config_callback=None)
+    again.trainer.fit(again.model, datamodule=again.datamodule)
+    assert again.trainer.callback_metrics["val_loss"].item() >= stable["validation"]
+
+    # What is finished is kept, what was changed or is missing is trained.
+    (out / "runs" / "tcn" / "result.json").unlink()
+    marked = out / "runs" / "rnn-stable" / "result.json"
+    content = json.loads(marked.read_text())
+    content["row"]["test"] = 123.0
+    marked.write_text(json.dumps(content))
+    assert reproduce.reproduce(task, out, Options(only=ONLY, jobs=1, seed=7, resume=True)) == 0
+    assert "1 models to train" in capfd.readouterr().out.replace("1 model ", "1 models ")
+    assert read(out)["rnn", True, None]["test"] == 123.0
+    assert read(out)["tcn", False, None]["test"] == tcn["test"]
+
+
+def test_what_was_trained_otherwise_is_not_taken_for_finished(tmp_path: Path) -> None:
+    from lightning_stable.experiments.reproduce.train import finished
+
+    config = write_text(tmp_path / "config.yaml", yaml.safe_dump({"seed_everything": 1}))
+    assert finished(tmp_path, config) is None
+    result = {"row": {"test": 1.0}, "config": config.read_text()}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert finished(tmp_path, config) == {"test": 1.0}
+    write_text(config, yaml.safe_dump({"seed_everything": 2}))
+    assert finished(tmp_path, config) is None
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = TEXT.replace("kernel_size: 2", "kernel_size: -2")
+    options = Options(only=("rnn", "tcn"), jobs=1)
+    assert reproduce.reproduce(read_task(broken, "linear"), tmp_path, options) == 1
+    printed = capfd.readouterr().out
+    assert "tcn failed:" in printed
+    assert "Got -2" in printed.replace("\n", " ")
+    assert list(read(tmp_path)) == [("rnn", False, None)]
+
+
+def test_unknown_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`only` must name runs of the task: rnn, rnn-k3, .* Got 'gpt'"):
+        reproduce.reproduce(read_task(TEXT, "linear"), tmp_path, Options(only=("gpt",)))
+
+
+def test_half_written_files_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_text(tmp_path / "file", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def fake(task: Any, out: Path, options: Options) -> int:
+        calls.append((task.name, out, options))
+        return 0
+
+    monkeypatch.setattr(reproduce, "reproduce", fake)
+    assert cli.main(["reproduce", "copy"]) == 0
+    arguments = ["--data-dir", "data", "--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--baselines"]
+    assert cli.main(["reproduce", "jsb", *arguments, "--resume", "--jobs", "3", "--only", "rnn", "tcn"]) == 0
+    assert calls[0] == ("copy", Path("runs/copy"), Options())
+    assert calls[1] == ("jsb", tmp_path, Options("paper", Path("data"), 4, True, True, 3, ("rnn", "tcn")))
+
+
+def test_an_option_that_does_not_fit_the_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["reproduce", "copy", "--data-dir", "data", "--out", str(tmp_path / "out")]) == 2
+    assert "`data_dir`" in capsys.readouterr().err
+    assert cli.main(["reproduce", "atis", "--out", str(tmp_path / "out")]) == 2
+    assert "data_dir" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

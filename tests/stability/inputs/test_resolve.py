@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from lightning_stable.recurrence import find_recurrences
+from lightning_stable.stability import Box, FiniteSet, L2Ball, Recorded, SupNorm
+from lightning_stable.stability.inputs.resolve import LayerInputs, drive_of, leading_drive_of, resolve_sources
+from tests.nets import net
+
+
+def walk(module: torch.nn.Module, bound: object, **kwargs: object) -> list[str | None]:
+    """The words for the input set of each recurrence."""
+    recurrences = find_recurrences(module)
+    layers = LayerInputs(resolve_sources(module, recurrences, bound), 1.0, **kwargs)  # type: ignore[arg-type]
+    found = []
+    for recurrence in recurrences:
+        inputs, weights = layers.input_set(recurrence), recurrence.weights()
+        layers.record(recurrence, weights, inputs, drive_of(recurrence, inputs, weights))
+        found.append(None if inputs is None else inputs.describe())
+    return found
+
+
+def test_a_number_is_for_the_first_layers() -> None:
+    model = torch.nn.ModuleDict({"a": net("gru", num_layers=2), "b": net("lstm")})
+    assert walk(model, 2) == ["|x| <= 2", "the layer below", "|x| <= 2"]
+    assert walk(model, {"a": L2Ball(1.0)}) == ["||x||_2 <= 1", "the layer below", None]
+    assert walk(model, {"a.l1": 0.5}) == [None, "|x| <= 0.5", None]
+
+
+def test_bounded_layers_bound_the_next_even_if_nothing_is_known_below() -> None:
+    for name in ("rnn", "lstm", "gru", "proj"):
+        assert walk(net(name, num_layers=3), None) == [None, "the layer below", "the layer below"]
+    assert walk(net("relu", num_layers=2), None) == [None, None]
+    assert walk(net("relu", num_layers=2, scale=0.3), 1.0) == ["|x| <= 1", "the layer below"]
+
+
+def test_what_rests_on_data_says_so_through_the_layers() -> None:
+    seen = Recorded(-torch.ones(3), torch.ones(3))
+    relu = walk(net("relu", num_layers=2, scale=0.3), seen)
+    assert all(words is not None and words.startswith("seen in data") for words in relu)
+    # Outputs of a GRU are bounded whatever comes in.
+    assert walk(net("gru", num_layers=2), seen)[1] == "the layer below"
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_layer_reads_all_directions_of_the_layer_below(bidirectional: bool) -> None:
+    module = net("proj", num_layers=2, bidirectional=bidirectional)
+    recurrences = find_recurrences(module)
+    layers = LayerInputs({"": SupNorm(1.0)}, 1.0)
+    for r in [r for r in recurrences if r.layer == 0]:
+        layers.record(r, r.weights(), SupNorm(1.0), None)
+    suffixes = ("", "_reverse")[: 1 + bidirectional]
+    bounds = torch.cat([module.get_parameter(f"weight_hr_l0{s}").detach().abs().sum(1) for s in suffixes])
+    inputs = layers.input_set(recurrences[-1])
+    assert isinstance(inputs, Box)
+    torch.testing.assert_close(inputs.high, bounds)
+    torch.testing.assert_close(inputs.low, -bounds)
+
+
+@pytest.mark.parametrize(
+    ("mode", "training", "active"), [(True, None, True), (False, None, False), (False, True, True)]
+)
+def test_dropout_between_layers(mode: bool, training: bool | None, active: bool) -> None:
+    module = net("gru", num_layers=2, dropout=0.5).train(mode)
+    words = walk(module, 1.0, training=training)[1]
+    assert words == ("the layer below with dropout" if active else "the layer below")
+
+
+def test_leading_rows_know_their_inputs_and_the_others_nothing() -> None:
+    for name, leak in (("lstm", slice(5, 10)), ("gru", slice(5, 10)), ("rnn", slice(0, 5))):
+        (recurrence,) = find_recurrences(net(name))
+        weights, inputs = recurrence.weights(), FiniteSet(torch.eye(3).double())
+        exact, leading = drive_of(recurrence, inputs, weights), leading_drive_of(recurrence, inputs, weights)
+        assert exact is not None
+        assert leading is not None
+        assert torch.equal(leading.high[leak], exact.high[leak])
+        assert torch.equal(leading.low[leak], exact.low[leak])
+        assert (leading.low <= exact.low).all()
+        assert (leading.high >= exact.high).all()
+        assert leading_drive_of(recurrence, None, weights) is None
