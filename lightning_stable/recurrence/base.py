@@ -93,6 +93,20 @@ class Recurrence(ABC):
         self.suffix = suffix
         self.input_dropout = input_dropout
 
+    def checked_norm(self, norm: str | None) -> str:
+        """Return the certificate, the cell's default for None.
+
+        Raises:
+            ValueError: If the cell has no such certificate.
+        """
+        if norm is None:
+            return self.norms[0]
+        if norm not in self.norms:
+            raise ValueError(
+                f"`norm` must be one of {self.norms} for the {self.cell} recurrence {self.name!r}. Got {norm!r}."
+            )
+        return norm
+
     # ----------------------------------------------------------------- weights
     def parameter_names(self) -> dict[str, str]:
         """Role to attribute name, for the parameters this module has (``bias=False`` leaves some out)."""

@@ -146,9 +146,7 @@ class MixedRecurrence(GatedRecurrence):
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
     ) -> Contraction:
         """See the class; infinite when nothing is known about the inputs."""
-        norm = norm or self.norms[0]
-        if norm not in self.norms:
-            raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {norm!r}.")
+        norm = self.checked_norm(norm)
         matrix = weights["weight_hh"]
         one = torch.ones_like(matrix[0])
         if drive is None:

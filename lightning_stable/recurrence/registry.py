@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
@@ -48,10 +49,10 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
     """Register ``factory(module, name) -> recurrences``, ordered by layer, forward before backward.
 
     Raises:
-        ValueError: If ``module_type`` is not a class of modules.
+        TypeError: If ``module_type`` is not a class of modules.
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise ValueError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
+        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
     _REGISTRY[module_type] = factory
 
 
@@ -103,8 +104,9 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
             f"{sorted({type(m).__name__ for m in module.modules()})}; register an own cell with "
             "lightning_stable.register_recurrence."
         )
-    if patterns is not None:
-        outer = _select(outer, [patterns] if isinstance(patterns, str) else list(patterns))
+    chosen = checks.patterns("modules", patterns)
+    if chosen is not None:
+        outer = _select(outer, chosen)
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
 
 

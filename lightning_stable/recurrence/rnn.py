@@ -81,7 +81,7 @@ class RNNRecurrence(Recurrence):
         """The chosen norm of ``W``; ``drive`` and ``state_bound`` are not needed."""
         hidden = weights["weight_hh"]
         one = torch.ones_like(hidden[0])
-        match norm or self.norms[0]:
+        match self.checked_norm(norm):
             case "l2":
                 result = Contraction(linalg.spectral_norm(hidden), (one,), order=2)
             case "linf":
@@ -91,11 +91,9 @@ class RNNRecurrence(Recurrence):
             case "perron":
                 scale = linalg.perron_weights(hidden)
                 result = Contraction(linalg.weighted_row_norm(hidden, scale), (scale,))
-            case "diagonal":
+            case _:  # diagonal
                 scale = linalg.diagonal_weights(hidden)
                 result = Contraction(linalg.diagonal_norm(hidden, scale), (1 / scale,), order=2)
-            case unknown:
-                raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {unknown!r}.")
         return result._replace(rate=result.rate * linalg.inflation(hidden.shape[1]))
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:

@@ -49,9 +49,11 @@ def certify(
         The report. A gated recurrence whose inputs are unknown has an infinite rate and the guarantee ``"none"``.
 
     Raises:
-        ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
+        TypeError: If an argument has the wrong type.
+        ValueError: If there is no recurrence, an argument is out of range, or weights are NaN or infinite.
     """
     state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    norm = None if norm is None else checks.text("norm", norm)
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
     return certify_recurrences(recurrences, sources, norm, state_bound)
@@ -83,7 +85,7 @@ def certify_recurrences(
     for recurrence in recurrences:
         inputs, weights = layers.input_set(recurrence), recurrence.weights()
         drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(recurrence, inputs, weights)
-        certificate = _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
+        certificate = _certify_layer(recurrence, weights, inputs, drive, recurrence.checked_norm(norm), state_bound)
         certificates.append(certificate)
         directed.append(
             directed_layer(recurrence, weights, inputs, drive, certificate.contraction, state_bound, training)
@@ -120,22 +122,6 @@ def _certify_layer(
         recurrent_norm={gate: block.norm().item() for gate, block in recurrence.recurrent_blocks(weights).items()},
         contraction=contraction,
     )
-
-
-def check_norm(recurrence: Recurrence, norm: str | None) -> str:
-    """The norm, or the cell's default.
-
-    Raises:
-        ValueError: If the cell has no such certificate.
-    """
-    if norm is None:
-        return recurrence.norms[0]
-    if norm not in recurrence.norms:
-        raise ValueError(
-            f"`norm` must be one of {recurrence.norms} for the {recurrence.cell} recurrence {recurrence.name!r}. "
-            f"Got {norm!r}."
-        )
-    return norm
 
 
 def check_finite(recurrences: Sequence[Recurrence]) -> None:

@@ -116,7 +116,7 @@ class StabilityReport:
         Raises:
             ValueError: If ``tolerance`` is not positive and finite.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
         if not self.is_stable or not self.bounds:
             return None
         window, before = 1, 0

@@ -174,7 +174,7 @@ class WindowBounds:
         Raises:
             ValueError: If ``max_window`` is not a positive integer.
         """
-        checks.integer("max_window", max_window)
+        max_window = checks.integer("max_window", max_window)
         if self.guarantee == "none":
             return torch.full((max_window,), torch.inf, dtype=torch.float64)
         spans = self._spans(1, max_window) if self._is_mirrored else [(1, max_window)]
@@ -192,9 +192,10 @@ class WindowBounds:
             The window; None if nothing is certified or the limit is reached.
 
         Raises:
-            ValueError: If ``tolerance`` is not positive and finite.
+            ValueError: If ``tolerance`` is not positive and finite, or another argument is not positive.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
+        limit, at_least = checks.integer("limit", limit), checks.integer("at_least", at_least)
         if self.guarantee == "none":
             return None
         for first, last in self._spans(at_least, min(limit, _STACKED_LIMIT) if self._is_mirrored else limit):

@@ -7,11 +7,13 @@ keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key bet
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_stable import checks
 from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
 
@@ -72,12 +74,12 @@ class Box(InputSet):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
-        self.low, self.high, self._label = _exact(low), _exact(high), label
+        self.low, self.high, self._label = _exact("low", low), _exact("high", high), label
         entries = max(self.low.numel(), self.high.numel())
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
         if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
-            raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
+            raise ValueError(f"`low` must be at most `high`, and both finite. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
         """Centre ``W (low + high) / 2``, radius ``|W| (high - low) / 2``."""
@@ -116,7 +118,7 @@ class SupNorm(Box):
     """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
 
     def __init__(self, bound: float | Tensor) -> None:
-        value = _exact(bound)
+        value = _exact("input_bound", bound)
         if not (_finite(value) and (value >= 0).all()):
             raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
         super().__init__(-value, value)
@@ -126,9 +128,7 @@ class L2Ball(InputSet):
     """``||x||_2 <= radius``."""
 
     def __init__(self, radius: float) -> None:
-        if not 0 <= radius < float("inf"):
-            raise ValueError(f"`radius` of an L2Ball must be finite and nonnegative. Got {radius!r}.")
-        self.radius = radius
+        self.radius = checks.number("radius", radius, "[0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
         """Radius ``||w_j||_2 radius``."""
@@ -161,11 +161,7 @@ class ActiveEntries(InputSet):
     """
 
     def __init__(self, count: int, height: float = 1.0) -> None:
-        if count < 1 or int(count) != count:
-            raise ValueError(f"`count` of ActiveEntries must be a positive integer. Got {count!r}.")
-        if not 0 < height < float("inf"):
-            raise ValueError(f"`height` of ActiveEntries must be positive and finite. Got {height!r}.")
-        self.count, self.height = int(count), float(height)
+        self.count, self.height = checks.integer("count", count), checks.number("height", height, "(0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
         """Sums of the ``count`` largest positive (negative) weights of a row."""
@@ -203,9 +199,12 @@ class FiniteSet(InputSet):
     """
 
     def __init__(self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None) -> None:
+        if not isinstance(points, Tensor):
+            raise TypeError(f"`points` must be a tensor of shape (points, features). Got {points!r}.")
         if points.ndim != 2 or points.shape[0] == 0:
-            raise ValueError(f"`points` of a FiniteSet must have shape (points, features). Got {tuple(points.shape)}.")
-        self.points, self.drop_probability, self._label = points, drop_probability, label
+            raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
+        self.points, self._label = points, label
+        self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
 
     def drive(self, weight: Tensor) -> Interval:
@@ -319,9 +318,13 @@ class Recorded(Box):
         return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
 
 
-def _exact(value: float | Tensor) -> Tensor:
-    """A tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+def _exact(name: str, value: float | Tensor) -> Tensor:
+    """Return a tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
+    return (
+        value
+        if isinstance(value, Tensor)
+        else torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
+    )
 
 
 def _finite(value: Tensor) -> bool:
@@ -332,13 +335,13 @@ def as_input_set(value: Any) -> InputSet:
     """A set as it is; a number or tensor as :class:`SupNorm`.
 
     Raises:
-        ValueError: If ``value`` is neither.
+        TypeError: If ``value`` is neither.
     """
     if isinstance(value, InputSet):
         return value
-    if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
-        return SupNorm(value)
-    raise ValueError(
+    if isinstance(value, (Real, Tensor)) and not isinstance(value, bool):
+        return SupNorm(value if isinstance(value, Tensor) else float(value))
+    raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
         f"those. Got {value!r}."
     )

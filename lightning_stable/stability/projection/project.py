@@ -14,11 +14,7 @@ from lightning_stable import checks
 from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.lstm import miller_hardt_forget_bound
 from lightning_stable.recurrence.registry import find_recurrences
-from lightning_stable.stability.certify import (
-    certify_recurrences,
-    check_finite,
-    check_norm,
-)
+from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of, resolve_sources
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.recurrence import Target, shrink
@@ -51,9 +47,17 @@ class Constraint:
 
     def __post_init__(self) -> None:
         rate = checks.number("rate", self.rate, "(0, 1)")
+        checked: dict[str, object] = {
+            "rate": rate,
+            "state_bound": checks.number("state_bound", self.state_bound, "[1, inf)"),
+        }
         if self.gate_bound is not None:
-            checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
-        checks.number("state_bound", self.state_bound, "[1, inf)")
+            checked["gate_bound"] = checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
+        for name in ("norm", "method"):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def target(self, recurrence: Recurrence, margin: float, *, exact: bool) -> Target:
         """The target of one recurrence, ``margin`` (relative) inside the set.
@@ -61,7 +65,7 @@ class Constraint:
         Raises:
             ValueError: If the cell has no such norm or method, or cannot reach the rate at all.
         """
-        norm = check_norm(recurrence, self.norm)
+        norm = recurrence.checked_norm(self.norm)
         method = self.method or ("miller-hardt" if norm == "miller-hardt" else recurrence.methods[0])
         if method not in recurrence.methods:
             raise ValueError(
@@ -97,7 +101,7 @@ class Constraint:
             )
         if self.gate_bound is not None:
             return self.gate_bound
-        bound = float(self.rate) ** 2
+        bound = self.rate**2
         if method == "miller-hardt":
             bound = min(bound, 0.64, miller_hardt_forget_bound(self.rate))
         return bound if biased else max(bound, (0.5 + self.rate) / 2)
@@ -141,18 +145,20 @@ def project_(
         The certificate of the stored weights afterwards.
 
     Raises:
-        ValueError: If an argument is not understood, weights are NaN or infinite, a gated recurrence has no input
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, weights are NaN or infinite, a gated recurrence has no input
             bound, or the rate cannot be reached. All weights are then left as they were.
     """
     constraint = Constraint(rate, norm, method, gate_bound, state_bound)
+    strict = checks.boolean("strict", strict)
     recurrences = find_recurrences(module, modules)
-    sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
+    sources = resolve_sources(module, recurrences, input_bound, state_bound=constraint.state_bound)
     check_finite(recurrences)
     parameters = [id(value) for r in recurrences for value in r.parameters().values()]
     # What one recurrence asks of weights it shares may be too little for the other.
     for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
         apply_updates(propose_updates(recurrences, sources, constraint, strict=strict))
-    return certify_recurrences(recurrences, sources, norm, state_bound)
+    return certify_recurrences(recurrences, sources, norm, constraint.state_bound)
 
 
 def is_frozen(recurrence: Recurrence) -> bool:
@@ -286,7 +292,7 @@ def _inside(
 
 def _warn_if_unstable(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint) -> None:
     weights = recurrence.weights()
-    norm, drive = check_norm(recurrence, constraint.norm), drive_of(recurrence, inputs, weights)
+    norm, drive = recurrence.checked_norm(constraint.norm), drive_of(recurrence, inputs, weights)
     rate = recurrence.contraction(weights, drive, norm=norm, state_bound=constraint.state_bound).rate.item()
     if not rate <= constraint.rate:
         warnings.warn(

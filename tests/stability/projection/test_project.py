@@ -258,18 +258,20 @@ def test_frozen_weights_need_no_input_bound() -> None:
 
 
 # Errors leave everything as it was ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf, "0.9", True, None, 1, torch.tensor(0.9)])
-def test_the_rate_is_a_number_between_0_and_1(rate: Any) -> None:
+@pytest.mark.parametrize(
+    ("rate", "error"), [(1.0, ValueError), (math.nan, ValueError), ("0.9", TypeError), (torch.tensor(0.9), TypeError)]
+)
+def test_the_rate_is_a_number_between_0_and_1(rate: Any, error: type[Exception]) -> None:
     module = net("rnn", scale=4)
     before = snapshot(module)
-    with pytest.raises(ValueError, match=r"`rate` must be a number in \(0, 1\). Got"):
+    with pytest.raises(error, match=r"`rate` must be a number in \(0, 1\). Got"):
         project_(module, rate)
     assert moved(module, before) == []
 
 
-@pytest.mark.parametrize("gate_bound", [0.0, 0.9, 0.95, 1.0, -0.5, math.nan, "0.5", True])
-def test_the_gate_bound_lies_below_the_rate(gate_bound: Any) -> None:
-    with pytest.raises(ValueError, match=r"`gate_bound` must lie in \(0, rate\) with rate=0.9. Got"):
+@pytest.mark.parametrize(("gate_bound", "error"), [(0.0, ValueError), (0.9, ValueError), (True, TypeError)])
+def test_the_gate_bound_lies_below_the_rate(gate_bound: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"`gate_bound` must be a number in \(0, 0.9\). Got"):
         project_(net("gru"), 0.9, input_bound=B, gate_bound=gate_bound)
 
 
