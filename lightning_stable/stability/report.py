@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_stable import checks
 from lightning_stable.recurrence.base import Contraction, State
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.stability.window_bounds import WindowBounds
 from lightning_stable.version import __version__
 
@@ -93,6 +94,11 @@ class StabilityReport:
         """The largest certified rate: the stack contracts at every rate above it."""
         # NaN, from an input set that is not finite, must not hide behind other layers: no comparison with it is true.
         return max(certificate.rate if certificate.rate < math.inf else math.inf for certificate in self.layers)
+
+    @property
+    def guarantee(self) -> str:
+        """The weakest guarantee of a layer: ``"none"``, ``"data"`` or ``"guaranteed"``."""
+        return weakest_guarantee(certificate.guarantee for certificate in self.layers)
 
     @property
     def is_stable(self) -> bool:

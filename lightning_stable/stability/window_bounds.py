@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from lightning_stable import checks, linalg
-from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State, Weights
+from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 
 _SPAN = 32
 # Windows of bidirectional stacks cost as many steps as they are long, each.
@@ -46,20 +46,12 @@ class DirectedLayer(NamedTuple):
     guarantee: str
 
     @classmethod
-    def of(
-        cls,
-        recurrence: Recurrence,
-        weights: Weights,
-        drive: Interval | None,
-        guarantee: str,
-        contraction: Contraction,
-        state_bound: float,
-        input_scale: float,
-    ) -> DirectedLayer:
+    def of(cls, layer: Layer, contraction: Contraction) -> DirectedLayer:
         """Derive boxes and maps from a snapshot of the weights."""
-        weights = {role: value.cpu() for role, value in weights.items()}
+        recurrence, state_bound, drive, guarantee = layer.recurrence, layer.state_bound, layer.drive, layer.guarantee
+        weights = {role: value.cpu() for role, value in layer.weights.items()}
         drive = drive and Interval(drive.low.cpu(), drive.high.cpu())
-        # As for the layer above (LayerInputs.record): what was only observed is used where nothing holds without it.
+        # As for the layer above (Layer.output): what was only observed is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
         scales = tuple(scale.cpu() for scale in contraction.scales)
@@ -75,7 +67,7 @@ class DirectedLayer(NamedTuple):
             readout=readout,
             output=output,
             gain=gain,
-            input_scale=input_scale,
+            input_scale=1 / (1 - layer.dropout),
             guarantee=guarantee,
         )
 
@@ -163,7 +155,7 @@ class WindowBounds:
         """``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` if there is no finite bound."""
         if not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
             return "none"
-        return "data" if any(layer.guarantee == "data" for layers in self.layers for layer in layers) else "guaranteed"
+        return weakest_guarantee(layer.guarantee for layers in self.layers for layer in layers)
 
     def errors(self, max_window: int) -> Tensor:
         """Bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
@@ -273,36 +265,23 @@ def window_bounds(
     Raises:
         ValueError: If a cell has no such ``norm``.
     """
-    layers, found = LayerInputs(sources, state_bound, training), []
-    for recurrence in recurrences:
-        inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = drive_of(recurrence, inputs, weights)
-        contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
-        found.append(directed_layer(recurrence, weights, inputs, drive, contraction, state_bound, training))
-        layers.record(recurrence, weights, inputs, drive)
-    return by_module(found)
+    layers = walk_layers(recurrences, sources, state_bound, training)
+    return by_module([(layer, layer.contraction(norm)) for layer in layers])
 
 
-def directed_layer(
-    recurrence: Recurrence,
-    weights: Weights,
-    inputs: InputSet | None,
-    drive: Interval | None,
-    contraction: Contraction,
-    state_bound: float,
-    training: bool | None,
-) -> partial[DirectedLayer]:
-    """:meth:`DirectedLayer.of` for later: ``weights`` and ``drive`` must not change any more."""
-    drops = recurrence.module.training if training is None else training
-    keep = 1 - recurrence.input_dropout if drops and recurrence.input_dropout < 1 else 1.0
-    guarantee = "guaranteed" if inputs is None else inputs.guarantee
-    return partial(DirectedLayer.of, recurrence, weights, drive, guarantee, contraction, state_bound, 1 / keep)
+def by_module(layers: Iterable[tuple[Layer, Contraction]]) -> tuple[WindowBounds, ...]:
+    """Return the bounds of each recurrent module, from its directed layers in their order.
 
-
-def by_module(layers: Iterable[partial[DirectedLayer]]) -> tuple[WindowBounds, ...]:
-    """Bounds per recurrent module, from its directed layers in their order."""
-    modules = groupby(layers, key=lambda layer: layer.args[0].module_name)
+    Boxes and maps are derived when a window is asked for: the weights, and the drives that the contractions come
+    from, must not change any more.
+    """
     return tuple(
-        WindowBounds(name, [list(depth) for _, depth in groupby(of_module, key=lambda layer: layer.args[0].layer)])
-        for name, of_module in modules
+        WindowBounds(
+            name,
+            [
+                [partial(DirectedLayer.of, *pair) for pair in depth]
+                for _, depth in groupby(of_module, key=lambda pair: pair[0].recurrence.layer)
+            ],
+        )
+        for name, of_module in groupby(layers, key=lambda pair: pair[0].recurrence.module_name)
     )

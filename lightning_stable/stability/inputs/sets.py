@@ -7,8 +7,9 @@ keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key bet
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from torch import Tensor
 from lightning_stable import checks
 from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
+
+# What a claim is worth, from nothing to every admissible input.
+GUARANTEES = ("none", "data", "guaranteed")
+
+
+def weakest_guarantee(guarantees: Iterable[str]) -> str:
+    """Return the weakest of the guarantees a claim rests on; ``"guaranteed"`` if it rests on none."""
+    return min(guarantees, key=GUARANTEES.index, default=GUARANTEES[-1])
 
 
 class InputSet(ABC):
@@ -331,7 +340,12 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value).all())
 
 
-def as_input_set(value: Any) -> InputSet:
+# What a user can say about inputs: a bound on every entry or a set, for all recurrent modules or by name.
+SingleBound: TypeAlias = float | Tensor | InputSet
+InputBound: TypeAlias = SingleBound | Mapping[str, SingleBound] | None
+
+
+def as_input_set(value: object) -> InputSet:
     """A set as it is; a number or tensor as :class:`SupNorm`.
 
     Raises:

@@ -17,12 +17,19 @@ from torch import Tensor
 from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources
+from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
 from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip
 from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
-from lightning_stable.stability.projection.project import Constraint, Update, fast_target, is_frozen, propose_update
+from lightning_stable.stability.projection.project import (
+    Constraint,
+    Update,
+    compute_weights,
+    fast_target,
+    is_frozen,
+    propose_update,
+)
 from lightning_stable.stability.projection.recurrence import Target, meet_budget
 from lightning_stable.stability.projection.sets import clip_singular_values
 
@@ -36,12 +43,6 @@ class _Kind(NamedTuple):
     cell: type[Recurrence]
     shapes: tuple[Hashable, ...]
     target: Target
-
-
-class _Member(NamedTuple):
-    recurrence: Recurrence
-    parameters: Mapping[str, Tensor]
-    inputs: InputSet | None
 
 
 class FastProjection:
@@ -67,23 +68,25 @@ class FastProjection:
         training: bool | None = None,
     ) -> list[Update]:
         """As :func:`project.propose_updates` with ``strict=False``; gates as views."""
-        layers = LayerInputs(sources, constraint.state_bound, training)
-        groups: dict[_Kind, list[_Member]] = {}
-        updates: list[Update] = []
         # Where nothing rests on inputs nobody asks what the layers put out.
         driven = any(r.needs_drive for r in recurrences)
-        read = {(r.module_name, r.layer - 1) for r in recurrences} if driven else set()
-        for recurrence in recurrences:
-            kind = None if is_frozen(recurrence) else self._kind(recurrence, constraint, margin, driven)
-            inputs = layers.input_set(recurrence) if driven else None
-            if kind is None or (recurrence.needs_drive and inputs is None):
-                updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
-                continue
-            parameters = recurrence.parameters()
-            groups.setdefault(kind, []).append(_Member(recurrence, parameters, inputs))
-            if (recurrence.module_name, recurrence.layer) in read:
-                # What it puts out is bounded by what a projection leaves as it is.
-                layers.record(recurrence, parameters, None, None)
+        kinds = {r: None if is_frozen(r) else self._kind(r, constraint, margin, driven) for r in recurrences}
+
+        def weights(recurrence: Recurrence) -> dict[str, Tensor]:
+            if kinds[recurrence] is None:
+                return compute_weights(recurrence, constraint, strict=False)
+            return dict(recurrence.parameters())
+
+        groups: dict[_Kind, list[Layer]] = {}
+        updates: list[Update] = []
+        for layer in walk_layers(
+            recurrences, sources, constraint.state_bound, training, projected=True, weights=weights
+        ):
+            kind = kinds[layer.recurrence]
+            if kind is None or (layer.recurrence.needs_drive and layer.inputs is None):
+                updates += propose_update(layer, constraint, strict=False, margin=margin)
+            else:
+                groups.setdefault(kind, []).append(layer)
         for kind, members in groups.items():
             gated = isinstance(members[0].recurrence, GatedRecurrence)
             updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target.rate)
@@ -96,8 +99,8 @@ class FastProjection:
         return self._kinds[key]
 
     # ------------------------------------------------------------------- rnn
-    def _spectral(self, members: Sequence[_Member], bound: float) -> list[Update]:
-        parameters = [member.parameters["weight_hh"] for member in members]
+    def _spectral(self, members: Sequence[Layer], bound: float) -> list[Update]:
+        parameters = [member.weights["weight_hh"] for member in members]
         weight = torch.stack([_compute(value) for value in parameters])
         if weight.shape[2] < MIN_UNITS:
             clipped = (
@@ -112,12 +115,12 @@ class FastProjection:
         return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
 
     # ----------------------------------------------------------------- gated
-    def _gated(self, members: Sequence[_Member], target: Target) -> list[Update]:
+    def _gated(self, members: Sequence[Layer], target: Target) -> list[Update]:
         first = members[0].recurrence
         assert isinstance(first, GatedRecurrence)
         assert target.gate_bound is not None
         gates, leak = len(first.gates), first.gates.index(first.leak)
-        parameters = [member.parameters for member in members]
+        parameters = [member.weights for member in members]
         sets = [member.inputs for member in members if member.inputs is not None]
         units = parameters[0]["weight_hh"].shape[0] // gates
         # Gate by gate, the units of all recurrences beside each other.
@@ -191,11 +194,11 @@ class FastProjection:
 
 def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
     """None for recurrences that are left to the plain form."""
-    parameters = recurrence.parameters()
+    parameters: Mapping[str, Tensor] = recurrence.parameters()
+    if driven and recurrence.output_bound(parameters, None, constraint.state_bound) is None:
+        return None  # the outputs rest on the projected weights, and the layers above on the outputs
     if isinstance(recurrence, RNNRecurrence):
-        spectral = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
-        # The outputs of relu rest on the projected weights, and gated layers above on the outputs.
-        together = spectral and (recurrence.nonlinearity == "tanh" or not driven)
+        together = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
         parameters = {"weight_hh": parameters["weight_hh"]}
     else:
         rows = constraint.norm in (None, "row", "tight") and constraint.method in _ROW_METHODS

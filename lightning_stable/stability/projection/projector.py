@@ -15,7 +15,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.inputs.watch import InputMonitor
 from lightning_stable.stability.projection.every_step import FastProjection, State
 from lightning_stable.stability.projection.project import Constraint, Update, apply_updates, is_frozen, propose_updates
@@ -46,7 +46,7 @@ class Projector:
         module: nn.Module,
         constraint: Constraint,
         *,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         modules: Iterable[str] | None = None,
         training: bool = True,
         margin: float = 0.0,
