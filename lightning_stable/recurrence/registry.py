@@ -155,6 +155,7 @@ def _stack_factory(adapter: type[Recurrence]) -> Factory:
     """Factory for ``nn.RNNBase``: every layer and direction, with torch's own names ``l0``, ``l0_reverse``, ..."""
 
     def factory(module: nn.Module, name: str) -> list[Recurrence]:
+        assert isinstance(module, nn.RNNBase)
         prefix = f"{name}." if name else ""
         directions = ("forward", "backward") if module.bidirectional else ("forward",)
         return [
@@ -165,9 +166,9 @@ def _stack_factory(adapter: type[Recurrence]) -> Factory:
                 layer=layer,
                 direction=direction,
                 suffix=f"_l{layer}{'_reverse' if direction == 'backward' else ''}",
-                input_dropout=float(module.dropout) if layer else 0.0,  # type: ignore[arg-type]
+                input_dropout=module.dropout if layer else 0.0,
             )
-            for layer in range(int(module.num_layers))  # type: ignore[arg-type]
+            for layer in range(module.num_layers)
             for direction in directions
         ]
 

@@ -165,9 +165,9 @@ class StabilityReport:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+        text = io.StringIO()
+        Console(file=text, width=120).print(self.table())
+        return text.getvalue().rstrip()
 
 
 def format_rate(rate: float) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.hooks import Hook
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences
@@ -97,24 +98,6 @@ class InputMonitor:
         self.ranges[name] = seen if first else torch.maximum(self.ranges[name].to(seen.device), seen)
         if first and self._on_first is not None:
             self._on_first(name)
-
-
-class Hook:
-    """A hook that stays with its module: a copy of the module, or a pickled one, carries one that does nothing."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> None:
-        """Call the function."""
-        self._function(*args)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., object]]]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*args: Any) -> None:
-    pass
 
 
 def _rounding(inputs: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def _gate_step(
     assert bound is not None
     index, gates, image = recurrence.gates.index(recurrence.leak), len(recurrence.gates), weights.get("weight_hr")
     leak = {role: weights[role].chunk(gates)[index] for role in GateRows._fields if role in weights}
-    rows = GateRows(*(leak.get(role) for role in GateRows._fields))  # type: ignore[arg-type]
+    rows = GateRows(**leak)
     for pass_ in range(_WORST_INPUTS if target.exact else 1):
         worst = inputs.maximizer(rows.weight_ih) if pass_ else worst
         rows = leave_worst_input(rows, worst, image, state_bound, bound)
