@@ -51,7 +51,7 @@ def certify(
     Raises:
         ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
     """
-    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
     return certify_recurrences(recurrences, sources, norm, state_bound)
@@ -77,7 +77,7 @@ def certify_recurrences(
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
     """
-    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
     layers, certificates, directed = LayerInputs(sources, state_bound, training), [], []
     for recurrence in recurrences:

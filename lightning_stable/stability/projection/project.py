@@ -53,7 +53,7 @@ class Constraint:
         rate = checks.number("rate", self.rate, "(0, 1)")
         if self.gate_bound is not None:
             checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
-        checks.number("state_bound", self.state_bound, "[1, inf)")
+        checks.number("state_bound", self.state_bound, "[0, inf)")
 
     def target(self, recurrence: Recurrence, margin: float, *, exact: bool) -> Target:
         """The target of one recurrence, ``margin`` (relative) inside the set.
@@ -79,7 +79,8 @@ class Constraint:
             norm=norm,
             method=method,
             gate_bound=None if gate_bound is None else gate_bound * (1 - margin),
-            state_bound=self.state_bound,
+            # Hidden states reach 1 wherever a run starts from: what holds from there holds from zero.
+            state_bound=max(1.0, self.state_bound),
             exact=exact,
         )
 
