@@ -304,7 +304,7 @@ class LSTMRecurrence(GatedRecurrence):
         return torch.maximum(bounds.o, first) * bounds.tanh_cell if state_bound > 0 else bounds.o * bounds.tanh_cell
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """``(o tanh(C), C)``, a bound on ``(h, c)``, or on ``(m, c)`` with ``proj_size``; None without inputs."""
+        """``(o tanh(C), C)``, a bound on ``(h, c)``, or after a step on ``(m, c)`` with ``proj_size``; None without inputs."""
         return None if drive is None else self._reachable(weights, drive, state_bound)[1]
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:

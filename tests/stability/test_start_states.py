@@ -78,7 +78,12 @@ def test_one_step_contracts(name: str, state_bound: float, seed: int) -> None:
 
 
 def window_errors(layer: nn.Module, inputs: InputSet, state_bound: float, steps: int, runs: int, seed: int) -> Tensor:
-    """The largest errors found after 1 .. ``steps`` steps between a run from a start state and one from zero."""
+    """The largest errors found after 1 .. ``steps`` steps between a run from a start state and one from zero.
+
+    With ``proj_size`` the run makes one step more: its start ``h_0`` is no state of the certificate, which speaks of
+    ``m``, and a window that reaches over the beginning has the run's own start.
+    """
+    early = int(bool(getattr(layer, "proj_size", 0)))
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -87,13 +92,13 @@ def window_errors(layer: nn.Module, inputs: InputSet, state_bound: float, steps:
     layer.requires_grad_(False)
     sizes = [layer.proj_size or layer.hidden_size] if isinstance(layer, nn.LSTM) else [layer.hidden_size]
     sizes += [layer.hidden_size] if isinstance(layer, nn.LSTM) else []
-    free = [uniform(runs, size).sign() for size in sizes] + [2 * uniform(steps * runs, layer.input_size)]
+    free = [uniform(runs, size).sign() for size in sizes] + [2 * uniform((early + steps) * runs, layer.input_size)]
     free = [value.requires_grad_() for value in free]
     optimizer, worst = torch.optim.Adam(free, lr=0.1), torch.zeros(steps, dtype=torch.float64)
     for _ in range(12):
         start = tuple(state_bound * value.clamp(-1, 1)[None] for value in free[:-1])
-        x = member(inputs, free[-1]).view(steps, runs, -1)
-        apart = layer(x, start if len(start) > 1 else start[0])[0] - layer(x)[0]
+        x = member(inputs, free[-1]).view(early + steps, runs, -1)
+        apart = layer(x, start if len(start) > 1 else start[0])[0][early:] - layer(x[early:])[0]
         error = torch.linalg.vector_norm(apart, dim=-1)
         worst = torch.maximum(worst, error.detach().amax(1))
         optimizer.zero_grad()
