@@ -181,7 +181,8 @@ class Recurrence(ABC):
             drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each, see :meth:`driven_rows`; None
                 when nothing is known about the inputs.
             norm: One of ``norms``.
-            state_bound: Admissible states have entries of at most this size (1 covers every zero-started run).
+            state_bound: Runs start from states with entries of at most this size, 0 for runs from zero only. Later
+                states may be larger: those of saturating cells reach 1.
         """
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor | None:
@@ -202,10 +203,10 @@ class Recurrence(ABC):
         Args:
             weights: Weights by role.
             drive: As in :meth:`contraction`.
-            state_bound: 1 for runs from zero; more for runs from any state of that size too.
+            state_bound: As in :meth:`contraction`.
 
         Returns:
-            A tensor of shape ``(units,)`` per part, or None if nothing is known.
+            A tensor of shape ``(units,)`` per part, at least ``state_bound``, or None if nothing is known.
         """
         return None
 
@@ -306,8 +307,16 @@ class GatedRecurrence(Recurrence):
         return torch.zeros_like(weights["weight_hh"][:, 0])
 
     def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
-        """Intervals of the pre-activations, one per gate, for states of at most ``state_bound``."""
-        radius = reach(self.recurrent_matrix(weights), state_bound)
+        """Intervals of the pre-activations, one per gate.
+
+        Args:
+            weights: Weights by role.
+            drive: Interval of ``weight_ih @ x``.
+            state_bound: A number bounds the start states, and later ones may reach 1; a tensor bounds the states of
+                all steps, entry by entry.
+        """
+        hidden = state_bound if isinstance(state_bound, Tensor) else max(1.0, state_bound)
+        radius = reach(self.recurrent_matrix(weights), hidden)
         return drive.shift(self.bias(weights)).widen(radius).chunk(len(self.gates))
 
     def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:

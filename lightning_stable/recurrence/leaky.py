@@ -220,16 +220,14 @@ class MixedRecurrence(GatedRecurrence):
 
     # ------------------------------------------------------------- comparison
     def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[Bounds, Tensor]:
-        """Bounds along runs, and the box of their states: from zero ``h`` is an average of candidates."""
+        """Bounds along runs, and the box of their states: averages of candidates and of the state they start from."""
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
-        if state_bound > 1:
-            return bounds, torch.full_like(bounds.n, state_bound)
         for _ in range(BOX_ROUNDS):
-            bounds = self.bounds(weights, drive, bounds.n)
-        return bounds, bounds.n
+            bounds = self.bounds(weights, drive, bounds.n.clamp(min=state_bound))
+        return bounds, bounds.n.clamp(min=state_bound)
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """The largest candidate ``|n|``, or ``state_bound`` if that is above 1; None without inputs."""
+        """The largest candidate ``|n|``, at least ``state_bound``; None without inputs."""
         return None if drive is None else (self._reachable(weights, drive, state_bound)[1],)
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> MixedComparison | None:

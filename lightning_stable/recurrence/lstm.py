@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.base import BOX_ROUNDS, Budget, Contraction, GatedRecurrence, State, Weights
+from lightning_stable.recurrence.base import BOX_ROUNDS, Budget, Contraction, GatedRecurrence, State, Weights, reach
 from lightning_stable.recurrence.intervals import (
     Interval,
     saturating,
@@ -122,25 +122,30 @@ class LSTMRecurrence(GatedRecurrence):
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor:
         """``|h| = |o tanh(c)| <= 1`` whatever the input; times ``|W_hr|`` with ``proj_size``."""
         if "weight_hr" in weights:
-            return weights["weight_hr"].abs().sum(1) * state_bound
-        return torch.full_like(weights["weight_hh"][0], state_bound)
+            return weights["weight_hr"].abs().sum(1)
+        return torch.ones_like(weights["weight_hh"][0])
 
     # ------------------------------------------------------------- certificate
     def _bounds(
-        self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
+        self,
+        weights: Weights,
+        drive: Interval,
+        state_bound: float,
+        leak_bound: float | None = None,
+        hidden: Tensor | None = None,
     ) -> _Bounds:
-        i, f, g, o = self.pre_activation(weights, drive, state_bound)
+        """Bounds for runs from states of at most ``state_bound``; ``hidden`` bounds ``|h|`` at all steps, if known."""
+        i, f, g, o = self.pre_activation(weights, drive, state_bound if hidden is None else hidden)
         forget, keep = torch.sigmoid(f.high), torch.sigmoid(-f.high)
         slope_f = sigmoid_slope(f)
         if leak_bound is not None:
             slope_f = torch.where(forget > leak_bound, 0.25, slope_f)
             forget, keep = forget.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
         input_gate, candidate = torch.sigmoid(i.high), tanh_magnitude(g)
-        cell = input_gate * candidate / keep.clamp(min=torch.finfo(keep.dtype).tiny)
-        if (
-            not isinstance(state_bound, Tensor) and state_bound > 1
-        ):  # a user's c_0 of that size starts inside the box too
-            cell = cell.clamp(min=state_bound)
+        # |f c + i g| <= max(|c|, C): whatever a run starts from, it never leaves the larger of the two.
+        cell = (input_gate * candidate / keep.clamp(min=torch.finfo(keep.dtype).tiny)).clamp(min=state_bound)
+        if "weight_hr" in weights and state_bound > 0:
+            cell = cell.maximum(self._first_cell(weights, drive, state_bound))
         return _Bounds(
             i=input_gate,
             f=forget,
@@ -155,6 +160,17 @@ class LSTMRecurrence(GatedRecurrence):
             cell=cell,
             tanh_cell=torch.tanh(cell),
         )
+
+    @staticmethod
+    def _first_pre_activation(weights: Weights, drive: Interval, state_bound: float) -> tuple[Interval, ...]:
+        """With ``proj_size``, the gates of the first step, whose ``h_0`` need be no ``W_hr m``."""
+        bias = weights["bias_ih"] + weights["bias_hh"] if "bias_ih" in weights else torch.zeros_like(drive.low)
+        return drive.shift(bias).widen(reach(weights["weight_hh"], state_bound)).chunk(4)
+
+    def _first_cell(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
+        """``f |c_0| + i |g|``, a bound on ``c`` after the first step with ``proj_size``."""
+        i, f, g, _ = self._first_pre_activation(weights, drive, state_bound)
+        return torch.sigmoid(f.high) * state_bound + torch.sigmoid(i.high) * tanh_magnitude(g)
 
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
@@ -274,14 +290,19 @@ class LSTMRecurrence(GatedRecurrence):
     def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[_Bounds, State]:
         """Bounds along runs, and the box ``(o tanh(C), C)`` of their states; with ``proj_size`` that of ``(m, c)``."""
         bounds = self._bounds(weights, drive, state_bound)
-        if state_bound > 1:
-            return bounds, (torch.full_like(bounds.cell, state_bound), bounds.cell)
         for _ in range(BOX_ROUNDS):
-            bounds = self._bounds(weights, drive, bounds.o * bounds.tanh_cell)
-        return bounds, (bounds.o * bounds.tanh_cell, bounds.cell)
+            bounds = self._bounds(weights, drive, state_bound, hidden=self._hidden_box(weights, drive, state_bound, bounds))
+        return bounds, (self._hidden_box(weights, drive, state_bound, bounds), bounds.cell)
+
+    def _hidden_box(self, weights: Weights, drive: Interval, state_bound: float, bounds: _Bounds) -> Tensor:
+        """``max(h_0, o tanh(C))``; with ``proj_size``, that of ``m``, with the gate of the first step as well."""
+        if "weight_hr" not in weights:
+            return (bounds.o * bounds.tanh_cell).clamp(min=state_bound)
+        first = torch.sigmoid(self._first_pre_activation(weights, drive, state_bound)[3].high)
+        return torch.maximum(bounds.o, first) * bounds.tanh_cell if state_bound > 0 else bounds.o * bounds.tanh_cell
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """``(o tanh(C), C)``, a bound on ``(h, c)``, or on ``(m, c)`` with ``proj_size``; None without inputs."""
+        """``(o tanh(C), C)``, a bound on ``(h, c)``, or after a step on ``(m, c)`` with ``proj_size``; None without inputs."""
         return None if drive is None else self._reachable(weights, drive, state_bound)[1]
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:

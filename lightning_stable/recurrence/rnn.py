@@ -65,7 +65,7 @@ class RNNRecurrence(Recurrence):
             one = torch.ones_like(bias)
             if drive is None:
                 return one
-            return tanh_magnitude(drive.shift(bias).widen(hidden.abs().sum(1) * state_bound))
+            return tanh_magnitude(drive.shift(bias).widen(hidden.abs().sum(1) * max(1.0, state_bound)))
         if drive is None:
             return None
         # ||h'||_2 <= ||W||_2 ||h||_2 + beta bounds zero-started runs, and every entry is at most the norm.
@@ -99,21 +99,17 @@ class RNNRecurrence(Recurrence):
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """Largest ``|h|``: the image of tanh; for relu the norm of the states, taken through one more step."""
         hidden = weights["weight_hh"]
-        from_zero = state_bound <= 1
-        box = self.output_bound(weights, drive, 0.0 if from_zero and self.nonlinearity == "relu" else state_bound)
-        if box is None:
-            return None
-        if not from_zero:
-            return (box.clamp(min=state_bound),)
-        if drive is None:
-            return (box,)
+        box = self.output_bound(weights, drive, state_bound)
+        if box is None or drive is None:
+            return None if box is None else (box.clamp(min=state_bound),)
         driven = drive.shift(_bias(weights))
         if self.nonlinearity == "relu":
             # Every entry of the bound is one on the Euclidean norm.
-            return (box.minimum(driven.widen(torch.linalg.vector_norm(hidden, dim=1) * box).high.clamp(min=0)),)
+            after = driven.widen(torch.linalg.vector_norm(hidden, dim=1) * box).high.clamp(min=0)
+            return (box.minimum(after).clamp(min=state_bound),)
         for _ in range(BOX_ROUNDS):
-            box = tanh_magnitude(driven.widen(reach(hidden, box)))
-        return (box,)
+            box = tanh_magnitude(driven.widen(reach(hidden, box.clamp(min=state_bound))))
+        return (box.clamp(min=state_bound),)
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison:
         """See :class:`_Comparison`; the slopes of tanh are those on the box of the states."""

@@ -50,7 +50,7 @@ def certify(
         TypeError: If an argument has the wrong type.
         ValueError: If there is no recurrence, an argument is out of range, or weights are NaN or infinite.
     """
-    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     norm = None if norm is None else checks.text("norm", norm)
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
@@ -77,7 +77,7 @@ def certify_recurrences(
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
     """
-    state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
     certificates, directed = [], []
     for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):

@@ -77,18 +77,21 @@ def torch_step(module: nn.Module, x: Tensor, state: State) -> State:
 
 
 def state_box(module: nn.Module, inputs: InputSet | None, state_bound: float) -> list[Tensor]:
-    """The admissible box of each part of the state, derived here once more: ``|c_j| <= i g / (1 - f)`` for an LSTM."""
+    """The box of each part of the state along runs from ``|s| <= state_bound``, derived here once more.
+
+    For an LSTM ``|c_j| <= max(state_bound, i g / (1 - f))``; hidden states reach 1 from wherever they start.
+    """
     weights = {name.removesuffix("_l0"): value.detach() for name, value in module.named_parameters()}
     units = weights["weight_hh"].shape[1]
-    box = [torch.full((units,), float(state_bound), dtype=torch.float64)]
+    hidden = max(1.0, float(state_bound))
+    box = [torch.full((units,), hidden, dtype=torch.float64)]
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         bias = weights.get("bias_ih", 0) + weights.get("bias_hh", 0)
         drive = inputs.drive(weights["weight_ih"])
-        reach = weights["weight_hh"].abs().sum(1) * state_bound
+        reach = weights["weight_hh"].abs().sum(1) * hidden
         i, f, _, _ = (drive.high + reach + bias).chunk(4)
         g = torch.maximum(drive.high + reach + bias, -(drive.low - reach + bias)).chunk(4)[2].tanh()
-        cell = i.sigmoid() * g / (-f).sigmoid()
-        box.append(cell if state_bound == 1 else cell.clamp(min=state_bound))
+        box.append((i.sigmoid() * g / (-f).sigmoid()).clamp(min=state_bound))
     return box
 
 

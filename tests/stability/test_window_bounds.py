@@ -198,7 +198,7 @@ def test_the_comparison_map_is_monotone(name: str) -> None:
 
 
 # Boxes ----------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("state_bound", [1.0, 3.0])
+@pytest.mark.parametrize("state_bound", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("name", LAYERS)
 def test_runs_stay_in_the_box(name: str, scale: float, state_bound: float) -> None:
@@ -213,10 +213,11 @@ def test_runs_stay_in_the_box(name: str, scale: float, state_bound: float) -> No
     held = signs[torch.randint(len(signs), (40, 96))]
     x = torch.cat([signs.expand(40, -1, -1), torch.randn(40, 32, 3).double(), held, held[:1].expand(40, -1, -1)], 1)
     x.requires_grad_()
-    start = tuple((2 * torch.rand(x.shape[1], len(part)).double() - 1).sign() * state_bound for part in box)
+    sizes = [part.clamp(max=state_bound) for part in box]  # with `proj_size`, `m` is bounded after every step
+    start = tuple((2 * torch.rand(x.shape[1], len(size)).double() - 1).sign() * size for size in sizes)
     optimizer = torch.optim.Adam([x], lr=0.05)
     for _ in range(12):
-        state = tuple(torch.zeros_like(part) for part in start) if state_bound == 1 else start
+        state = start
         largest = []
         for inputs in member(B, x.flatten(0, 1)).view_as(x):
             assert all((part.abs() <= size * ROUNDING + 1e-12).all() for part, size in zip(state, box, strict=True))
@@ -233,23 +234,24 @@ def test_boxes_are_narrowed_by_their_own_bounds(name: str, file: str, monkeypatc
     (recurrence,) = recurrences_of(net(name, scale=1.0))
     weights = recurrence.weights()
     drive = SupNorm(0.1).drive(weights["weight_ih"])
-    box, known = recurrence.state_box(weights, drive, 1.0), recurrence.output_bound(weights, drive, 1.0)
+    box, known = recurrence.state_box(weights, drive, 0.0), recurrence.output_bound(weights, drive, 0.0)
     assert box is not None
     assert known is not None
     assert (box[0] < 0.99 * known).all()
     monkeypatch.setattr(f"lightning_stable.recurrence.{file}.BOX_ROUNDS", 0)
-    wide = recurrence.state_box(weights, drive, 1.0)
+    wide = recurrence.state_box(weights, drive, 0.0)
     assert wide is not None
     assert (box[0] < 0.99 * wide[0]).all()
-    far = recurrence.state_box(weights, drive, 3.0)
-    assert far is not None
-    assert far[0].tolist() == [3.0] * 5
+    for state_bound in (1.0, 3.0):
+        from_there = recurrence.state_box(weights, drive, state_bound)
+        assert from_there is not None
+        assert from_there[0].tolist() == [state_bound] * 5
 
 
 def test_runs_of_relu_from_zero_are_as_small_as_their_drive() -> None:
     (recurrence,) = recurrences_of(stable("relu", bias=False))
     weights = recurrence.weights()
-    box = recurrence.state_box(weights, SupNorm(1e-3).drive(weights["weight_ih"]), 1.0)
+    box = recurrence.state_box(weights, SupNorm(1e-3).drive(weights["weight_ih"]), 0.0)
     assert box is not None
     assert (box[0] < 0.1).all()
 
@@ -346,10 +348,10 @@ def test_the_output_is_read_through_the_projection(norm: str) -> None:
     with torch.no_grad():
         larger.weight_hr_l0.mul_(8)  # of m, with the same recurrence
         larger.weight_hh_l0.div_(8)
-    expected = bounds_of(module, norm=norm).errors(30)
-    torch.testing.assert_close(bounds_of(larger, norm=norm).errors(30), 8 * expected)
+    expected = bounds_of(module, norm=norm, state_bound=0.0).errors(30)
+    torch.testing.assert_close(bounds_of(larger, norm=norm, state_bound=0.0).errors(30), 8 * expected)
     readout, signs = module.weight_hr_l0.detach(), torch.tensor([[-1.0, 1, 1, 1, 1]]).double()
-    first = bounds_of(module, norm=norm).layers[0][0]
+    first = bounds_of(module, norm=norm, state_bound=0.0).layers[0][0]
     torch.testing.assert_close(first._replace(readout=readout * signs).run(None, 30), first.run(None, 30))
 
 

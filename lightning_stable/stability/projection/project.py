@@ -48,7 +48,7 @@ class Constraint:
         rate = checks.number("rate", self.rate, "(0, 1)")
         checked: dict[str, object] = {
             "rate": rate,
-            "state_bound": checks.number("state_bound", self.state_bound, "[1, inf)"),
+            "state_bound": checks.number("state_bound", self.state_bound, "[0, inf)"),
         }
         if self.gate_bound is not None:
             checked["gate_bound"] = checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
@@ -82,7 +82,8 @@ class Constraint:
             norm=norm,
             method=method,
             gate_bound=None if gate_bound is None else gate_bound * (1 - margin),
-            state_bound=self.state_bound,
+            # Hidden states reach 1 wherever a run starts from: what holds from there holds from zero.
+            state_bound=max(1.0, self.state_bound),
             exact=exact,
         )
 
