@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -30,11 +31,14 @@ class LayerCertificate:
         rate: Certified contraction rate per step; infinite if there is none, NaN if the input set is not finite.
         norm: Certificate the rate comes from, for example ``"row"``.
         input_bound: The inputs it holds for, in words; None where no input bound is needed or known.
-        guarantee: ``"guaranteed"`` for every input of that set, ``"data"`` if the set was only observed,
-            ``"none"`` if there is no finite rate.
+        guarantee: What the claim rests on. ``"guaranteed"``: nothing, or a set of inputs that was declared or that the
+            module implies. ``"derived"``: a set read off the traced model. ``"data"``: a set that was only observed.
+            ``"none"``: no claim, because there is no finite rate or a run left the premises.
         recurrent_norm: Frobenius norm of the recurrent weights per gate. A certified network may be an emptied one:
             look at these.
         contraction: The norm in which the map contracts, for checking the promise; not part of :meth:`to_dict`.
+        reason: Why there is no claim, in a sentence that says what to do; None where there is one.
+        input_excess: The largest amount by which inputs of a run left the set, 0 inside and outside of runs.
     """
 
     name: str
@@ -47,11 +51,13 @@ class LayerCertificate:
     guarantee: str
     recurrent_norm: dict[str, float]
     contraction: Contraction = field(repr=False, compare=False)
+    reason: str | None = None
+    input_excess: float = 0.0
 
     @property
     def is_stable(self) -> bool:
-        """Whether the certified rate is below 1."""
-        return self.rate < 1
+        """Whether a rate below 1 is certified, on whatever guarantee."""
+        return self.rate < 1 and self.guarantee != "none"
 
     def distance(self, state: State, other: State) -> Tensor:
         """Distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
@@ -71,6 +77,8 @@ class LayerCertificate:
             "norm": self.norm,
             "input_bound": self.input_bound,
             "guarantee": self.guarantee,
+            "reason": self.reason,
+            "input_excess": self.input_excess,
             "recurrent_norm": dict(self.recurrent_norm),
         }
 
@@ -97,13 +105,38 @@ class StabilityReport:
 
     @property
     def guarantee(self) -> str:
-        """The weakest guarantee of a layer: ``"none"``, ``"data"`` or ``"guaranteed"``."""
+        """The weakest guarantee of a layer: ``"none"``, ``"data"``, ``"derived"`` or ``"guaranteed"``."""
         return weakest_guarantee(certificate.guarantee for certificate in self.layers)
 
     @property
     def is_stable(self) -> bool:
-        """Whether every recurrence has a rate below 1."""
-        return self.rate < 1
+        """Whether a rate below 1 is certified for every recurrence, on whatever guarantee."""
+        return all(certificate.is_stable for certificate in self.layers)
+
+    @property
+    def input_excess(self) -> float:
+        """The largest amount by which inputs of a run left a set that was certified for."""
+        return max(certificate.input_excess for certificate in self.layers)
+
+    def revoked(self, reasons: Mapping[str, str], excess: Mapping[str, float] | None = None) -> StabilityReport:
+        """The report without the claims of some layers, and of the windows of their modules.
+
+        Args:
+            reasons: Why, by the name of the layer.
+            excess: By how much inputs left their set, by the name of the layer.
+        """
+        if not reasons:
+            return self
+        layers, excess = [], excess or {}
+        for layer in self.layers:
+            if layer.name in reasons:
+                layer = replace(
+                    layer, guarantee="none", reason=reasons[layer.name], input_excess=excess.get(layer.name, 0.0)
+                )
+            layers.append(layer)
+        broken = {name for layer in reasons for name in (layer, layer.rpartition(".")[0])}
+        bounds = tuple(known.revoked() if known.name in broken else known for known in self.bounds)
+        return replace(self, layers=tuple(layers), bounds=bounds)
 
     def required_window(self, tolerance: float) -> int | None:
         """The certified window: the smallest one that suffices for every recurrent module.
@@ -141,6 +174,7 @@ class StabilityReport:
         return {
             "rate": self.rate if math.isfinite(self.rate) else None,
             "is_stable": self.is_stable,
+            "guarantee": self.guarantee,
             "version": self.version,
             "layers": [certificate.to_dict() for certificate in self.layers],
         }
@@ -154,14 +188,10 @@ class StabilityReport:
             norms = [f"{gate} {value:.3g}" for gate, value in c.recurrent_norm.items()]
             # Two gates to a line: the table should fit into 80 columns.
             gates = "\n".join("  ".join(norms[start : start + 2]) for start in range(0, len(norms), 2))
-            row = (
-                f"{c.name}\n({c.cell})",
-                format_rate(c.rate),
-                f"{c.norm}\n{c.guarantee}",
-                c.input_bound or "any",
-                gates,
-            )
-            table.add_row(*row)
+            known = c.input_bound or ("unknown" if c.guarantee == "none" and c.reason else "any")
+            table.add_row(f"{c.name}\n({c.cell})", format_rate(c.rate), f"{c.norm}\n{c.guarantee}", known, gates)
+        reasons = [f"{c.name}: {c.reason}" for c in self.layers if c.reason]
+        table.caption, table.caption_justify = "\n".join(reasons) or None, "left"
         return table
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ The bounds speak of exact arithmetic; in float32 the outputs differ by a roundin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -114,7 +115,8 @@ class DirectedLayer(NamedTuple):
             if read is None:
                 read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
             entries.append(read)
-            norms.append(torch.linalg.vector_norm(entries[-1], dim=-1).minimum(self.gain * radius))
+            # Nothing times an infinite gain is no bound: the entries are.
+            norms.append(torch.fmin(torch.linalg.vector_norm(entries[-1], dim=-1), self.gain * radius))
         return torch.stack(entries), torch.stack(norms)
 
     def _norm(self, state: State) -> Tensor:
@@ -132,10 +134,12 @@ class WindowBounds:
 
     Attributes:
         name: Qualified name of the recurrent module.
+        is_revoked: Whether a run left the premises of the bounds, see :meth:`StabilityReport.revoked`.
     """
 
     def __init__(self, name: str, layers: Sequence[Sequence[partial[DirectedLayer]]]) -> None:
         self.name = name
+        self.is_revoked = False
         self._pending: Sequence[Sequence[partial[DirectedLayer]]] | None = layers
         self._layers: list[list[DirectedLayer]] = []
 
@@ -148,12 +152,18 @@ class WindowBounds:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies carry what follows from the weights, not the module they came from.
-        return {"name": self.name, "_pending": None, "_layers": self.layers}
+        return {"name": self.name, "is_revoked": self.is_revoked, "_pending": None, "_layers": self.layers}
+
+    def revoked(self) -> WindowBounds:
+        """Return the bounds of a module whose premises do not hold: there are none."""
+        void = copy.copy(self)
+        void.is_revoked = True
+        return void
 
     @property
     def guarantee(self) -> str:
-        """``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` if there is no finite bound."""
-        if not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
+        """The weakest of the layers' guarantees; ``"none"`` if there is no finite bound or the premises do not hold."""
+        if self.is_revoked or not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
             return "none"
         return weakest_guarantee(layer.guarantee for layers in self.layers for layer in layers)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.stability.inputs.derive import derive_input_sets
-from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, Recorded, as_input_set, weakest_guarantee
+from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, as_input_set, weakest_guarantee
 
 Sources = dict[str, InputSet]
 
@@ -104,12 +104,11 @@ class Layer:
         if len(bounds) < len(self.below):
             return None
         high = torch.cat(bounds)
-        if weakest_guarantee(guarantee for _, guarantee in (layer.output for layer in self.below)) == "guaranteed":
-            box = Box(-high, high, label="the layer below", checked=False)
-        else:
-            box = Recorded(-high, high, checked=False)
-        # The module's own dropout between layers divides by 1 - p.
-        return box.dropped(self.dropout) if self.dropout else box
+        box: InputSet = Box(-high, high, label="the layer below", checked=False)
+        if self.dropout:  # the module's own between its layers, which divides by 1 - p
+            box = box.dropped(self.dropout)
+        box.guarantee = weakest_guarantee(layer.output[1] for layer in self.below)
+        return box
 
     @property
     def guarantee(self) -> str:

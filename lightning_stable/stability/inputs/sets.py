@@ -19,7 +19,7 @@ from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
 
 # What a claim is worth, from nothing to every admissible input.
-GUARANTEES = ("none", "data", "guaranteed")
+GUARANTEES = ("none", "data", "derived", "guaranteed")
 
 
 def weakest_guarantee(guarantees: Iterable[str]) -> str:
@@ -30,8 +30,9 @@ def weakest_guarantee(guarantees: Iterable[str]) -> str:
 class InputSet(ABC):
     """A set of admissible inputs ``x`` of shape ``(features,)``.
 
-    ``guarantee`` says what a certificate built on it is worth: ``"guaranteed"``, or ``"data"`` when the set was
-    only observed. ``features`` is the length of its members, None if any will do.
+    ``guarantee`` says what a certificate built on it is worth: ``"guaranteed"`` for a set that a user declared or a
+    module implies, ``"derived"`` for one that was read off the traced model, ``"data"`` for one that was only observed.
+    ``features`` is the length of its members, None if any will do.
     """
 
     guarantee: str = "guaranteed"
@@ -68,8 +69,20 @@ class InputSet(ABC):
     def excess(self, inputs: Tensor) -> Tensor:
         """How far observed inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside. Scalar tensor."""
         box = self.box(inputs.shape[-1], inputs)
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        return torch.maximum(flat.amax(0) - box.high, box.low - flat.amin(0)).amax().clamp(min=0)
+        low, high = inputs.reshape(-1, inputs.shape[-1]).aminmax(dim=0)
+        return torch.maximum(high - box.high, box.low - low).amax().clamp(min=0)
+
+    def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """How far products ``weight @ x`` with observed inputs leave :meth:`drive`, which is all a certificate uses.
+
+        Sharper than :meth:`excess` where the set is smaller than its box, at the cost of the products. What rounding
+        of the products can do is taken off. Scalar tensor.
+        """
+        interval = self.drive(weight)
+        low, high = (inputs.reshape(-1, inputs.shape[-1]) @ weight.mT).aminmax(dim=0)
+        excess = torch.maximum(high - interval.high, interval.low - low)
+        rounding = 8 * torch.finfo(inputs.dtype).eps * weight.abs().sum(1) * inputs.abs().amax()
+        return (excess - rounding).amax().clamp(min=0)
 
 
 class Box(InputSet):
@@ -298,6 +311,22 @@ class LayerNormOutput(InputSet):
         size = torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         outputs: Tensor = gamma * centred * (self.features**0.5 / size)
         return outputs if self.beta is None else outputs + self.beta.detach().to(weight)
+
+    def excess(self, inputs: Tensor) -> Tensor:
+        r"""By how much ``||y||_2 / sqrt(n)`` exceeds 1, or the mean of ``y = (x - beta) / gamma`` leaves 0.
+
+        Under dropout that of the entries.
+        """
+        if self.drop_probability > 0:
+            return super().excess(inputs)
+        centred = inputs if self.beta is None else inputs - self.beta.detach().to(inputs)
+        gamma = inputs.new_ones(self.features) if self.gamma is None else self.gamma.detach().to(inputs)
+        # Rounding of x counts 1 / gamma times; entries whose gamma is 0 are equal to beta, or outside.
+        rounding = 8 * torch.finfo(inputs.dtype).eps * inputs.abs().amax() / gamma.abs()
+        tolerance = rounding.where(gamma != 0, 0.0).square().mean().sqrt()
+        normed = torch.where(centred == 0, 0.0, centred / gamma)
+        size: Tensor = torch.linalg.vector_norm(normed, dim=-1) / self.features**0.5 - 1
+        return (torch.maximum(size, normed.mean(-1).abs()) - tolerance).amax().clamp(min=0)
 
     def dropped(self, probability: float) -> InputSet:
         """The same outputs under dropout (of both dropouts, if there was one before)."""
