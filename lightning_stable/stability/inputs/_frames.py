@@ -1,0 +1,64 @@
+"""Whose code a frame runs: the user's, that of a library, or that of the tracing itself."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from functools import lru_cache
+from types import CodeType, FrameType
+
+import torch
+
+from lightning_stable.recurrence import registry
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+# The tracer asks the registry which modules are recurrent.
+_REGISTRY = os.path.dirname(registry.__file__) + os.sep
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+_SITE = os.path.join(_STANDARD, "site-packages")
+_METACLASS = _TORCH + os.path.join("nn", "parameter.py")
+_TRUSTED = tuple(
+    _TORCH + os.path.join(*parts)
+    for parts in (("fx", ""), ("utils", "_pytree.py"), ("overrides.py",), ("nn", "modules", "module.py"))
+)
+
+
+@lru_cache(maxsize=4096)
+def _is_trusted(filename: str) -> bool:
+    return filename.startswith((_HERE, *_TRUSTED))
+
+
+@lru_cache(maxsize=4096)
+def _is_of_user(filename: str) -> bool:
+    standard = filename.startswith(_STANDARD) and not filename.startswith(_SITE)
+    return not (standard or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
+
+
+def trusted(frame: FrameType) -> bool:
+    """Whether the code may look at traced values: it is part of the tracing."""
+    return _is_trusted(frame.f_code.co_filename)
+
+
+def of_user(frame: FrameType) -> bool:
+    """Whether the code is neither part of torch, nor of Python, nor of the tracing."""
+    return _is_of_user(frame.f_code.co_filename)
+
+
+def asking(frame: FrameType) -> FrameType:
+    """The frame that called ``isinstance``: classes of torch look at an object on behalf of it."""
+    while frame.f_code.co_filename == _METACLASS and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def where(frame: FrameType | None) -> str:
+    """The innermost function of user code, as the subject of a sentence."""
+    while frame is not None and not of_user(frame):
+        frame = frame.f_back
+    return "`forward`" if frame is None else function(frame.f_code, frame.f_lineno)
+
+
+def function(code: CodeType, line: int) -> str:
+    """A function, as the subject of a sentence."""
+    return f"`{code.co_name}` ({os.path.basename(code.co_filename)}, line {line})"

@@ -1,0 +1,100 @@
+"""Stand-ins for tensors that record what is done to them and refuse to be looked at."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, fx
+
+from lightning_stable.stability.inputs._bytecode import calls_method, instruction, reads_attribute
+from lightning_stable.stability.inputs._effects import INPLACE_OPERATORS
+from lightning_stable.stability.inputs._frames import asking, trusted, where
+
+# What fx and torch ask of a proxy all the time.
+_NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node", "__torch_function__"}
+
+
+class Value(fx.Proxy):
+    """A traced value that records what is done to it and refuses to be looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in _NAMES_OF_FX:
+            frame = sys._getframe(1)
+            if name == "__class__":
+                if not trusted(frame := asking(frame)):
+                    _refuse(self, frame, "looks at the type of a value")
+            elif not trusted(frame) and not reads_attribute(frame):
+                _refuse(self, frame, f"asks a value for `{name}` through `hasattr` or `getattr`")
+            elif name == "keys":  # tensors have none
+                return self.__getattr__(name)
+        return super().__getattribute__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        source = self.tracer.opaque.get(self.node) if not hasattr(Tensor, name) else None
+        frame = sys._getframe(1)
+        if source is not None and not trusted(frame) and not calls_method(frame):
+            source = f"{source}.{name}"
+            self.tracer.sources.add(source)
+            if source in self.tracer.call.absent:
+                return None
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _NAMES_OF_FX:
+            _refuse(self, sys._getframe(1), f"sets the attribute `{name}` of a value")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        _refuse(self, sys._getframe(1), f"deletes the attribute `{name}` of a value")
+
+    def __hash__(self) -> int:
+        if not trusted(sys._getframe(1)):
+            _refuse(self, sys._getframe(1), "looks a value up in a dict or a set")
+        return object.__hash__(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        frame = sys._getframe(1)
+        name, length = instruction(frame)
+        if name != "UNPACK_SEQUENCE":
+            _refuse(self, frame, "iterates over a value")
+        return iter([self[index] for index in range(length)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __delitem__(self, key: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.delitem, (self, key), {})
+
+
+class _Attribute(Value, fx.proxy.Attribute):
+    """An attribute of a traced value; it becomes part of the graph when it is used."""
+
+
+def _refuse(value: Value, frame: FrameType | None, what: str) -> Any:
+    raise value.tracer.refuse(f"{where(frame)} {what}")
+
+
+def _refusing(what: str) -> Callable[..., Any]:
+    return lambda self, *args: _refuse(self, sys._getframe(1), what)
+
+
+for _what, _names in {
+    "branches on a value": ("bool",),
+    "takes the length of a value": ("len", "length_hint"),
+    "looks for something in a value by `in`": ("contains",),
+    "makes a number of a value": ("int", "float", "complex", "index"),
+    "makes text of a value": ("repr", "str", "format"),
+    "copies a value": ("copy", "deepcopy", "reduce", "reduce_ex"),
+    "lists what a value has": ("dir",),
+}.items():
+    for _name in _names:
+        setattr(Value, f"__{_name}__", _refusing(_what))
+
+# By itself Python would make ``x += y`` to ``x = x + y``.
+for _name in INPLACE_OPERATORS:
+    _function_of = getattr(operator, _name)
+    setattr(Value, f"__{_name}__", lambda x, y, f=_function_of: x.tracer.create_proxy("call_function", f, (x, y), {}))
