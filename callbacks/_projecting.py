@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -120,10 +121,14 @@ class ModelProjectorCallback(Callback):
 
     def _certify(self, *, leading_only: bool = False) -> StabilityReport:
         self.report = self._attached.certify(leading_only=leading_only)
-        for name, message in self._attached.uncovered_inputs().items():
-            if name not in self._warned:
-                self._warned.add(name)
-                rank_zero_warn(message)
+        for layer in self.report.layers:
+            is_left = layer.input_excess > 0 or (layer.reason is not None and layer.rate < math.inf)
+            if is_left and layer.name not in self._warned:
+                self._warned.add(layer.name)
+                reason = layer.reason or (
+                    f"Inputs left their set by {layer.input_excess:.4g}: the rate rests on none, but the windows do."
+                )
+                rank_zero_warn(f"The certificate of {layer.name!r} does not cover this run. {reason}")
         return self.report
 
 

@@ -18,7 +18,7 @@ from lightning_stable.tensorboard.charts import TARGET
 
 def metrics_of(report: StabilityReport, norms_before: Mapping[str, float], distance: Tensor | None) -> dict[str, float]:
     """What is logged of a certificate, given the norms before the first projection and the last measured distance."""
-    metrics = {"stability/rate": report.rate}
+    metrics = {"stability/rate": report.rate, "stability/input_excess": report.input_excess}
     for layer in report.layers:
         metrics[f"stability/{layer.name}/rate"] = layer.rate
         for gate, norm in layer.recurrent_norm.items():

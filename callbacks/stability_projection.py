@@ -97,6 +97,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self.histograms_every_n_epochs = histograms_every_n_epochs
         self._steps = self.num_projections = self._log_interval = 0
         self._log_due = False
+        self._steps_before = self._global_step = 0  # when the present batch began
+        self._has_caught_up = False  # warned once
         self._distance: Tensor | None = None
         self._norms_before: dict[str, float] = {}
 
@@ -180,18 +182,41 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         monitor = self._attached.monitor
-        monitor.recording = True
-        # Comparing inputs with their sets costs a little: only where the result is looked at.
+        monitor.recording = monitor.checking = True
+        # Products of inputs and weights tell more, and cost as much as they do: only where a report follows.
         interval = max(1, self._log_interval)
-        monitor.checking = self._steps == 0 or self._steps % interval == interval - 1
+        monitor.exact = self._steps == 0 or self._steps % interval == interval - 1
+        self._steps_before, self._global_step = self._steps, trainer.global_step
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._catch_up(trainer)
         if self._log_due:
             self._log_due = False
             log_after_step(trainer, pl_module, self, self._metrics(self._certify(leading_only=True)))
+
+    def _catch_up(self, trainer: Trainer) -> None:
+        """Project what an optimizer moved without calling torch's step hooks, or after it called them."""
+        unseen = trainer.global_step > self._global_step and self._steps == self._steps_before
+        moved = self._attached.has_moved and (
+            self._steps == self._steps_before or self._steps % self.every_n_steps == 0
+        )
+        if not (unseen or moved):
+            return
+        names = sorted({type(optimizer).__name__ for optimizer in trainer.optimizers})
+        if not self._has_caught_up:
+            self._has_caught_up = True
+            rank_zero_warn(
+                f"Optimizer {', '.join(names)} moved recurrent weights without calling torch's step hooks, or after. "
+                "They are projected at the end of every batch instead: forwards between several steps of one batch use "
+                "weights that are not projected. Let its `step` call the hooks, as torch.optim.Optimizer does."
+            )
+        if self._steps == self._steps_before:
+            self._after_step(trainer.optimizers[0], None, None)
+        if self._attached.has_moved:  # the step counted, and its projection is due later or was undone
+            self._attached.project(strict=False)
 
     # ----------------------------------------------- validation and checkpoints
     @override

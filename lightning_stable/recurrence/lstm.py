@@ -291,7 +291,9 @@ class LSTMRecurrence(GatedRecurrence):
         """Bounds along runs, and the box ``(o tanh(C), C)`` of their states; with ``proj_size`` that of ``(m, c)``."""
         bounds = self._bounds(weights, drive, state_bound)
         for _ in range(BOX_ROUNDS):
-            bounds = self._bounds(weights, drive, state_bound, hidden=self._hidden_box(weights, drive, state_bound, bounds))
+            bounds = self._bounds(
+                weights, drive, state_bound, hidden=self._hidden_box(weights, drive, state_bound, bounds)
+            )
         return bounds, (self._hidden_box(weights, drive, state_bound, bounds), bounds.cell)
 
     def _hidden_box(self, weights: Weights, drive: Interval, state_bound: float, bounds: _Bounds) -> Tensor:
@@ -302,7 +304,7 @@ class LSTMRecurrence(GatedRecurrence):
         return torch.maximum(bounds.o, first) * bounds.tanh_cell if state_bound > 0 else bounds.o * bounds.tanh_cell
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """``(o tanh(C), C)``, a bound on ``(h, c)``, or after a step on ``(m, c)`` with ``proj_size``; None without inputs."""
+        """``(o tanh(C), C)`` for ``(h, c)``, or after a step for ``(m, c)`` with ``proj_size``; None without inputs."""
         return None if drive is None else self._reachable(weights, drive, state_bound)[1]
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:

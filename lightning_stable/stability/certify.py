@@ -9,11 +9,18 @@ from torch import nn
 
 from lightning_stable import checks, linalg
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.recurrence.registry import find_recurrences, is_recurrent
+from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
+
+NO_INPUT_SET = (
+    "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, or pass the ranges that "
+    "`record_inputs` or a StabilityProjectionCallback recorded."
+)
+_NO_RATE = "There is no finite rate for these weights, inputs and start states."
 
 
 @torch.no_grad()
@@ -54,7 +61,14 @@ def certify(
     norm = None if norm is None else checks.text("norm", norm)
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
-    return certify_recurrences(recurrences, sources, norm, state_bound)
+    report = certify_recurrences(recurrences, sources, norm, state_bound)
+    unknown = [layer.name for layer in report.layers if layer.reason == NO_INPUT_SET]
+    if not unknown or is_recurrent(module):
+        return report
+    why = derive(module, state_bound=state_bound).reasons
+    modules_of = {recurrence.name: recurrence.module_name for recurrence in recurrences}
+    reasons = {name: f"{why.get(modules_of[name], '')} {NO_INPUT_SET}".strip() for name in unknown}
+    return report.revoked(reasons)
 
 
 @torch.no_grad()
@@ -90,7 +104,9 @@ def certify_recurrences(
 def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
     recurrence, contraction = layer.recurrence, layer.contraction(norm)
     inputs = layer.inputs if recurrence.needs_drive else None
-    rate = contraction.rate.item()
+    rate, reason = contraction.rate.item(), None
+    if not rate < float("inf"):
+        reason = NO_INPUT_SET if recurrence.needs_drive and inputs is None else _NO_RATE
     guarantee = "guaranteed" if inputs is None else inputs.guarantee
     blocks = recurrence.recurrent_blocks(layer.weights)
     return LayerCertificate(
@@ -101,9 +117,10 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
         rate=rate,
         norm=norm,
         input_bound=None if inputs is None else inputs.describe(),
-        guarantee=guarantee if rate < float("inf") else "none",
+        guarantee=guarantee if reason is None else "none",
         recurrent_norm={gate: block.norm().item() for gate, block in blocks.items()},
         contraction=contraction,
+        reason=reason,
     )
 
 

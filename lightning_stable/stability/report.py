@@ -119,22 +119,20 @@ class StabilityReport:
         return max(certificate.input_excess for certificate in self.layers)
 
     def revoked(self, reasons: Mapping[str, str], excess: Mapping[str, float] | None = None) -> StabilityReport:
-        """The report without the claims of some layers, and of the windows of their modules.
+        """The report without the claims of some layers, and without the windows of their modules.
 
         Args:
             reasons: Why, by the name of the layer.
-            excess: By how much inputs left their set, by the name of the layer.
+            excess: By how much inputs left their set, by the name of the layer. One without a reason keeps its rate,
+                which rests on no inputs, and loses its windows.
         """
-        if not reasons:
-            return self
-        layers, excess = [], excess or {}
+        excess = excess or {}
+        layers = []
         for layer in self.layers:
-            if layer.name in reasons:
-                layer = replace(
-                    layer, guarantee="none", reason=reasons[layer.name], input_excess=excess.get(layer.name, 0.0)
-                )
-            layers.append(layer)
-        broken = {name for layer in reasons for name in (layer, layer.rpartition(".")[0])}
+            layer = replace(layer, input_excess=excess.get(layer.name, 0.0))
+            revoked = layer.name in reasons
+            layers.append(replace(layer, guarantee="none", reason=reasons[layer.name]) if revoked else layer)
+        broken = {name for layer in (*reasons, *excess) for name in (layer, layer.rpartition(".")[0])}
         bounds = tuple(known.revoked() if known.name in broken else known for known in self.bounds)
         return replace(self, layers=tuple(layers), bounds=bounds)
 

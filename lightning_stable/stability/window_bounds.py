@@ -163,7 +163,9 @@ class WindowBounds:
     @property
     def guarantee(self) -> str:
         """The weakest of the layers' guarantees; ``"none"`` if there is no finite bound or the premises do not hold."""
-        if self.is_revoked or not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
+        if self.is_revoked or not all(
+            layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers
+        ):
             return "none"
         return weakest_guarantee(layer.guarantee for layers in self.layers for layer in layers)
 

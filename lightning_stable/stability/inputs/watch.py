@@ -1,8 +1,8 @@
-"""Watching the inputs of recurrences: recording their range, and checking that they stay in their input sets."""
+"""Watching recurrences while they run: the range of their inputs, and whether the premises of a certificate hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,18 +22,26 @@ from lightning_stable.stability.inputs.sets import InputSet, Recorded
 class InputMonitor:
     """Forward hooks on recurrent modules; everything stays on the device until it is asked for.
 
+    At every forward the inputs are compared with their set, the start state is measured, and the weights in use are
+    compared with the stored ones, the latter on the host and by identity.
+
     Args:
         recurrences: Their modules are watched.
         sources: Input sets known already, by the name of a module or of one of its first layers: for these the
             largest excess over the set is kept. Of modules with a first layer without one the range is recorded.
         on_first: Called with the module's name when the first inputs of a recorded module have arrived, before the
             module uses its weights.
+        indifferent: Names of modules whose certificates rest on no inputs: of these no range is recorded.
 
     Attributes:
         ranges: Maxima of ``-x`` and ``x``, shape ``(2, features)``, by module name.
-        excess: Largest excess over an input set, by the name the set is given for.
+        excess: Largest excess over an input set, by the name the set is given for; infinite after a NaN.
+        starts: Largest entries of the start states, by module name: per part of the state a tensor of shape
+            ``(layers, units)``, infinite after a NaN.
+        replaced: Names of parameters in whose place a module used something else, by module name.
         recording: Whether ranges are recorded now.
-        checking: Whether inputs are compared with their sets now.
+        checking: Whether premises are checked now.
+        exact: Whether the products of inputs and weights are compared as well, which costs as much as they do.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class InputMonitor:
         recurrences: Sequence[Recurrence],
         sources: Mapping[str, InputSet] | None = None,
         on_first: Callable[[str], None] | None = None,
+        indifferent: Collection[str] = (),
     ) -> None:
         self.modules = {r.module_name: r.module for r in recurrences}
         self.known: dict[str, dict[str, InputSet]] = {name: {} for name in self.modules}
@@ -50,12 +59,18 @@ class InputMonitor:
                 key = r.name if r.name in (sources or {}) else r.module_name
                 if sources and key in sources:
                     self.known[r.module_name][key] = sources[key]
-                else:
+                elif r.module_name not in indifferent:
                     self.unknown.add(r.module_name)
         self.ranges: dict[str, Tensor] = {}
         self.excess: dict[str, Tensor] = {}
+        self.starts: dict[str, tuple[Tensor, ...]] = {}
+        self.replaced: dict[str, str] = {}
         self.recording = True
         self.checking = True
+        self.exact = False
+        self._recurrences = {name: [r for r in recurrences if r.module_name == name] for name in self.modules}
+        self._stored: dict[str, dict[str, Tensor]] = {}
+        self.accept_weights()
         self._on_first = on_first
         self._handles: list[RemovableHandle] = []
 
@@ -71,23 +86,59 @@ class InputMonitor:
             handle.remove()
         self._handles.clear()
 
+    def accept_weights(self) -> None:
+        """Take the parameters that the modules hold now for the stored ones, as they are projected or certified."""
+        self.replaced = {}
+        self._stored = {
+            name: {part.parameter_names()[role]: value for part in parts for role, value in part.parameters().items()}
+            for name, parts in self._recurrences.items()
+        }
+
     def recorded(self) -> dict[str, InputSet]:
         """The boxes of the inputs seen, by module name."""
         return {name: Recorded(-seen[0], seen[1], checked=False) for name, seen in self.ranges.items()}
 
     @torch.no_grad()
-    def _watch(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _watch(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = args[0] if args else kwargs.get("input")
+        if self.checking:
+            self._check_weights(name, module)
+            self._check_start(name, args[1] if len(args) > 1 else kwargs.get("hx"))
         inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
         if not isinstance(inputs, Tensor) or inputs.numel() == 0:
             return
         if self.checking and self.known[name]:
             with full_precision(inputs.device):
                 for key, known in self.known[name].items():
-                    excess = (known.excess(inputs) - _rounding(inputs)).nan_to_num(0.0, 0.0)
+                    excess = (known.excess(inputs) - _rounding(inputs)).clamp(min=0)
+                    if self.exact:
+                        first = next(r for r in self._recurrences[name] if r.layer == 0 and key in (name, r.name))
+                        weight = first.parameters()["weight_ih"]
+                        excess = torch.maximum(excess, known.drive_excess(inputs.to(weight.dtype), weight).to(excess))
+                    excess = excess.nan_to_num(torch.inf)
                     self.excess[key] = torch.maximum(self.excess[key], excess) if key in self.excess else excess
         if self.recording and name in self.unknown:
             self._record(name, inputs)
+
+    def _check_weights(self, name: str, module: nn.Module) -> None:
+        # Torch's layers read a list that is kept beside the parameters.
+        in_use = {id(value) for value in getattr(module, "_flat_weights", ())}
+        for key, stored in self._stored[name].items():
+            if getattr(module, key, None) is not stored or (in_use and id(stored) not in in_use):
+                self.replaced[name] = key
+
+    def _check_start(self, name: str, state: Any) -> None:
+        parts = state if isinstance(state, (tuple, list)) else (state,)
+        if not all(isinstance(part, Tensor) and part.numel() and part.is_floating_point() for part in parts):
+            return
+        # (layers, batch, units), unbatched (layers, units); of a cell (batch, units) or (units,).
+        layered = self._recurrences[name][0].takes_sequences
+        tops = tuple(
+            part.detach().abs().reshape(len(part) if layered else 1, -1, part.shape[-1]).amax(1) for part in parts
+        )
+        tops = tuple(top.nan_to_num(torch.inf) for top in tops)
+        seen = self.starts.get(name)
+        self.starts[name] = tops if seen is None else tuple(map(torch.maximum, seen, tops))
 
     def _record(self, name: str, inputs: Tensor) -> None:
         # A step with inputs that are not finite is lost, or skipped by a gradient scaler; they are no range.

@@ -14,7 +14,7 @@ from lightning_stable import linalg
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
-from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
+from lightning_stable.stability.inputs.resolve import Sources, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.inputs.watch import InputMonitor
 from lightning_stable.stability.projection.every_step import FastProjection, State
@@ -66,13 +66,12 @@ class Projector:
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
         self._after_steps = FastProjection(reading=self._on_cpu)
-        # Where nothing rests on inputs, nothing need be known about them.
-        useful = {
-            r.module_name for r in self.recurrences if r.needs_drive or {r.name, r.module_name} & self._sources.keys()
-        }
-        watched = [r for r in self.recurrences if r.module_name in useful]
         first_use = torch.compiler.disable(self._project_before_first_use)  # type: ignore[no-untyped-call]
-        self.monitor = InputMonitor(watched, self._sources, on_first=first_use)
+        indifferent = {r.module_name for r in self.recurrences} - {
+            r.module_name for r in self.recurrences if r.needs_drive
+        }
+        self.monitor = InputMonitor(self.recurrences, self._sources, on_first=first_use, indifferent=indifferent)
+        self._versions: list[tuple[int, int]] = []
         self.remember(ranges or {})
 
     def attach(self) -> None:
@@ -129,17 +128,29 @@ class Projector:
                 updates = self._keep_finite(ready, updates)
             distance = _distance(updates) if measure else None
         apply_updates(updates)
+        self._versions = self._current_versions()
         return distance
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether recurrent weights were written to since the last projection; torch counts writes on the host."""
+        return self._versions != self._current_versions()
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [(id(value), value._version) for r in self.recurrences for value in r.parameters().values()]
 
     def certify(self, *, leading_only: bool = False) -> StabilityReport:
         """Certificate of the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
 
+        What a run that was watched has left of the premises takes the guarantee back.
+
         Raises:
             ValueError: If weights, or the weights input sets are derived from, are NaN or infinite.
         """
+        sources = self.input_sets()
         report = certify_recurrences(
             self.recurrences,
-            self.input_sets(),
+            sources,
             self.constraint.norm,
             self.constraint.state_bound,
             training=self._training,
@@ -148,7 +159,9 @@ class Projector:
         for certificate in report.layers:
             if math.isnan(certificate.rate):
                 raise ValueError(_not_finite(certificate.name))
-        return report
+        reasons, excess = self._broken_premises(sources, leading_only)
+        self.monitor.accept_weights()
+        return report.revoked(reasons, excess)
 
     def spectra(self) -> dict[str, Tensor]:
         """See :func:`~lightning_stable.stability.spectra.layer_spectra`."""
@@ -164,21 +177,67 @@ class Projector:
         """The input set of a module that is given or follows from the model; nothing that was only observed."""
         return self._sources.get(module_name)
 
-    def uncovered_inputs(self) -> dict[str, str]:
-        """Names of input sets that were left by inputs, and a sentence about each."""
-        names = sorted(key for known in self.monitor.known.values() for key in known)
-        if not names:
-            return {}
+    def _broken_premises(self, sources: Sources, leading_only: bool) -> tuple[dict[str, str], dict[str, float]]:
+        """By layer: why its certificate does not hold for the run so far, and by how much inputs left their set."""
+        inputs, starts = self._largest_excess(sources, leading_only)
+        reasons: dict[str, str] = {}
+        excess: dict[str, float] = {}
+        for r in self.recurrences:
+            if r.module_name in self.monitor.replaced:
+                reasons[r.name] = _other_weights(r.module_name, self.monitor.replaced[r.module_name])
+            elif starts.get(r.name, 0.0) > _EXCESS_TOLERANCE:
+                reasons[r.name] = (
+                    f"A start state of {r.name!r} exceeds what is certified by {starts[r.name]:.4g}. Pass a larger "
+                    "`state_bound`, or bound the start states in the model."
+                )
+            key = r.name if r.name in inputs else r.module_name
+            if r.layer == 0 and inputs.get(key, 0.0) > _EXCESS_TOLERANCE:
+                excess[r.name] = inputs[key]
+                if r.needs_drive:
+                    reasons[r.name] = (
+                        f"Inputs of {key!r} lie outside its input set ({self._sources[key].describe()}) by "
+                        f"{inputs[key]:.4g}. Pass a larger `input_bound`, or clamp the inputs in the model."
+                    )
+        return reasons, excess
+
+    def _largest_excess(self, sources: Sources, leading_only: bool) -> tuple[dict[str, float], dict[str, float]]:
+        """Excess of inputs by the name of their set, and of start states by layer: one read on the host for all."""
         zero = torch.zeros((), device=self._device)
-        largest = torch.stack([self.monitor.excess.get(name, zero).to(zero) for name in names])
+        keys = sorted(key for known in self.monitor.known.values() for key in known)
+        names = [r.name for r in self.recurrences if r.needs_drive]
+        if not keys and not names:
+            return {}, {}
+        starts = self._start_excess(sources, leading_only) if self.monitor.starts else {}
+        inputs = [self.monitor.excess.get(key, zero) for key in keys]
+        # Of one shape in all processes, whatever each of them has seen.
+        largest = torch.stack([value.to(zero) for value in (*inputs, *(starts.get(name, zero) for name in names))])
         if self._reduce_max is not None:
             largest = self._reduce_max(largest)
-        return {
-            name: f"Inputs of {name!r} lie outside its input set ({self._sources[name].describe()}) by {excess:.4g}; "
-            "the certificate does not cover them. Pass a larger `input_bound`, or clamp the inputs in the model."
-            for name, excess in zip(names, largest.tolist(), strict=True)
-            if excess > _EXCESS_TOLERANCE
-        }
+        values = largest.tolist()
+        return dict(zip(keys, values, strict=False)), dict(zip(names, values[len(keys) :], strict=True))
+
+    def _start_excess(self, sources: Sources, leading_only: bool) -> dict[str, Tensor]:
+        """How far start states lie outside the states that the certificates admit, by layer."""
+        state_bound, found = self.constraint.state_bound, {}
+        positions: dict[str, int] = {}
+        for layer in walk_layers(self.recurrences, sources, state_bound, self._training, leading_only=leading_only):
+            recurrence = layer.recurrence
+            position = positions[recurrence.module_name] = positions.get(recurrence.module_name, -1) + 1
+            parts = self.monitor.starts.get(recurrence.module_name)
+            if parts is None or not recurrence.needs_drive or any(position >= len(part) for part in parts):
+                continue
+            boxes = recurrence.state_box(layer.weights, layer.drive, state_bound) or ()
+            # Hidden states reach 1 wherever a run starts; with `proj_size` a module is given no state of the box.
+            bounds = [
+                box if len(box) == part.shape[1] else torch.ones(1) for box, part in zip(boxes, parts, strict=False)
+            ]
+            excess = [
+                (part[position] - bound.to(part).clamp(min=max(1.0, state_bound))).amax()
+                for part, bound in zip(parts, bounds, strict=False)
+            ]
+            if excess:
+                found[recurrence.name] = torch.stack(excess).amax().clamp(min=0)
+        return found
 
     def unseen_inputs(self) -> list[str]:
         """Names of the recurrences that cannot be projected, because their inputs are neither known nor were seen."""
@@ -250,6 +309,14 @@ def _not_finite(name: str) -> str:
         f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
         "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
         "learning rate or clip gradients."
+    )
+
+
+def _other_weights(name: str, parameter: str) -> str:
+    return (
+        f"A forward of {name or 'the model'!r} used something else in place of its parameter {parameter!r}, as "
+        "torch.func.functional_call does and layers that compute their weights at every call. Certify the weights that "
+        "are used."
     )
 
 
