@@ -190,9 +190,15 @@ def test_bounds_of_stable_networks_vanish(name: str, bidirectional: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"num_layers": 2}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}]
+    ("name", "kwargs"),
+    [
+        ("rnn", {}),
+        ("gru", {"num_layers": 2}),
+        ("lstm", {"bidirectional": True}),
+        ("rnn", {"num_layers": 2, "bidirectional": True}),
+        ("gru", {"num_layers": 2, "bidirectional": True}),
+    ],
 )
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
 def test_required_windows_are_the_first_small_errors(name: str, kwargs: dict[str, Any]) -> None:
     bounds = bounds_of(stable(name, scale=3, **kwargs))
     certified = bounds.errors(70)
