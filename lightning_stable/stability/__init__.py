@@ -1,4 +1,4 @@
-"""Stability: certificates, input sets, set projections, and :func:`project_`."""
+"""Stability: :func:`certify` reports a model's rates, :func:`project_` lowers them, input sets bound its inputs."""
 
 from lightning_stable.stability.certify import certify
 from lightning_stable.stability.inputs.sets import (

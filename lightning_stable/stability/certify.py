@@ -81,7 +81,7 @@ def certify_recurrences(
     training: bool | None = None,
     leading_only: bool = False,
 ) -> StabilityReport:
-    """:func:`certify` for recurrences whose input sets are known already.
+    """Certify recurrences whose input sets are known already; see :func:`certify`.
 
     Args:
         recurrences: In the order of :func:`find_recurrences`.

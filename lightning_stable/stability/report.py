@@ -1,4 +1,4 @@
-"""What a certification found: one certificate per layer and direction, and the report over a model."""
+"""The result of a certification: one certificate per layer and direction, and the report over a model."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class LayerCertificate:
         return self.rate < 1 and self.guarantee != "none"
 
     def distance(self, state: State, other: State) -> Tensor:
-        """Distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
+        """Return the distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
 
         One step of the recurrence with equal inputs multiplies it by at most ``rate``.
         """
         return self.contraction.distance(state, other)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; an infinite rate becomes None."""
+        """Return JSON-ready values; an infinite rate becomes None."""
         return {
             "name": self.name,
             "layer": self.layer,
@@ -137,7 +137,7 @@ class StabilityReport:
         return replace(self, layers=tuple(layers), bounds=bounds)
 
     def required_window(self, tolerance: float) -> int | None:
-        """The certified window: the smallest one that suffices for every recurrent module.
+        """Return the certified window: the smallest one that suffices for every recurrent module.
 
         Given equal inputs, the output of each module and that of its windowed form, which restarts from zero this
         many steps earlier, differ by at most ``tolerance`` in the Euclidean norm: for every admissible input and
@@ -161,14 +161,14 @@ class StabilityReport:
         while window > before:
             before = window
             for bounds in self.bounds:
-                found = bounds.required_window(tolerance, at_least=window)
-                if found is None:
+                larger = bounds.required_window(tolerance, at_least=window)
+                if larger is None:
                     return None
-                window = found
+                window = larger
         return window
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values; an infinite or undefined rate becomes None."""
         return {
             "rate": self.rate if math.isfinite(self.rate) else None,
             "is_stable": self.is_stable,
@@ -178,7 +178,7 @@ class StabilityReport:
         }
 
     def table(self) -> Table:
-        """The report as a rich table."""
+        """Return the report as a rich table."""
         table = Table(title=f"{'stable' if self.is_stable else 'NOT certified stable'}: rate {format_rate(self.rate)}")
         for column in ("layer", "rate", "certificate", "inputs", "recurrent norm"):
             table.add_column(column)
@@ -199,7 +199,7 @@ class StabilityReport:
 
 
 def format_rate(rate: float) -> str:
-    """Six digits, more where they would round a stable rate to 1; never rounded down to a better rate."""
+    """Return six digits, more where they would round a stable rate to 1; never rounded down to a better rate."""
     if not rate < 1e4:
         return f"{rate:.3g}"
     for digits in range(6, 16):

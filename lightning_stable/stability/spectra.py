@@ -1,4 +1,4 @@
-"""What lies behind a rate: the singular values of a recurrent matrix, or the rate of every gated unit."""
+"""The values behind a rate: the singular values of a recurrent matrix, or the rate of every gated unit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_stable.stability.inputs.resolve import Sources, walk_layers
 def layer_spectra(
     recurrences: Sequence[Recurrence], sources: Sources, state_bound: float = 1.0, *, training: bool | None = None
 ) -> dict[str, Tensor]:
-    """Per recurrence, in float64: ``<name>/unit_rates`` of gated cells, ``<name>/singular_values`` without gates.
+    """Return ``<name>/unit_rates`` of every gated cell and ``<name>/singular_values`` of the others, in float64.
 
     The largest unit rate is the rate of the certificate ``row``, the largest singular value that of ``l2``. A cell
     with gates whose adapter gives no unit rates has neither.

@@ -7,7 +7,7 @@ together: the input error of a layer is the output error of the layer below afte
 
 The output of a bidirectional stack at ``t`` is that of the whole stack on positions ``t - k + 1`` to ``t + k - 1``,
 from zero at both ends. Counted from the left end, a forward run has made ``i`` steps at position ``i`` and a backward
-run ``2 k - i``; so the layers above read large errors near both ends, and every window needs an iteration of its own.
+run ``2 k - i``; so the layers above read large errors near both ends, and every window needs its own iteration.
 
 The bounds speak of exact arithmetic; in float32 the outputs differ by a rounding error more.
 """
@@ -73,12 +73,12 @@ class DirectedLayer(NamedTuple):
         )
 
     def is_bounded(self, depth: int) -> bool:
-        """Whether the iteration has a start and contracts; a layer that reads errors needs a comparison map too."""
+        """Return whether the iteration starts and contracts; a layer that reads errors needs a comparison map too."""
         contracts = bool(self.contraction.rate < 1) and (depth == 0 or self.comparison is not None)
         return contracts and self.box is not None and all(bool(torch.isfinite(part).all()) for part in self.box)
 
     def run(self, inputs: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-        """Bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
+        """Return bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
 
         Args:
             inputs: Bounds on the entries of the input error, shape ``(steps, windows, input_size)``; None for equal
@@ -170,7 +170,7 @@ class WindowBounds:
         return weakest_guarantee(layer.guarantee for layers in self.layers for layer in layers)
 
     def errors(self, max_window: int) -> Tensor:
-        """Bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
+        """Return bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
 
         All are infinite unless every layer has a rate below 1, a bound on its states, and, above another layer, a
         comparison map. Bidirectional stacks cost a number of steps quadratic in ``max_window``, all others a linear.
@@ -185,7 +185,7 @@ class WindowBounds:
         return torch.cat([self._errors(*span) for span in spans])
 
     def required_window(self, tolerance: float, limit: int = 10_000, *, at_least: int = 1) -> int | None:
-        """The smallest window whose certified error is at most ``tolerance``.
+        """Return the smallest window whose certified error is at most ``tolerance``.
 
         Args:
             tolerance: Bound on the Euclidean norm of the output error.
@@ -214,7 +214,7 @@ class WindowBounds:
         return len(self.layers) > 1 and len(self.layers[0]) > 1
 
     def _spans(self, first: int, limit: int) -> Iterator[tuple[int, int]]:
-        """Ranges of windows that are computed together; their iteration starts over with every span."""
+        """Yield ranges of windows that are computed together; the iteration starts over with every span."""
         while first <= limit:
             last = min(limit, first - 1 + (_SPAN if self._is_mirrored else max(_SPAN, first)))
             yield first, last
@@ -239,7 +239,7 @@ class WindowBounds:
 
 
 def _read_both(outputs: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
-    """Input errors of the two directions of the next layer, each in the order of its own steps.
+    """Return the input errors of the two directions of the next layer, each in the order of its own steps.
 
     Args:
         outputs: Output errors of the directions after 1, 2, ... steps, shapes ``(steps, windows or 1, size)``.
@@ -261,7 +261,7 @@ def window_bounds(
     state_bound: float = 1.0,
     training: bool | None = False,
 ) -> tuple[WindowBounds, ...]:
-    """Window bounds of recurrent modules whose input sets are known.
+    """Return the window bounds of recurrent modules whose input sets are known.
 
     Args:
         recurrences: All recurrences of those modules, in the order of

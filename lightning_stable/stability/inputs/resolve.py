@@ -25,10 +25,10 @@ def resolve_sources(
     training: bool | None = None,
     state_bound: float = 1.0,
 ) -> Sources:
-    """Input sets by the name of a recurrent module or of one of its layers.
+    """Return input sets by the name of a recurrent module or of one of its layers.
 
     Args:
-        model: The whole model; sets are derived from its forward graph where none is given.
+        model: The whole model; sets are derived from its forward graph where none is declared.
         recurrences: Its recurrences.
         input_bound: None; a number or an input set for the first layer of every recurrent module; or a mapping from
             module names (``"core"``) or layer names (``"core.l1"``) to those.
@@ -36,21 +36,22 @@ def resolve_sources(
         state_bound: States given to a recurrence have entries of at most this size.
 
     Raises:
-        ValueError: If a key of the mapping names nothing, or a value is not a bound.
+        TypeError: If a value is not a bound.
+        ValueError: If a key of the mapping names nothing, or a bound is out of range.
     """
     if isinstance(input_bound, Mapping):
         names = {r.name for r in recurrences} | {r.module_name for r in recurrences}
         for key in input_bound:
             if key not in names:
                 raise ValueError(f"`input_bound` names no recurrence. Got key {key!r}; there are {sorted(names)}.")
-        given = {key: as_input_set(value) for key, value in input_bound.items()}
-        _check_features(recurrences, given)
-        return derive_input_sets(model, training, state_bound) | given
+        declared = {key: as_input_set(value) for key, value in input_bound.items()}
+        _check_features(recurrences, declared)
+        return derive_input_sets(model, training, state_bound) | declared
     if input_bound is not None:
         everywhere = as_input_set(input_bound)
-        given = {r.module_name: everywhere for r in recurrences}
-        _check_features(recurrences, given)
-        return given
+        declared = {r.module_name: everywhere for r in recurrences}
+        _check_features(recurrences, declared)
+        return declared
     return derive_input_sets(model, training, state_bound) if any(r.needs_drive for r in recurrences) else {}
 
 
@@ -70,7 +71,7 @@ class Layer:
 
     Attributes:
         recurrence: The layer's state map.
-        weights: Weights by role. A projection puts new values here, and the layer above reads them.
+        weights: Weights by role. A projection replaces them, see :meth:`replace_weights`.
         source: The input set declared or derived for this layer, None if there is none.
         below: The layers whose outputs it reads; empty for a first layer.
         state_bound: Admissible states have entries of at most this size.
@@ -140,8 +141,14 @@ class Layer:
             return bound, "guaranteed"
         return self.recurrence.output_bound(self.weights, self.drive, self.state_bound), self.guarantee
 
+    def replace_weights(self, changed: Mapping[str, Tensor]) -> None:
+        """Put new values in the place of some weights; the layer above then reads what follows from them."""
+        self.weights.update({role: value.to(self.weights[role].dtype) for role, value in changed.items()})
+        for name in ("drive", "output"):
+            vars(self).pop(name, None)
+
     def contraction(self, norm: str | None) -> Contraction:
-        """Contraction rate of the state map over the admissible states and inputs."""
+        """Return the contraction rate of the state map over the admissible states and inputs."""
         return self.recurrence.contraction(self.weights, self.drive, norm=norm, state_bound=self.state_bound)
 
 

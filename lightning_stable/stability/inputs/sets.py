@@ -1,4 +1,4 @@
-"""What is known about the inputs of a recurrence: sets, each of which can bound ``W @ x`` over all its members.
+"""Input sets: each bounds ``W @ x`` over all its members.
 
 Certificates of gated cells depend on their inputs. The sharper the set, the more recurrence a certified cell can
 keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key between 0 and 1'.
@@ -40,34 +40,34 @@ class InputSet(ABC):
 
     @abstractmethod
     def drive(self, weight: Tensor) -> Interval:
-        """Interval of ``weight @ x`` over the set.
+        """Return the interval of ``weight @ x`` over the set.
 
         Args:
             weight: Shape ``(rows, features)``; results have shape ``(rows,)`` and its dtype and device.
         """
 
     def highest(self, weight: Tensor) -> Tensor:
-        """The upper end of :meth:`drive`."""
+        """Return the upper end of :meth:`drive`."""
         return self.drive(weight).high
 
     @abstractmethod
     def maximizer(self, weight: Tensor) -> Tensor:
-        """For every row an input of the set at which ``weight_j @ x`` is largest, shape ``(rows, features)``."""
+        """``argmax weight_j @ x`` over the set, for every row, shape ``(rows, features)``."""
 
     @abstractmethod
     def dropped(self, probability: float) -> InputSet:
-        """The set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
+        """Return the set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
 
     @abstractmethod
     def describe(self) -> str:
-        """Short description for reports."""
+        """Return a short description for reports."""
 
     def box(self, features: int, like: Tensor) -> Interval:
-        """Interval of every single entry, shape ``(features,)``."""
+        """Return the interval of every single entry, shape ``(features,)``."""
         return self.drive(torch.eye(features, dtype=like.dtype, device=like.device))
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """How far observed inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside. Scalar tensor."""
+        """Return, as a scalar tensor, how far inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside."""
         box = self.box(inputs.shape[-1], inputs)
         low, high = inputs.reshape(-1, inputs.shape[-1]).aminmax(dim=0)
         return torch.maximum(high - box.high, box.low - low).amax().clamp(min=0)
@@ -110,7 +110,7 @@ class Box(InputSet):
         return Interval(centre - radius, centre + radius)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The corner the row points to."""
+        """Return the corner that the row points to."""
         low, high = self._ends(weight)
         return torch.where(weight > 0, high, low)
 
@@ -120,7 +120,7 @@ class Box(InputSet):
         return self.low.to(like.dtype), self.high.to(like.dtype)
 
     def dropped(self, probability: float) -> InputSet:
-        """The box around 0 and the scaled box."""
+        """Return the box around 0 and the scaled box."""
         scale = 1 / (1 - probability)
         return self._rescaled((self.low * scale).clamp(max=0), (self.high * scale).clamp(min=0))
 
@@ -129,7 +129,7 @@ class Box(InputSet):
         return Box(low, high, label=label, checked=False)
 
     def describe(self) -> str:
-        """``|x| <= B`` when symmetric."""
+        """Return the label, ``|x| <= B`` for a symmetric box, else ``low <= x <= high``."""
         if self._label:
             return self._label
         low, high = self.low.amin().item(), self.high.amax().item()
@@ -153,25 +153,25 @@ class L2Ball(InputSet):
         self.radius = checks.number("radius", radius, "[0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
-        """Radius ``||w_j||_2 radius``."""
+        """``+- ||w_j||_2 radius``."""
         reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
         return Interval(-reach, reach)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The point of the sphere in the direction of the row."""
+        """``radius w_j / ||w_j||_2``, the point of the sphere in the direction of the row."""
         size: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
         return weight * (self.radius / size.clamp(min=torch.finfo(weight.dtype).tiny))
 
     def dropped(self, probability: float) -> InputSet:
-        """Dropping entries only lowers the norm; scaling multiplies it."""
+        """Return a larger ball: dropping entries only lowers the norm, scaling multiplies it."""
         return L2Ball(self.radius / (1 - probability))
 
     def describe(self) -> str:
-        """``||x||_2 <= r``."""
+        """Return ``||x||_2 <= r``."""
         return f"||x||_2 <= {self.radius:g}"
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """By how much the largest norm exceeds the radius."""
+        """Return by how much the largest norm exceeds the radius."""
         largest: Tensor = torch.linalg.vector_norm(inputs, dim=-1).amax()
         return (largest - self.radius).clamp(min=0)
 
@@ -186,27 +186,27 @@ class ActiveEntries(InputSet):
         self.count, self.height = checks.integer("count", count), checks.number("height", height, "(0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
-        """Sums of the ``count`` largest positive (negative) weights of a row."""
+        """Return the sums of the ``count`` largest positive (negative) weights of a row, times the height."""
         count = min(self.count, weight.shape[1])
         high = weight.clamp(min=0).topk(count, dim=1).values.sum(1)
         low = -(-weight).clamp(min=0).topk(count, dim=1).values.sum(1)
         return Interval(low * self.height, high * self.height)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The largest positive weights switched on."""
+        """Return the input whose active entries are those of the largest positive weights."""
         values, entries = weight.topk(min(self.count, weight.shape[1]), dim=1)
         return torch.zeros_like(weight).scatter(1, entries, (values > 0).to(weight.dtype) * self.height)
 
     def dropped(self, probability: float) -> InputSet:
-        """Dropping entries stays inside; scaling raises the height."""
+        """Return the set with a larger height: dropping entries stays inside, scaling raises the others."""
         return ActiveEntries(self.count, self.height / (1 - probability))
 
     def describe(self) -> str:
-        """Count and height."""
+        """Return count and height."""
         return f"at most {self.count} entries active in [0, {self.height:g}]"
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """By how much entries leave the interval or the number of active ones exceeds the count."""
+        """Return by how much entries leave the interval or the number of active ones exceeds the count."""
         active = (inputs != 0).sum(-1).amax() - self.count
         range_excess = torch.maximum(inputs.amax() - self.height, -inputs.amin())
         return torch.maximum(range_excess, active.to(inputs.dtype)).clamp(min=0)
@@ -230,7 +230,7 @@ class FiniteSet(InputSet):
         self.features = points.shape[1]
 
     def drive(self, weight: Tensor) -> Interval:
-        """Smallest and largest product with a point; under dropout with the worst subset of its entries."""
+        """Return the smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
             products = product(points, weight.mT)
@@ -241,13 +241,13 @@ class FiniteSet(InputSet):
         return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
 
     def highest(self, weight: Tensor) -> Tensor:
-        """Without a look at the smallest products."""
+        """Return the largest products, without the smallest ones."""
         if self.drop_probability == 0:
             return product(weight, self.points.detach().to(weight).mT).amax(1)
         return self.drive(weight).high
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The point with the largest product; under dropout with the entries that lower it dropped."""
+        """Return the point with the largest product; under dropout without the entries that lower it."""
         points = self.points.detach().to(weight)
         products = product(points, weight.mT)
         if self.drop_probability == 0:
@@ -256,17 +256,17 @@ class FiniteSet(InputSet):
         return torch.where(best * weight > 0, best, torch.zeros_like(best))
 
     def dropped(self, probability: float) -> InputSet:
-        """The same points under dropout (of both dropouts, if there was one before)."""
+        """Return the same points under dropout, combined with an earlier one."""
         keep = (1 - self.drop_probability) * (1 - probability)
         return FiniteSet(self.points, 1 - keep, label=self._label)
 
     def describe(self) -> str:
-        """Number of points."""
+        """Return the label or the number of points."""
         label = self._label or f"{self.points.shape[0]} points"
         return label if self.drop_probability == 0 else f"{label}, dropout {self.drop_probability:.2g}"
 
     def box(self, features: int, like: Tensor) -> Interval:
-        """Entrywise extremes of the points, without the product by an identity matrix."""
+        """Return the entrywise extremes of the points, without the product by an identity matrix."""
         points = self.points.detach().to(like)
         low, high = points.amin(0), points.amax(0)
         if self.drop_probability == 0:
@@ -293,7 +293,7 @@ class LayerNormOutput(InputSet):
     def drive(self, weight: Tensor) -> Interval:
         r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries.
 
-        Under dropout that of the box of the entries.
+        Under dropout it is the drive of the box of the entries.
         """
         if self.drop_probability > 0:
             return self._entries(weight).drive(weight)
@@ -303,7 +303,7 @@ class LayerNormOutput(InputSet):
         return Interval(centre - radius, centre + radius)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The normalised direction of the row, centred; under dropout a corner of the box of the entries."""
+        """Return the normalised direction of the row, centred; under dropout a corner of the box of the entries."""
         if self.drop_probability > 0:
             return self._entries(weight).maximizer(weight)
         gamma = torch.ones_like(weight[:1]) if self.gamma is None else self.gamma.detach().to(weight)
@@ -329,7 +329,7 @@ class LayerNormOutput(InputSet):
         return (torch.maximum(size, normed.mean(-1).abs()) - tolerance).amax().clamp(min=0)
 
     def dropped(self, probability: float) -> InputSet:
-        """The same outputs under dropout (of both dropouts, if there was one before)."""
+        """Return the same outputs under dropout, combined with an earlier one."""
         keep = (1 - self.drop_probability) * (1 - probability)
         return LayerNormOutput(self.gamma, self.beta, self.features, 1 - keep)
 
@@ -338,7 +338,7 @@ class LayerNormOutput(InputSet):
         return Box(box.low, box.high, checked=False).dropped(self.drop_probability)
 
     def describe(self) -> str:
-        """Name."""
+        """Return the name of the layer."""
         dropping = self.drop_probability > 0
         return "LayerNorm output" + (f", dropout {self.drop_probability:.2g}" if dropping else "")
 
@@ -352,7 +352,7 @@ class Recorded(Box):
         return Recorded(low, high, checked=False)
 
     def describe(self) -> str:
-        """Recorded range."""
+        """Return the recorded range."""
         return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
 
 
@@ -375,7 +375,7 @@ InputBound: TypeAlias = SingleBound | Mapping[str, SingleBound] | None
 
 
 def as_input_set(value: object) -> InputSet:
-    """A set as it is; a number or tensor as :class:`SupNorm`.
+    """Return a set as it is; a number or tensor as :class:`SupNorm`.
 
     Raises:
         TypeError: If ``value`` is neither.

@@ -81,7 +81,7 @@ class InputMonitor:
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
-        """Remove the hooks; what was seen is kept."""
+        """Remove the hooks and keep what was seen."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -95,7 +95,7 @@ class InputMonitor:
         }
 
     def recorded(self) -> dict[str, InputSet]:
-        """The boxes of the inputs seen, by module name."""
+        """Return the boxes of the inputs seen, by module name."""
         return {name: Recorded(-seen[0], seen[1], checked=False) for name, seen in self.ranges.items()}
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class InputMonitor:
 
 
 def _rounding(inputs: Tensor) -> Tensor:
-    """What inputs may leave their set by: they were rounded to their dtype after every operation."""
+    """Return by how much inputs may leave their set: they were rounded to their dtype after every operation."""
     if not inputs.is_floating_point():
         return torch.zeros((), device=inputs.device)
     return 8 * torch.finfo(inputs.dtype).eps * inputs.abs().amax()

@@ -1,8 +1,8 @@
-"""The projection after every training step: what differs from the plain one is only the time it takes.
+"""The projection after every training step: it differs from the plain one only in the time it takes.
 
 Recurrences of one shape are handled together, and large matrices are clipped with a subspace that is carried from
-step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and does what is
-not covered here.
+step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and handles
+what is not covered here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class FastProjection:
         margin: float = 0.0,
         training: bool | None = None,
     ) -> list[Update]:
-        """As :func:`project.propose_updates` with ``strict=False``; gates as views."""
+        """Do as :func:`project.propose_updates` with ``strict=False``; a gate's parameter is a view of its rows."""
         # Where nothing rests on inputs nobody asks what the layers put out.
         driven = any(r.needs_drive for r in recurrences)
         kinds = {r: None if is_frozen(r) else self._kind(r, constraint, margin, driven) for r in recurrences}
@@ -159,7 +159,7 @@ class FastProjection:
         return updates
 
     def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
-        """The leak gate at most at its bound; ``rows`` themselves if they are.
+        """Return rows whose leak gate is at most at its bound; ``rows`` themselves if it is already.
 
         Where values may be read, only rows outside need another look at all the inputs.
         """
@@ -179,7 +179,7 @@ class FastProjection:
 
     # ----------------------------------------------------------------- state
     def state_dict(self) -> State:
-        """What the next projection depends on, by the names of recurrences."""
+        """Return what the next projection depends on, by the names of recurrences."""
         kept = {name: clip.state_dict() for name, clip in self._clips.items()}
         kept = {**self._restored, **{name: state for name, state in kept.items() if state}}
         return {
@@ -187,13 +187,13 @@ class FastProjection:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
-        """Go on where another one stopped."""
+        """Take over the state of another one."""
         self._clips = {}
         self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
 
 
 def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
-    """None for recurrences that are left to the plain form."""
+    """Return what recurrences are grouped by; None for those that are left to the plain form."""
     parameters: Mapping[str, Tensor] = recurrence.parameters()
     if driven and recurrence.output_bound(parameters, None, constraint.state_bound) is None:
         return None  # the outputs rest on the projected weights, and the layers above on the outputs
@@ -214,13 +214,13 @@ def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven:
 
 
 def _compute(value: Tensor) -> Tensor:
-    """At least in float32; not a copy where it is already."""
+    """Return the values in float32 or better, without a copy where they are already."""
     value = value.detach()
     return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _stacked(values: Sequence[Tensor], gates: int) -> Tensor:
-    """``(gates, recurrences * units, ...)``."""
+    """Return the blocks of all recurrences beside each other, shape ``(gates, recurrences * units, ...)``."""
     blocks = [_compute(value).view(gates, value.shape[0] // gates, *value.shape[1:]) for value in values]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
@@ -230,13 +230,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _bounded(rows: GateRows, sets: Sequence[InputSet], counts: list[int], target: Target) -> GateRows:
-    """As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
+    """Lower the worst input's product, then the gate for whatever input is worst now, as the plain form does.
 
     Args:
-        rows: Of all recurrences, one after the other.
-        sets: The inputs of each.
-        counts: How many of the rows are its.
-        target: Where the gate shall be.
+        rows: The rows of all recurrences, one recurrence after the other.
+        sets: The input set of each recurrence.
+        counts: The number of rows of each recurrence.
+        target: The bound on the gate.
     """
     assert target.gate_bound is not None
     parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)

@@ -59,7 +59,7 @@ class Constraint:
             object.__setattr__(self, name, value)
 
     def target(self, recurrence: Recurrence, margin: float, *, exact: bool) -> Target:
-        """The target of one recurrence, ``margin`` (relative) inside the set.
+        """Return the target of one recurrence, ``margin`` (relative) inside the set.
 
         Raises:
             ValueError: If the cell has no such norm or method, or cannot reach the rate at all.
@@ -88,7 +88,7 @@ class Constraint:
         )
 
     def gate_bound_of(self, recurrence: GatedRecurrence, method: str) -> float:
-        """The bound on the leak gate of one recurrence.
+        """Return the bound on the leak gate of one recurrence.
 
         By default ``rate ** 2``: measured on music and text, a lower bound keeps larger recurrent weights and costs
         accuracy, because memory is what a leak gate near 1 is for. Without biases a gate cannot be kept below 1/2.
@@ -162,7 +162,7 @@ def project_(
 
 
 def is_frozen(recurrence: Recurrence) -> bool:
-    """Whether a parameter the projection would have to change does not require gradients."""
+    """Return whether a parameter that the projection would have to change requires no gradient."""
     parameters = recurrence.parameters()
     return any(not value.requires_grad for role, value in parameters.items() if role in recurrence.projected_roles)
 
@@ -180,7 +180,7 @@ def propose_updates(
     margin: float = 0.0,
     training: bool | None = None,
 ) -> list[Update]:
-    """New values for the parameters that have to move; nothing is written.
+    """Return new values for the parameters that have to move; nothing is written.
 
     Args:
         recurrences: In the order of :func:`find_recurrences`.
@@ -211,7 +211,7 @@ def propose_updates(
 
 
 def propose_update(layer: Layer, constraint: Constraint, *, strict: bool, margin: float) -> list[Update]:
-    """:func:`propose_updates` for one layer, whose weights are replaced by the new ones."""
+    """Return the updates of one layer, and put the new values into its weights, where the layer above reads them."""
     recurrence, changed = layer.recurrence, {}
     if is_frozen(recurrence):
         if strict:
@@ -224,7 +224,7 @@ def propose_update(layer: Layer, constraint: Constraint, *, strict: bool, margin
         )
     else:
         changed = (_strict if _is_verified(constraint, strict) else _fast)(layer, constraint, margin)
-    layer.weights.update({role: value.to(layer.weights[role].dtype) for role, value in changed.items()})
+    layer.replace_weights(changed)
     parameters = recurrence.parameters()
     return [(parameters[role], value) for role, value in changed.items()]
 
@@ -283,7 +283,7 @@ def _stored(layer: Layer, changed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _inside(layer: Layer, constraint: Constraint) -> bool:
-    """Whether float64 weights have the certificate and respect the gate bound."""
+    """Return whether float64 weights have the certificate and respect the gate bound."""
     recurrence = layer.recurrence
     target = constraint.target(recurrence, 0.0, exact=True)
     inside = layer.contraction(target.norm).rate <= target.rate

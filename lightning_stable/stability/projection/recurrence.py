@@ -1,4 +1,4 @@
-"""Moving the weights of one recurrence into the stable set: one function per family of recurrences.
+"""The projection of one recurrence onto the stable set: one function per family of recurrences.
 
 All of it is tensor arithmetic on copies: nothing here writes to a module, and on the default path nothing reads a
 value on the host.
@@ -34,7 +34,7 @@ _WORST_INPUTS = 8
 
 @dataclass(frozen=True)
 class Target:
-    """What the shrunk weights shall satisfy, margins included."""
+    """What the new weights must satisfy, margins included."""
 
     rate: float
     norm: str
@@ -51,7 +51,7 @@ def shrink(layer: Layer, target: Target) -> dict[str, Tensor]:
 
 @singledispatch
 def _shrink(recurrence: Recurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
-    """One factor on all recurrent weights, found by bisection, for a cell of which only the certificate is known.
+    """Scale all recurrent weights by one factor, found by bisection, where only the certificate of the cell is known.
 
     The certificate must not grow when they shrink.
     """
@@ -151,15 +151,15 @@ def meet_budget(
     target: Target,
     method: str | None = None,
 ) -> Tensor:
-    """``weight_hh`` shrunk until it meets the conditions, by ``method`` or that of the target.
+    """Return ``weight_hh``, shrunk until it meets the conditions by ``method`` or that of the target.
 
     Args:
-        recurrence: Of whose cell the weights are.
+        recurrence: The recurrence whose cell the weights are for.
         weights: ``weight_hh`` in blocks of ``units`` rows, and ``weight_hr`` if there is one.
-        norms: Its row norms, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
+        norms: The row norms of ``weight_hh``, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
         budget: The conditions.
         target: Names the norm and the method.
-        method: In place of the target's.
+        method: The method in place of the target's.
     """
     assert target.gate_bound is not None
     method = method or target.method
@@ -213,7 +213,7 @@ def _project_gated_rows(
 def _gate_step(
     recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet, worst: Tensor, target: Target
 ) -> dict[str, Tensor]:
-    """Leak gate at most ``target.gate_bound``; ``worst`` maximises its rows."""
+    """Lower the leak gate to at most ``target.gate_bound``; ``worst`` maximises its rows."""
     bound, state_bound = target.gate_bound, target.state_bound
     assert bound is not None
     index, gates, image = recurrence.gates.index(recurrence.leak), len(recurrence.gates), weights.get("weight_hr")

@@ -73,9 +73,18 @@ def test_leading_rows_know_their_inputs_and_the_others_nothing() -> None:
 
 def test_a_layer_reads_what_a_projection_puts_below_it() -> None:
     first, second = walk_layers(find_recurrences(net("proj", num_layers=2)), {"": SupNorm(1.0)}, projected=True)
-    first.weights.update(weight_hr=torch.full_like(first.weights["weight_hr"], 0.1))
+    first.replace_weights({"weight_hr": torch.full((3, 5), 0.1)})
     assert isinstance(second.inputs, Box)
-    torch.testing.assert_close(second.inputs.high, torch.full((3,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(second.inputs.high, torch.full((3,), 0.5, dtype=torch.float32).double())
+
+
+def test_replaced_weights_have_their_own_drive_and_output() -> None:
+    layer, _ = walk_layers(find_recurrences(net("relu", num_layers=2, scale=0.3)), {"": SupNorm(99.0)}, projected=True)
+    before = layer.output[0]
+    layer.replace_weights({"weight_ih": 3 * layer.weights["weight_ih"]})
+    assert before is not None
+    assert layer.output[0] is not None
+    assert (layer.output[0] > before).all()
 
 
 @pytest.mark.parametrize(
