@@ -22,7 +22,7 @@ from lightning_stable.stability.inputs._memory import Memory, State
 from lightning_stable.stability.inputs._real_tensors import RealTensors
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs._user_code import UserCode, raised_by_user
-from lightning_stable.stability.inputs._values import Value
+from lightning_stable.stability.inputs._values import TENSOR_PROPERTIES, Value
 
 # Functions in Python or of Python that take traced values: recorded as they are called, not traced through.
 _WRAPPED = (
@@ -102,7 +102,7 @@ class _Tracer(fx.Tracer):
         first = proxy.node.args[0] if proxy.node.args else None
         if not isinstance(first, fx.Node) or first not in self.opaque:
             return proxy
-        if target is getattr and not hasattr(Tensor, args[1]):
+        if target is getattr and args[1] not in TENSOR_PROPERTIES:
             self.opaque[proxy.node] = f"{self.opaque[first]}.{args[1]}"
         # A key may lead to anything; a slice of a tensor is a tensor, and so is what its methods return.
         taken = target is operator.getitem and isinstance(proxy.node.args[1], (int, str))

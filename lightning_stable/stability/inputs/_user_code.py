@@ -7,6 +7,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -64,6 +65,8 @@ class UserCode:
             if event == "call":
                 if of_user(frame):
                     self._enter_function(frame)
+                elif frame.f_code is suppress.__exit__.__code__:
+                    raise Refusal(f"{where(frame)} suppresses exceptions")
             elif event == "c_call":
                 self._enter_builtin(frame, called)
         except Refusal as refusal:

@@ -17,6 +17,12 @@ from lightning_stable.stability.inputs._frames import asking, trusted, where
 # What fx and torch ask of a proxy all the time.
 _NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node", "__torch_function__"}
 
+# What is read from a tensor alone. (What other objects keep under these names is a tensor or no concern.)
+TENSOR_PROPERTIES = {
+    *("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "is_cuda", "requires_grad", "layout", "is_leaf"),
+    *("itemsize", "nbytes", "is_sparse", "real", "imag"),
+}
+
 
 class Value(fx.Proxy):
     """A traced value that records what is done to it and refuses to be looked at."""
@@ -34,14 +40,15 @@ class Value(fx.Proxy):
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        source = self.tracer.opaque.get(self.node) if not hasattr(Tensor, name) else None
         frame = sys._getframe(1)
-        if source is not None and not trusted(frame) and not calls_method(frame):
-            source = f"{source}.{name}"
-            self.tracer.sources.add(source)
-            if source in self.tracer.call.absent:
-                return None
-        return _Attribute(self, name)
+        if name not in TENSOR_PROPERTIES and not trusted(frame) and not calls_method(frame):
+            source = self.tracer.opaque.get(self.node)
+            if source is not None:
+                source = f"{source}.{name}"
+                self.tracer.sources.add(source)
+                if source in self.tracer.call.absent:
+                    return None
+        return Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _NAMES_OF_FX:
@@ -70,7 +77,7 @@ class Value(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.delitem, (self, key), {})
 
 
-class _Attribute(Value, fx.proxy.Attribute):
+class Attribute(Value, fx.proxy.Attribute):
     """An attribute of a traced value; it becomes part of the graph when it is used."""
 
 

@@ -70,8 +70,9 @@ class Walk:
             if node.op == "call_module" and is_recurrent(module):
                 calls.setdefault(str(node.target), []).append(node)
             elif isinstance(module, nn.Module):
-                inner = (f"{node.target}.{name}".rstrip(".") for name, m in module.named_modules() if is_recurrent(m))
-                hidden |= {name: Refusal(f"{type(module).__name__} calls it out of sight") for name in inner}
+                inside = set(module.modules())
+                names = (name for name, inner in self._modules.items() if inner in inside and is_recurrent(inner))
+                hidden |= dict.fromkeys(names, Refusal(f"{type(module).__name__} calls it out of sight"))
         return {name: self._known(nodes) for name, nodes in calls.items()} | hidden
 
     def _known(self, nodes: list[fx.Node]) -> Known:
