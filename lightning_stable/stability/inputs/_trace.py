@@ -66,10 +66,12 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, memory: Memory, call: Call, state: State, code: UserCode) -> None:
-        super().__init__(autowrap_modules=(), autowrap_functions=_WRAPPED)
+        super().__init__()
         # Also where they are called as functions of their module.
-        self._autowrap_search += [nn.utils.rnn, math]
+        self._autowrap_search = [nn.utils.rnn, math]
+        self._autowrap_function_ids = {id(function) for function in _WRAPPED}
         self.memory, self.call, self.state, self.code = memory, call, state, code
+        self.absent = call.absent
         self.refusal: Refusal | None = None
         # Values that were given or kept, and what was taken from them: they may be anything.
         self.opaque: dict[fx.Node, str] = {}
@@ -139,7 +141,7 @@ class _Tracer(fx.Tracer):
     def _opaque(self, proxy: Any, name: str) -> Any:
         self.opaque[proxy.node] = name
         self.sources.add(name)
-        return None if name in self.call.absent else proxy
+        return None if name in self.absent else proxy
 
 
 class Tracing:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from lightning_stable.stability.inputs._bytecode import calls_method, instruction, reads_attribute
 from lightning_stable.stability.inputs._effects import INPLACE_OPERATORS
@@ -26,6 +26,8 @@ TENSOR_PROPERTIES = {
 
 class Value(fx.Proxy):
     """A traced value that records what is done to it and refuses to be looked at."""
+
+    tracer: Any  # with `refuse`, and with `opaque`, `sources` and `absent` names of values
 
     def __getattribute__(self, name: str) -> Any:
         if name not in _NAMES_OF_FX:
@@ -46,7 +48,7 @@ class Value(fx.Proxy):
             if source is not None:
                 source = f"{source}.{name}"
                 self.tracer.sources.add(source)
-                if source in self.tracer.call.absent:
+                if source in self.tracer.absent:
                     return None
         return Attribute(self, name)
 
@@ -68,7 +70,7 @@ class Value(fx.Proxy):
         name, length = instruction(frame)
         if name != "UNPACK_SEQUENCE":
             _refuse(self, frame, "iterates over a value")
-        return iter([self[index] for index in range(length)])
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(length)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

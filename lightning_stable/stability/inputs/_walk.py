@@ -67,7 +67,7 @@ class Walk:
         hidden: dict[str, Known] = {}
         for node in self._graph.nodes:
             module = self._lookup(str(node.target)) if node.op in ("call_module", "get_attr") else None
-            if node.op == "call_module" and is_recurrent(module):
+            if node.op == "call_module" and module is not None and is_recurrent(module):
                 calls.setdefault(str(node.target), []).append(node)
             elif isinstance(module, nn.Module):
                 inside = set(module.modules())
