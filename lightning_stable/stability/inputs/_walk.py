@@ -100,9 +100,12 @@ class Walk:
         """The set of values of a graph node along its last dimension."""
         if not isinstance(value, fx.Node):
             raise Refusal("its inputs are no traced value")
-        if self._effects.spoiled(value):
-            raise Refusal("its inputs may be changed in place after they were computed")
         node, source = value, value.args[0] if value.args else None
+        reason = obstacle(self._lookup(str(node.target))) if node.op == "call_module" else None
+        if reason is not None:
+            raise Refusal(reason)
+        if self._effects.spoiled(node):
+            raise Refusal("its inputs may be changed in place after they were computed")
         if node.op == "call_module":
             return self._set_of_module(self._lookup(str(node.target)), source)
         if node.op == "placeholder":
@@ -126,9 +129,6 @@ class Walk:
         raise Refusal(f"its inputs come from `{name_of(target)}`, whose values are not known to be bounded")
 
     def _set_of_module(self, module: Any, source: Any) -> InputSet:
-        reason = obstacle(module)
-        if reason is not None:
-            raise Refusal(reason)
         kind = type(module)
         if kind in _BOUNDED_MODULES:
             return Box(*_BOUNDED_MODULES[kind], label=kind.__name__)

@@ -67,6 +67,8 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
         known = _known_inputs(model, training, state_bound)
     except Refusal as refusal:
         known = dict.fromkeys(names, refusal)
+    except Exception as error:  # of any object that a model may hold
+        known = dict.fromkeys(names, Refusal(f"the model cannot be looked at ({type(error).__name__}: {error})"))
     sets = {name: value for name, value in known.items() if isinstance(value, InputSet)}
     for value in sets.values():
         value.guarantee = "derived"
@@ -216,6 +218,7 @@ def _arguments(model: nn.Module) -> tuple[set[str], list[str]]:
     for parameter in parameters:
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if variable and (code is None or uses(code, parameter.name)):
-            raise Refusal(f"`forward` uses `{parameter}`, which may be anything")
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            raise Refusal(f"`forward` uses `{stars}{parameter.name}`, which may be anything")
     optional = {parameter.name for parameter in parameters if parameter.default is None}
     return optional, [parameter.name for parameter in parameters if isinstance(parameter.default, bool)]

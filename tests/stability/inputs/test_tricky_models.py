@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_stable.stability import FiniteSet
 from lightning_stable.stability.inputs.derive import derive
+from lightning_stable.stability.inputs.watch import Hook
 
 VOCAB, N, UNITS = 7, 4, 5
 X = torch.randint(VOCAB, (2, 3), generator=torch.Generator().manual_seed(0))
@@ -1082,13 +1085,13 @@ def no_flag(self: Any, x: Tensor, loud: Any = False) -> Any:
 
 
 # The tests ------------------------------------------------------------------------------------------------------------
-def seen_by_core(model: Any, case: Case) -> list[Tensor]:
+def seen_by_core(model: Any, case: Case) -> list[Any]:
     """What reaches the recurrence when the model runs."""
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     own = nn.GRU.forward
 
     def recording(self: Any, input: Tensor, *args: Any) -> Any:
-        seen.append(input.detach().clone())
+        seen.append(input.detach().clone() if isinstance(input, Tensor) else input)
         return own(self, input, *args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -1135,3 +1138,228 @@ def test_global_hooks_are_refused(register: Any) -> None:
 
 def test_there_are_enough_tricky_models() -> None:
     assert sum(case.limit is None for case in CASES.values()) >= 60
+
+
+# Models that must derive ----------------------------------------------------------------------------------------------
+BENIGN: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {}
+
+
+def benign(name: str, run: Callable[[Any], Any] = once) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(forward: Callable[..., Any]) -> Callable[..., Any]:
+        BENIGN[name] = forward, run
+        return forward
+
+    return register
+
+
+benign("plain")(plain)
+
+
+@benign("an optional state", lambda m: m(X, torch.zeros(1, 2, UNITS)))
+def optional_state(self: Any, x: Tensor, state: Any = None) -> Any:
+    out, state = self.core(self.emb(x), state)
+    return self.head(out), state
+
+
+@benign("a state of two parts", lambda m: m(X, (torch.zeros(1, 2, UNITS), X)))
+def state_of_two(self: Any, x: Tensor, state: Any = None) -> Any:
+    hidden = None
+    if state is not None:
+        hidden, _ = state
+    return self.core(self.emb(x), hidden)
+
+
+@benign("lengths", lambda m: m(X, torch.tensor([3, 2])))
+def with_lengths(self: Any, x: Tensor, lengths: Tensor) -> Any:
+    packed = nn.utils.rnn.pack_padded_sequence(self.emb(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
+    out, _ = nn.utils.rnn.pad_packed_sequence(self.core(packed)[0], batch_first=True)
+    return self.head(out)
+
+
+@benign("optional lengths", lambda m: m(X, torch.tensor([3, 2])))
+def optional_lengths(self: Any, x: Tensor, lengths: Tensor | None = None) -> Any:
+    y = self.emb(x)
+    if lengths is not None:
+        y = nn.utils.rnn.pack_padded_sequence(y, lengths, batch_first=True, enforce_sorted=False)
+    return self.core(y)
+
+
+@benign("a state kept")
+def state_kept(self: Any, x: Tensor) -> Any:
+    out, state = self.core(self.emb(x), self.kept)
+    self.kept = state.detach()
+    return self.head(out)
+
+
+@benign("a counter nobody looks at")
+def idle_counter(self: Any, x: Tensor) -> Any:
+    self.calls += 1
+    self.history.append(self.calls)
+    self.steps += 1
+    return self.core(self.emb(x))
+
+
+@benign("outputs in place")
+def outputs_in_place(self: Any, x: Tensor) -> Any:
+    out = self.core(self.emb(x))[0].clone()
+    out[:, 0] = 0
+    out *= 2
+    return self.head(out)
+
+
+@benign("a residual connection around the recurrence")
+def residual(self: Any, x: Tensor) -> Any:
+    y = self.emb(x)
+    return torch.cat([self.core(y)[0], y], -1)
+
+
+@benign("flattened parameters")
+def flattened(self: Any, x: Tensor) -> Any:
+    self.core.flatten_parameters()
+    return self.core(self.emb(x))
+
+
+@benign("gradients off inside")
+@torch.no_grad()
+def without_gradients(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x))
+
+
+@benign("its own type")
+def own_type(self: Any, x: Tensor) -> Any:
+    return {type(self).__name__: self.core(self.emb(x))[0]}
+
+
+@benign("unused arguments", lambda m: m(X, 1, factor=2))
+def unused(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return self.core(self.emb(x))
+
+
+@benign("a size", once)
+def sized(self: Any, x: Tensor) -> Any:
+    out = self.core(self.emb(x))[0]
+    return out / np.sqrt(UNITS), out.size(1), out.mean(1)
+
+
+@benign("a batch", lambda m: m({"x": X, "y": X}))
+def batch(self: Any, batch: Any) -> Any:
+    return self.core(self.emb(batch["x"])), batch["y"]
+
+
+@benign("a batch of attributes", lambda m: m(SimpleNamespace(x=X)))
+def attributes(self: Any, batch: Any) -> Any:
+    return self.core(self.emb(batch.x))
+
+
+@benign("a cast by `type`")
+def type_cast(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x))[0].type(torch.float64)
+
+
+@benign("a check", once)
+def checked(self: Any, x: Tensor) -> Any:
+    if x is None:
+        raise ValueError("`x` must be given.")
+    return self.core(self.emb(x).clamp(-1.0, 1.0))
+
+
+@benign("flags", lambda m: m(X, last=True))
+def flags(self: Any, x: Tensor, last: bool = False) -> Any:
+    out, state = self.core(self.emb(x))
+    return (out[:, -1] if last else out), state
+
+
+@benign("the device of an argument")
+def device_of(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x.to(self.head.weight.device)).to(x.device))
+
+
+@benign("noise off the way", once)
+def noise(self: Any, x: Tensor) -> Any:
+    out = self.core(self.emb(x))[0]
+    return out + torch.randn_like(out)
+
+
+@benign("another sequence length")
+def cut(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x[:, :2]))
+
+
+@benign("a helper of the model")
+def helped(self: Any, x: Tensor) -> Any:
+    return self.core(embedded(self, x))
+
+
+def embedded(model: Any, x: Tensor) -> Tensor:
+    return model.drop(model.emb(x))
+
+
+@pytest.mark.parametrize(("forward", "run"), BENIGN.values(), ids=BENIGN)
+def test_a_model_that_can_be_followed_is_derived(forward: Any, run: Any) -> None:
+    case = Case(forward, lambda m: None, (run, run), None, (Base,))
+    model = case.build()
+    derivation = derive(model)
+    assert "core" in derivation.sets, derivation.reasons
+    for inputs in seen_by_core(model, case):
+        data = inputs.data if isinstance(inputs, PackedSequence) else inputs
+        assert derivation.sets["core"].excess(data) <= 1e-6
+
+
+class Hyper(L.LightningModule):
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.emb, self.core = nn.Embedding(VOCAB, N), nn.GRU(N, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.core(self.emb(x.to(self.device)))[0] * self.hparams.factor
+
+
+def test_a_lightning_module_that_reads_its_hyperparameters_is_derived() -> None:
+    derivation = derive(Hyper())
+    assert "core" in derivation.sets, derivation.reasons
+
+
+def test_a_model_compiled_in_place_is_derived() -> None:
+    model = nn.Sequential(Plain(), nn.Identity())
+    model[0].compile(backend="eager")
+    assert "0.core" in derive(model).sets
+    assert model[0]._compiled_call_impl is not None
+
+
+def test_hooks_that_only_watch_are_no_obstacle() -> None:
+    model = Plain()
+    for module in (model, model.emb, model.core):
+        module.register_forward_pre_hook(Hook(lambda *args: None))
+    assert "core" in derive(model).sets
+
+
+def test_a_refusal_says_what_stood_in_the_way_and_what_to_declare() -> None:
+    model = Plain()
+    model.forward = lambda x: x
+    reason = "No inputs of 'core' are derived: `forward` of Plain was replaced on the instance; declare `input_bound`."
+    assert derive(model).reasons == {"core": reason}
+
+
+def test_too_many_ways_to_call_a_model_are_refused() -> None:
+    arguments = ", ".join(f"a{index}=None" for index in range(8))
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, x, {arguments}): return self.core(self.emb(x))", scope)
+    model = type("Many", (Base,), {"forward": scope["forward"]})()
+    assert "more than 128 ways" in derive(model).reasons["core"]
+
+
+def test_a_profiler_goes_on_after_a_trace() -> None:
+    events = []
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        events.append(event)
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        derive(Plain())
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(before)
+    assert events
