@@ -71,7 +71,7 @@ def _objection(code: CodeType, instructions: list[dis.Instruction], index: int, 
         return f"changes the variable `{value}` of an enclosing function"
     if name in _HANDLERS or _handles_everything(instructions, index, at):
         return "handles exceptions"
-    if name.startswith("LOAD_") and value in _IDENTITY and not name.startswith(("LOAD_CONST", "LOAD_ATTR")):
+    if name in ("LOAD_GLOBAL", "LOAD_NAME") and value in _IDENTITY:
         return None if _called_with_self(following) else f"looks at `{value}(...)` of a value"
     if name in ("LOAD_ATTR", "LOAD_METHOD") and value in _PROGRESS:
         return f"reads `{value}`"

@@ -17,6 +17,11 @@ _HERE = os.path.dirname(__file__) + os.sep
 _REGISTRY = os.path.dirname(registry.__file__) + os.sep
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _SITE = os.path.join(_STANDARD, "site-packages")
+# A LightningModule's properties run their code, which looks at no tensor.
+_LIBRARIES = tuple(
+    os.path.join(os.sep, "site-packages", name)
+    for name in ("lightning" + os.sep, "pytorch_lightning", "lightning_fabric", "lightning_utilities", "typing_ext")
+)
 _METACLASS = _TORCH + os.path.join("nn", "parameter.py")
 _TRUSTED = tuple(
     _TORCH + os.path.join(*parts)
@@ -32,7 +37,8 @@ def _is_trusted(filename: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_of_user(filename: str) -> bool:
     standard = filename.startswith(_STANDARD) and not filename.startswith(_SITE)
-    return not (standard or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
+    known = standard or any(part in filename for part in _LIBRARIES)
+    return not (known or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
 
 
 def trusted(frame: FrameType) -> bool:
@@ -41,7 +47,7 @@ def trusted(frame: FrameType) -> bool:
 
 
 def of_user(frame: FrameType) -> bool:
-    """Whether the code is neither part of torch, nor of Python, nor of the tracing."""
+    """Whether the code is neither part of Python, of torch, of Lightning, nor of the tracing."""
     return _is_of_user(frame.f_code.co_filename)
 
 

@@ -10,7 +10,7 @@ import torch
 
 
 def random_states() -> tuple[Any, ...]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
     numpy = sys.modules.get("numpy.random")
     return torch.get_rng_state(), devices, random.getstate(), None if numpy is None else numpy.get_state()
 

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from lightning_stable.stability.inputs._refusal import Refusal
 
 _SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+_PARTS = (nn.Module, nn.Parameter)
 # Objects of these packages keep no state of a model's `forward`, and hold a whole trainer.
 _LIBRARIES = sys.stdlib_module_names | {
     *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_stable"),
@@ -73,9 +74,13 @@ class Memory:
         self._items = 0
         # Buffers are unknown in every trace, so a new value is no change.
         self._buffers: set[int] = set()
+        # Layers are looked at after a call, when a change has been made.
+        self._layers: set[int] = set()
         for module in model.modules():
             self._visit(vars(module), f"an attribute of {type(module).__name__}", owned=True)
             self._buffers.add(self._index[id(module._buffers)])
+            if type(module).__module__.startswith("torch."):
+                self._layers.add(self._index[id(vars(module))])
             for cls in type(module).__mro__:
                 if not _of_library(cls):
                     self.keep(cls, f"the class {cls.__name__}")
@@ -161,6 +166,8 @@ class Memory:
                 if place.entry is None or place.shared:
                     raise Refusal(f"`forward` changes {place.name} that is held in several places")
                 after[place.entry] = Mark.UNKNOWN
+            elif index in self._layers or any(isinstance(value, _PARTS) for value in changed.values()):
+                raise Refusal(f"`forward` exchanges or changes {place.name}")
             elif "training" in changed and isinstance(changed["training"], bool):
                 raise Refusal("`forward` changes whether a module is training")
             else:
@@ -187,7 +194,7 @@ def _changed(old: dict[Any, Any], new: dict[Any, Any], skipped: set[str]) -> dic
             continue
         before, after = old.get(key, Mark.MISSING), new.get(key, Mark.MISSING)
         if not same(before, after) and not (isinstance(before, fx.Proxy) and isinstance(after, fx.Proxy)):
-            known = isinstance(after, (*_SCALARS, Mark, nn.Module, nn.Parameter, FunctionType, type))
+            known = isinstance(after, (*_SCALARS, *_PARTS, Mark, FunctionType, type))
             changed[key] = after if known else Mark.UNKNOWN
     return changed
 

@@ -22,7 +22,7 @@ from lightning_stable.stability.inputs._memory import Memory, State
 from lightning_stable.stability.inputs._real_tensors import RealTensors
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs._user_code import UserCode, raised_by_user
-from lightning_stable.stability.inputs._values import Value
+from lightning_stable.stability.inputs._values import TENSOR_PROPERTIES, Value
 
 # Functions in Python or of Python that take traced values: recorded as they are called, not traced through.
 _WRAPPED = (
@@ -66,10 +66,12 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, memory: Memory, call: Call, state: State, code: UserCode) -> None:
-        super().__init__(autowrap_modules=(), autowrap_functions=_WRAPPED)
+        super().__init__()
         # Also where they are called as functions of their module.
-        self._autowrap_search += [nn.utils.rnn, math]
+        self._autowrap_search = [nn.utils.rnn, math]
+        self._autowrap_function_ids = {id(function) for function in _WRAPPED}
         self.memory, self.call, self.state, self.code = memory, call, state, code
+        self.absent = call.absent
         self.refusal: Refusal | None = None
         # Values that were given or kept, and what was taken from them: they may be anything.
         self.opaque: dict[fx.Node, str] = {}
@@ -102,7 +104,7 @@ class _Tracer(fx.Tracer):
         first = proxy.node.args[0] if proxy.node.args else None
         if not isinstance(first, fx.Node) or first not in self.opaque:
             return proxy
-        if target is getattr and not hasattr(Tensor, args[1]):
+        if target is getattr and args[1] not in TENSOR_PROPERTIES:
             self.opaque[proxy.node] = f"{self.opaque[first]}.{args[1]}"
         # A key may lead to anything; a slice of a tensor is a tensor, and so is what its methods return.
         taken = target is operator.getitem and isinstance(proxy.node.args[1], (int, str))
@@ -139,7 +141,7 @@ class _Tracer(fx.Tracer):
     def _opaque(self, proxy: Any, name: str) -> Any:
         self.opaque[proxy.node] = name
         self.sources.add(name)
-        return None if name in self.call.absent else proxy
+        return None if name in self.absent else proxy
 
 
 class Tracing:

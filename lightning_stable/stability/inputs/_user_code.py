@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import operator
 import os
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -42,11 +44,14 @@ class UserCode:
         self.refuse: Callable[[str], Refusal] = Refusal
         self._memory = memory
         self._read: dict[int, CodeType] = {}
-        self._active = False
+        self._active = self._collecting = False
         self._before: Any = None
 
     def __enter__(self) -> None:
         self._before, self._active = sys.getprofile(), True
+        # A collection may run anybody's code at any time.
+        self._collecting = gc.isenabled()
+        gc.disable()
         sys.setprofile(self._watch)
 
     def __exit__(self, *args: object) -> None:
@@ -54,6 +59,8 @@ class UserCode:
         sys.setprofile(self._before if callable(self._before) else None)
         if self._before is not None and not callable(self._before):  # a profiler written in C
             self._before.enable()
+        if self._collecting:
+            gc.enable()
 
     def paused(self) -> _Pause:
         """A context in which the tracing itself runs."""
@@ -64,6 +71,8 @@ class UserCode:
             if event == "call":
                 if of_user(frame):
                     self._enter_function(frame)
+                elif frame.f_code is suppress.__exit__.__code__:
+                    raise Refusal(f"{where(frame)} suppresses exceptions")
             elif event == "c_call":
                 self._enter_builtin(frame, called)
         except Refusal as refusal:

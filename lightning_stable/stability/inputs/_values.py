@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from lightning_stable.stability.inputs._bytecode import calls_method, instruction, reads_attribute
 from lightning_stable.stability.inputs._effects import INPLACE_OPERATORS
@@ -17,9 +17,17 @@ from lightning_stable.stability.inputs._frames import asking, trusted, where
 # What fx and torch ask of a proxy all the time.
 _NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node", "__torch_function__"}
 
+# What is read from a tensor alone. (What other objects keep under these names is a tensor or no concern.)
+TENSOR_PROPERTIES = {
+    *("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "is_cuda", "requires_grad", "layout", "is_leaf"),
+    *("itemsize", "nbytes", "is_sparse", "real", "imag"),
+}
+
 
 class Value(fx.Proxy):
     """A traced value that records what is done to it and refuses to be looked at."""
+
+    tracer: Any  # with `refuse`, and with `opaque`, `sources` and `absent` names of values
 
     def __getattribute__(self, name: str) -> Any:
         if name not in _NAMES_OF_FX:
@@ -34,14 +42,15 @@ class Value(fx.Proxy):
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        source = self.tracer.opaque.get(self.node) if not hasattr(Tensor, name) else None
         frame = sys._getframe(1)
-        if source is not None and not trusted(frame) and not calls_method(frame):
-            source = f"{source}.{name}"
-            self.tracer.sources.add(source)
-            if source in self.tracer.call.absent:
-                return None
-        return _Attribute(self, name)
+        if name not in TENSOR_PROPERTIES and not trusted(frame) and not calls_method(frame):
+            source = self.tracer.opaque.get(self.node)
+            if source is not None:
+                source = f"{source}.{name}"
+                self.tracer.sources.add(source)
+                if source in self.tracer.absent:
+                    return None
+        return Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _NAMES_OF_FX:
@@ -61,7 +70,7 @@ class Value(fx.Proxy):
         name, length = instruction(frame)
         if name != "UNPACK_SEQUENCE":
             _refuse(self, frame, "iterates over a value")
-        return iter([self[index] for index in range(length)])
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(length)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -70,7 +79,7 @@ class Value(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.delitem, (self, key), {})
 
 
-class _Attribute(Value, fx.proxy.Attribute):
+class Attribute(Value, fx.proxy.Attribute):
     """An attribute of a traced value; it becomes part of the graph when it is used."""
 
 

@@ -67,11 +67,12 @@ class Walk:
         hidden: dict[str, Known] = {}
         for node in self._graph.nodes:
             module = self._lookup(str(node.target)) if node.op in ("call_module", "get_attr") else None
-            if node.op == "call_module" and is_recurrent(module):
+            if node.op == "call_module" and module is not None and is_recurrent(module):
                 calls.setdefault(str(node.target), []).append(node)
             elif isinstance(module, nn.Module):
-                inner = (f"{node.target}.{name}".rstrip(".") for name, m in module.named_modules() if is_recurrent(m))
-                hidden |= {name: Refusal(f"{type(module).__name__} calls it out of sight") for name in inner}
+                inside = set(module.modules())
+                names = (name for name, inner in self._modules.items() if inner in inside and is_recurrent(inner))
+                hidden |= dict.fromkeys(names, Refusal(f"{type(module).__name__} calls it out of sight"))
         return {name: self._known(nodes) for name, nodes in calls.items()} | hidden
 
     def _known(self, nodes: list[fx.Node]) -> Known:
@@ -99,9 +100,12 @@ class Walk:
         """The set of values of a graph node along its last dimension."""
         if not isinstance(value, fx.Node):
             raise Refusal("its inputs are no traced value")
-        if self._effects.spoiled(value):
-            raise Refusal("its inputs may be changed in place after they were computed")
         node, source = value, value.args[0] if value.args else None
+        reason = obstacle(self._lookup(str(node.target))) if node.op == "call_module" else None
+        if reason is not None:
+            raise Refusal(reason)
+        if self._effects.spoiled(node):
+            raise Refusal("its inputs may be changed in place after they were computed")
         if node.op == "call_module":
             return self._set_of_module(self._lookup(str(node.target)), source)
         if node.op == "placeholder":
@@ -125,9 +129,6 @@ class Walk:
         raise Refusal(f"its inputs come from `{name_of(target)}`, whose values are not known to be bounded")
 
     def _set_of_module(self, module: Any, source: Any) -> InputSet:
-        reason = obstacle(module)
-        if reason is not None:
-            raise Refusal(reason)
         kind = type(module)
         if kind in _BOUNDED_MODULES:
             return Box(*_BOUNDED_MODULES[kind], label=kind.__name__)

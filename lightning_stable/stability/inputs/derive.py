@@ -3,18 +3,18 @@
 ``torch.fx`` traces the model with every torch layer and every recurrence as a leaf; walking back from the input of a
 recurrence through layers whose range is known (embeddings, dropout, LayerNorm, clamps, bounded nonlinearities) gives
 the set. The model is traced in every way its control flow may tell apart: in both modes, with and without gradients,
-with flags either way, with optional arguments given and left out, and as earlier calls may have left it. All traces must
-agree, and what a trace cannot follow is refused with a reason.
+with flags either way, with optional arguments given and left out, and as earlier calls may have left it. All traces
+must agree, and what a trace cannot follow is refused with a reason.
 
 A derived set is not a declared one, because no trace sees everything. It is wrong, and only the check of the inputs in
 a run notices, where
 
-* something else than ``forward`` calls the recurrence (a ``training_step`` that goes past it) or changes the model's
+* something else than ``forward`` calls the recurrence (a ``training_step`` that goes past it), or changes the model's
   attributes between calls;
-* a single sequence without a batch, as long as it has features, is transposed by ``transpose(0, 1)``;
+* a single sequence without a batch, with as many steps as features, is transposed by ``transpose(0, 1)``;
 * an argument with a boolean default is given something else than a flag;
-* Python reads what no trace has: the clock, environment variables, files, the internals of ``torch.fx``, or a module
-  or global variable that other code changes.
+* Python reads what no trace has: the clock, environment variables, files, the internals of ``torch.fx``, or an object,
+  a module or a global variable that other code changes.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
         known = _known_inputs(model, training, state_bound)
     except Refusal as refusal:
         known = dict.fromkeys(names, refusal)
+    except Exception as error:  # of any object that a model may hold
+        known = dict.fromkeys(names, Refusal(f"the model cannot be looked at ({type(error).__name__}: {error})"))
     sets = {name: value for name, value in known.items() if isinstance(value, InputSet)}
     for value in sets.values():
         value.guarantee = "derived"
@@ -117,8 +119,9 @@ def _traces(model: nn.Module, training: bool | None, state_bound: float) -> Iter
     optional, flags = _arguments(model)
     if 2 ** len(flags) > _MAX_TRACES:
         raise _too_many()
-    ways = itertools.product(_modes(model, training), *[(False, True) for _ in flags])
-    calls = [Call(mode, flags=tuple(zip(flags, values, strict=True))) for mode, *values in ways]
+    choices = itertools.product((False, True), repeat=len(flags))
+    ways = itertools.product(_modes(model, training), choices)
+    calls = [Call(mode, flags=tuple(zip(flags, values, strict=True))) for mode, values in ways]
     agenda = _Agenda(calls, optional)
     while (following := agenda.following()) is not None:
         state, call = following
@@ -215,6 +218,7 @@ def _arguments(model: nn.Module) -> tuple[set[str], list[str]]:
     for parameter in parameters:
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if variable and (code is None or uses(code, parameter.name)):
-            raise Refusal(f"`forward` uses `{parameter}`, which may be anything")
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            raise Refusal(f"`forward` uses `{stars}{parameter.name}`, which may be anything")
     optional = {parameter.name for parameter in parameters if parameter.default is None}
     return optional, [parameter.name for parameter in parameters if isinstance(parameter.default, bool)]
