@@ -32,7 +32,8 @@ def parser(constructor: Callable[..., Any]) -> ArgumentParser:
 
 def defaults(constructor: Callable[..., Any]) -> dict[str, Any]:
     """All arguments with their defaults, those that ``**kwargs`` hands on to a base class included."""
-    return dict(vars(parser(constructor).get_defaults().of))
+    arguments: dict[str, Any] = parser(constructor).get_defaults().of.as_dict()
+    return arguments
 
 
 def of_numpy(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ CLASSES = {
 DATA_MODULES = {name: value for name, value in CLASSES.items() if issubclass(value, LightningDataModule)}
 
 SIZES = """
-    batch_size chunk_length copied delay eval_batch_size input_size kinds length limit min_frequency output_size patterns
-    state_size steps_per_epoch symbols test_size train_size valid_size world_size
+    batch_size chunk_length copied delay eval_batch_size input_size kinds length limit min_frequency output_size
+    patterns state_size steps_per_epoch symbols test_size train_size valid_size world_size
 """
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(SIZES.split(), POSITIVE),
