@@ -42,16 +42,16 @@ def bio_labels(name: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 class ChunkScore(Metric):
-    """Counts of chunks: in the predictions, in the targets, and those that are in both.
+    """Counts the chunks in the predictions, in the targets, and in both; a base class.
 
     A chunk is correct if its type, its first and its last tag are. By the rules of conlleval, every ``B-x`` begins a
     chunk, and so does an ``I-x`` that does not continue one of its own type; none reaches over the end of a sequence.
-    Counts are summed over all batches and devices. A base class: :class:`ChunkF1` and its siblings say what is made of
-    the counts, and share them in a :class:`torchmetrics.MetricCollection`.
+    Counts are summed over all batches and devices. :class:`ChunkF1` and its siblings compute a score from the counts,
+    and share them in a :class:`torchmetrics.MetricCollection`.
 
     Args:
-        labels: The name of each tag id: ``O``, ``B-x`` or ``I-x``. A target that the model does not know needs an id of
-            its own as well, to count as a chunk that was missed.
+        labels: The name of each tag id: ``O``, ``B-x`` or ``I-x``. A target that no training example has needs an id as
+            well, to count as a chunk that was missed.
         kwargs: The arguments of :class:`torchmetrics.Metric`.
 
     Raises:
