@@ -16,8 +16,8 @@ from typing_extensions import override
 from lightning_stable import checks
 from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
+from lightning_stable.hooks import Hook
 from lightning_stable.stability import Constraint, StabilityReport
-from lightning_stable.stability.inputs.watch import Hook
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
 from lightning_stable.tensorboard.board import last_step
 from lightning_stable.trainers import check_strategy

@@ -46,7 +46,7 @@ def number(name: str, value: object, interval: str = "(-inf, inf)") -> float:
     try:
         found = float(value)
     except OverflowError:  # an int beyond the largest float
-        found = math.copysign(math.inf, value)
+        found = -math.inf if value < 0 else math.inf
     above = found >= low if interval[0] == "[" else found > low
     below = found <= high if interval[-1] == "]" else found < high
     if not (above and below):

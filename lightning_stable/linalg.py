@@ -19,7 +19,7 @@ PERRON_FLOOR = 1e-4
 
 
 def all_finite(*tensors: Tensor) -> Tensor:
-    """Which of the tensors have no NaN or infinite entry, shape ``(tensors,)``: their sums would not be finite.
+    """Return which of the tensors have no NaN or infinite entry, shape ``(tensors,)``: their sums tell.
 
     Entries too large for a sum to be finite count as infinite.
     """
@@ -28,7 +28,7 @@ def all_finite(*tensors: Tensor) -> Tensor:
 
 
 def inflation(size: int) -> float:
-    """Factor that covers the rounding of a float64 norm of a matrix with ``size`` columns."""
+    """Return a factor that covers the rounding of a float64 norm of a matrix with ``size`` columns."""
     return 1.0 + size * 2.0**-50
 
 
@@ -50,7 +50,7 @@ def column_norm(weight: Tensor) -> Tensor:
 
 
 def perron_weights(weight: Tensor, iterations: int = 60) -> Tensor:
-    """Positive weights ``v`` that nearly minimise ``max_i (|W| v)_i / v_i``; every positive ``v`` is a valid witness.
+    """Return positive ``v`` that nearly minimise ``max_i (|W| v)_i / v_i``; every positive ``v`` is a valid witness.
 
     A damped power iteration on ``|W|``; the best of all iterates is returned.
 
@@ -76,10 +76,10 @@ def weighted_row_norm(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def diagonal_weights(weight: Tensor, iterations: int = 40) -> Tensor:
-    """Positive ``d`` that nearly minimise ``||D W D^-1||_2`` with ``D = diag(d)``; every positive ``d`` is valid.
+    """Return ``d`` that nearly minimise ``||D W D^-1||_2``, ``D = diag(d)``; every positive ``d`` is a valid witness.
 
-    Starts at the better of ``d = 1`` and the Perron scaling ``sqrt(left / right)``, for which the norm is at most
-    the Perron root of ``|W|``, then descends along the subgradient ``u_1^2 - v_1^2`` of the norm, convex in
+    The descent starts at the better of ``d = 1`` and the Perron scaling ``sqrt(left / right)``, for which the norm is
+    at most the Perron root of ``|W|``, and follows the subgradient ``u_1^2 - v_1^2`` of the norm, which is convex in
     ``log d``.
 
     Returns:

@@ -11,9 +11,10 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Neither autocast (manual optimization steps inside it) nor TF32 or bfloat16 products of float32 matrices.
+    """Run the block without autocast and without TF32 or bfloat16 products of float32 matrices.
 
-    Both are good enough for a gradient, and a hundred times coarser than the margins of a projection.
+    Both are good enough for a gradient, and a hundred times coarser than the margins of a projection. A manual
+    optimization step may run inside autocast.
     """
     autocast = torch.autocast(device.type, enabled=False) if is_autocasting(device) else nullcontext()
     with autocast, _ieee_products(device):
@@ -21,7 +22,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def is_autocasting(device: torch.device) -> bool:
-    """Whether operations on the device are cast to a lower precision here."""
+    """Return whether operations on the device are cast to a lower precision here."""
     available = getattr(torch.amp, "is_autocast_available", lambda kind: kind in ("cpu", "cuda"))
     if not available(device.type):
         return False

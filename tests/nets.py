@@ -1,6 +1,7 @@
 """Small recurrent nets by name, for tests of the mathematics: float64 unless asked otherwise."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,3 +64,17 @@ def set_(module: nn.Module, **values: Any) -> nn.Module:
             parameter = getattr(module, name if hasattr(module, name) else f"{name}_l0")
             parameter.copy_(torch.as_tensor(value, dtype=parameter.dtype))
     return module
+
+
+def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few rows of the grid of all axes in which any two values of two different axes still meet."""
+    grid = list(itertools.product(*(range(len(axis)) for axis in axes)))
+
+    def pairs(row: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+        return set(itertools.combinations(enumerate(row), 2))
+
+    missing, rows = set().union(*map(pairs, grid)), []
+    while missing:
+        rows.append(max(grid, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(rows[-1])
+    return [tuple(axis[index] for axis, index in zip(axes, row, strict=True)) for row in rows]

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from lightning_stable.stability import ActiveEntries, Box, InputSet, L2Ball
 from lightning_stable.stability.inputs.sets import SupNorm
 
-_KINDS: dict[str, Callable[..., InputSet]] = {"active": ActiveEntries, "l2": L2Ball, "box": Box}
+_KINDS: dict[str, Callable[..., InputSet]] = {
+    "active": lambda count: ActiveEntries(int(count)),
+    "l2": lambda radius: L2Ball(float(radius)),
+    "box": lambda low, high: Box(float(low), float(high)),
+}
 
 
 def parse_input_bound(text: str) -> InputSet:
@@ -18,7 +22,7 @@ def parse_input_bound(text: str) -> InputSet:
     """
     kind, *numbers = text.split(":")
     try:
-        return _KINDS[kind](*map(float, numbers)) if numbers else SupNorm(float(kind))
+        return _KINDS[kind](*numbers) if numbers else SupNorm(float(kind))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             "`--input-bound` must be a finite number of at least 0, active:COUNT, l2:RADIUS, or box:LOW:HIGH with "

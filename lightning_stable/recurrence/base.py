@@ -1,7 +1,7 @@
 """The contract: one directed recurrent layer seen as a state map ``h_t = phi(h_{t-1}, x_t)``.
 
-Everything that differs between cells lives behind this contract, in one adapter per cell family. A subclass of
-:class:`Recurrence` is all a new cell needs; :class:`GatedRecurrence` adds what the sharper projections use.
+Everything that differs between cells lives behind this contract, in one adapter per cell family. A new cell needs a
+subclass of :class:`Recurrence`, and no more; :class:`GatedRecurrence` adds what the sharper projections use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Contraction(NamedTuple):
     order: float = torch.inf
 
     def distance(self, state: State, other: State) -> Tensor:
-        """Distance of two states, shape ``(...)`` for states of shape ``(..., size)``."""
+        """Return the distance of two states, shape ``(...)`` for states of shape ``(..., size)``."""
         parts = [
             torch.linalg.vector_norm((a - b) / scale.to(a), ord=self.order, dim=-1)
             for a, b, scale in zip(state, other, self.scales, strict=True)
@@ -71,7 +71,7 @@ class Recurrence(ABC):
     norms: ClassVar[tuple[str, ...]] = ("row",)
     methods: ClassVar[tuple[str, ...]] = ("rescale",)
     needs_drive: ClassVar[bool] = True
-    # How many parts of the state the module takes and returns, None for all; every step makes the others anew.
+    # How many parts of the state the module takes and returns, None for all; every step recomputes the others.
     state_parts: ClassVar[int | None] = None
 
     def __init__(
@@ -93,18 +93,32 @@ class Recurrence(ABC):
         self.suffix = suffix
         self.input_dropout = input_dropout
 
+    def checked_norm(self, norm: str | None) -> str:
+        """Return the certificate, the cell's default for None.
+
+        Raises:
+            ValueError: If the cell has no such certificate.
+        """
+        if norm is None:
+            return self.norms[0]
+        if norm not in self.norms:
+            raise ValueError(
+                f"`norm` must be one of {self.norms} for the {self.cell} recurrence {self.name!r}. Got {norm!r}."
+            )
+        return norm
+
     # ----------------------------------------------------------------- weights
     def parameter_names(self) -> dict[str, str]:
-        """Role to attribute name, for the parameters this module has (``bias=False`` leaves some out)."""
+        """Return attribute names by role, for the parameters this module has (``bias=False`` leaves some out)."""
         return {role: role + self.suffix for role in self.parameters()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The stored parameters by role."""
-        found = {role: getattr(self.module, role + self.suffix, None) for role in self.roles}
-        return {role: value for role, value in found.items() if value is not None}
+        """Return the stored parameters by role."""
+        values = {role: getattr(self.module, role + self.suffix, None) for role in self.roles}
+        return {role: value for role, value in values.items() if value is not None}
 
     def weights(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """Detached copies of the parameters by role (never views: they may be changed freely)."""
+        """Return detached copies of the parameters by role (never views: they may be changed freely)."""
         return {role: value.detach().to(dtype, copy=True) for role, value in self.parameters().items()}
 
     @property
@@ -113,15 +127,15 @@ class Recurrence(ABC):
         return self.recurrent_roles
 
     def leading_rows(self) -> slice:
-        """Rows of ``weight_ih`` whose drive matters most; the fast projection leaves the others unbounded."""
+        """Return the rows of ``weight_ih`` whose drive matters most; the fast projection does not bound the others."""
         return slice(None)
 
     def driven_rows(self, weights: Weights) -> Tensor:
-        """The matrix whose products with the inputs are the drive: ``weight_ih``, and what else the outputs need."""
+        """Return the matrix whose products with inputs are the drive: ``weight_ih``, and more if outputs need it."""
         return weights["weight_ih"]
 
     def recurrent_blocks(self, weights: Weights) -> dict[str, Tensor]:
-        """The recurrent weights by gate name, as views; a single block named ``h`` for cells without gates."""
+        """Return the recurrent weights by gate name, as views; a single block ``h`` for cells without gates."""
         return {"h": weights["weight_hh"]}
 
     @property
@@ -137,22 +151,22 @@ class Recurrence(ABC):
     # --------------------------------------------------------------- state map
     @abstractmethod
     def step(self, inputs: Tensor, state: State) -> State:
-        """One application of the state map: ``(..., input_size)`` and a state to the next state."""
+        """``phi(h, x)``: apply the state map once to inputs of shape ``(..., input_size)`` and a state."""
 
     @abstractmethod
     def initial_state(self, inputs: Tensor) -> State:
-        """The zero state for inputs of shape ``(..., input_size)``."""
+        """Return the zero state for inputs of shape ``(..., input_size)``."""
 
     def full_state(self, parts: State, inputs: Tensor) -> State:
-        """The state of a step from the parts of it that the module takes; ``inputs`` as in :meth:`initial_state`."""
+        """Return the whole state from the parts that the module takes; ``inputs`` as in :meth:`initial_state`."""
         return parts if self.state_parts is None else parts + self.initial_state(inputs)[self.state_parts :]
 
     def output(self, state: State) -> Tensor:
-        """What the layer hands to the next one."""
+        """Return what the layer hands to the next one."""
         return state[0]
 
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
-        """Bound on every output entry, shape ``(output_size,)``, or None if the cell is unbounded."""
+        """Return a bound on every output entry, shape ``(output_size,)``, or None if the cell is unbounded."""
         return None
 
     # ------------------------------------------------------------- certificate
@@ -160,7 +174,7 @@ class Recurrence(ABC):
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
     ) -> Contraction:
-        """Contraction rate of the state map, valid for every admissible state and input.
+        """Return the contraction rate of the state map, valid for every admissible state and input.
 
         Args:
             weights: Weights by role, in the dtype to compute in.
@@ -171,7 +185,7 @@ class Recurrence(ABC):
         """
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor | None:
-        """The rates of the units, shape ``(units,)``, whose maximum is the rate of ``row``; None if there are none.
+        """Return the rates of the units, shape ``(units,)``, whose maximum is the rate of ``row``; None without gates.
 
         Args:
             weights: Weights by role.
@@ -180,10 +194,10 @@ class Recurrence(ABC):
         """
         return None
 
-    # What follows bounds how far a run that restarted from zero is from the whole run. Without it a cell is certified
-    # and projected all the same, but no window is certified.
+    # The methods below bound how far a run that restarted from zero is from the whole run. Without them a cell is
+    # certified and projected all the same, but no window is certified.
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """Entrywise bound on every state of a run, in the parts of the certificate's state.
+        """Return an entrywise bound on every state of a run, in the parts of the certificate's state.
 
         Args:
             weights: Weights by role.
@@ -196,7 +210,7 @@ class Recurrence(ABC):
         return None
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> Comparison | None:
-        """A monotone map ``T`` with ``|phi(s, x) - phi(s', x')| <= T(|s - s'|, |x - x'|)``, entry by entry.
+        """``|phi(s, x) - phi(s', x')| <= T(|s - s'|, |x - x'|)``: return the monotone map ``T``, entry by entry.
 
         It holds for all states of :meth:`state_box` and all inputs in ``drive``. Gates are affine in state and input
         together, so what bounds them at two pairs bounds them on the segment in between, and the mean value theorem
@@ -215,13 +229,13 @@ class Recurrence(ABC):
         return None
 
     def readout(self, weights: Weights) -> Tensor | None:
-        """The matrix from the first part of the certificate's state to the output; None if that is the output."""
+        """Return the matrix from the first part of the certificate's state to the output; None if they are the same."""
         return None
 
     def output_comparison(
         self, weights: Weights, drive: Interval | None, state_bound: float
     ) -> OutputComparison | None:
-        """For cells whose output is not made of the state after a step: a bound on its change, as :meth:`comparison`.
+        """Return a bound on the change of an output that is not made of the state after a step, as :meth:`comparison`.
 
         Returns:
             A function of the differences of the states before the step and of the inputs, which bounds that of the
@@ -231,7 +245,7 @@ class Recurrence(ABC):
 
 
 def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:
-    """Largest ``|matrix @ state|``, entrywise, for ``|state| <= state_bound``: a number, or a tensor entry by entry."""
+    """``max |matrix @ state|`` over ``|state| <= state_bound``, a number or one bound per entry."""
     magnitude = matrix.abs()
     return magnitude @ state_bound if isinstance(state_bound, Tensor) else magnitude.sum(1) * state_bound
 
@@ -259,7 +273,7 @@ class GatedRecurrence(Recurrence):
 
     gates: ClassVar[tuple[str, ...]]
     leak: ClassVar[str]
-    shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projections.share_budget
+    shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projection.sets.share_budget
     norms: ClassVar[tuple[str, ...]] = ("row", "tight", "l2")
     methods: ClassVar[tuple[str, ...]] = ("shares", "euclidean", "rescale")
 
@@ -269,20 +283,20 @@ class GatedRecurrence(Recurrence):
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
     def leading_rows(self) -> slice:
-        """The rows of the leak gate: the other gates are bounded by 1 whatever drives them."""
+        """Return the rows of the leak gate: the other gates are bounded by 1 whatever drives them."""
         index, units = self.gates.index(self.leak), self.parameters()["weight_ih"].shape[0] // len(self.gates)
         return slice(index * units, (index + 1) * units)
 
     def recurrent_matrix(self, weights: Weights) -> Tensor:
-        """The matrix from the certificate's state to the gates, shape ``(gates * units, units)``."""
+        """Return the matrix from the certificate's state to the gates, shape ``(gates * units, units)``."""
         return weights["weight_hh"]
 
     def recurrent_blocks(self, weights: Weights) -> dict[str, Tensor]:
-        """The stored recurrent rows by gate name."""
+        """Return the stored recurrent rows by gate name."""
         return dict(zip(self.gates, weights["weight_hh"].chunk(len(self.gates)), strict=True))
 
     def row_norms(self, weights: Weights) -> Tensor:
-        """``n_qj``, shape ``(gates, units)``."""
+        """``n_qj = sum_k |W_qjk|``, shape ``(gates, units)``."""
         return self.recurrent_matrix(weights).abs().sum(1).view(len(self.gates), -1)
 
     def bias(self, weights: Weights) -> Tensor:
@@ -292,19 +306,19 @@ class GatedRecurrence(Recurrence):
         return torch.zeros_like(weights["weight_hh"][:, 0])
 
     def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
-        """Intervals of the pre-activations, one per gate, for states of at most ``state_bound``."""
+        """Return the intervals of the pre-activations, one per gate, for states of at most ``state_bound``."""
         radius = reach(self.recurrent_matrix(weights), state_bound)
         return drive.shift(self.bias(weights)).widen(radius).chunk(len(self.gates))
 
     def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
-        """Largest value of the leak gate, shape ``(units,)``."""
+        """Return the largest value of the leak gate, shape ``(units,)``."""
         return torch.sigmoid(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high)
 
     @abstractmethod
     def budget(
         self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
     ) -> Budget:
-        """Conditions that imply ``rate``, with the leak gate lowered to ``leak_bound`` as a gate step will do.
+        """Return conditions that imply ``rate``, with the leak gate lowered to ``leak_bound`` as the gate step does it.
 
         Args:
             weights: Weights by role.
@@ -318,7 +332,7 @@ class GatedRecurrence(Recurrence):
     def leading_budget(
         self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float
     ) -> Budget | None:
-        """The row conditions of :meth:`budget` where inputs bound the leak gate alone, in a fraction of its time.
+        """Return the row conditions of :meth:`budget` where inputs bound the leak gate alone, much faster.
 
         Only biases are taken from ``weights``, and everything is per unit: the units of several recurrences can be
         handled as if they were those of one.

@@ -4,7 +4,7 @@ With ``q_j = |W_hn h + b_hn|_j`` at its largest the change of the candidate is a
 
     K_j = s_n max over r in [r_low, r_high] of ( r n_nj + r (1 - r) q_j n_rj )
 
-What follows is that of every cell with such a mean, see :mod:`mixing`. The reset gate multiplies *after* ``b_hn`` is
+All else is shared by the cells with such a mean, see :mod:`leaky`. The reset gate multiplies *after* ``b_hn`` is
 added, as PyTorch does it; published conditions for the other variant do not hold here.
 """
 
@@ -30,7 +30,7 @@ class GRURecurrence(MixedRecurrence):
     shares = (1 / 3, 1 / 3, 1 / 3)
 
     def step(self, inputs: Tensor, state: State) -> State:
-        """``(h,)`` to the next ``(h,)``; torch's gate order r, z, n."""
+        """``n = tanh(U_n x + b + r (W_n h + b_hn))``, ``h' = (1 - z) n + z h``; torch's gate order is r, z, n."""
         p = self.parameters()
         r_in, z_in, n_in = torch.nn.functional.linear(inputs, p["weight_ih"], p.get("bias_ih")).chunk(3, dim=-1)
         r_h, z_h, n_h = torch.nn.functional.linear(state[0], p["weight_hh"], p.get("bias_hh")).chunk(3, dim=-1)
@@ -41,7 +41,7 @@ class GRURecurrence(MixedRecurrence):
     def bounds(
         self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
     ) -> Bounds:
-        """With those of the reset gate and of what it multiplies."""
+        """Return the bounds, with those of the reset gate and of what it multiplies."""
         r, z, _ = self.pre_activation(weights, drive, state_bound)
         units = z.low.shape[0]
         zeros = torch.zeros_like(z.low)
@@ -57,7 +57,7 @@ class GRURecurrence(MixedRecurrence):
     def leading_budget(
         self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float
     ) -> Budget:
-        """:meth:`budget` with ``r = |n| = 1`` and the steepest slope of the candidate."""
+        """Return :meth:`budget` with ``r = |n| = 1`` and the steepest slope of the candidate."""
         state = max(1.0, state_bound)
         update, keep = torch.sigmoid(leak).clamp(max=leak_bound), torch.sigmoid(-leak).clamp(min=1 - leak_bound)
         multiplied = norms[2] * state

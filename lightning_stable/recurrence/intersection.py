@@ -40,7 +40,7 @@ class _OutputComparison:
     inputs: Tensor
 
     def __call__(self, state: State, inputs: Tensor | None) -> Tensor:
-        """The bound on the difference of the outputs."""
+        """Return the bound on the difference of the outputs."""
         change = state[0] @ self.hidden.mT
         return change if inputs is None else change + inputs @ self.inputs.mT
 
@@ -62,7 +62,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
 
     # --------------------------------------------------------------- state map
     def step(self, inputs: Tensor, state: State) -> State:
-        """``(h, y)`` to the next ``(h, y)``; the old ``y`` does not matter."""
+        """``h`` as a UGRNN, ``y = g_y p + (1 - g_y) relu(a)``; the old ``y`` does not matter."""
         p, (hidden, _) = self.parameters(), state
         pre = F.linear(inputs, p["weight_iy"], p.get("bias_iy")) + F.linear(hidden, p["weight_hy"], p.get("bias_hy"))
         gate, candidate = pre.chunk(2, dim=-1)
@@ -70,21 +70,21 @@ class IntersectionRecurrence(UGRNNRecurrence):
         return *super().step(inputs, (hidden,)), mix(gate.sigmoid(), passed, candidate.relu())
 
     def initial_state(self, inputs: Tensor) -> State:
-        """Zeros, twice of shape ``(..., hidden_size)``."""
+        """Return zeros, twice of shape ``(..., hidden_size)``."""
         (hidden,) = super().initial_state(inputs)
         return hidden, torch.zeros_like(hidden)
 
     def output(self, state: State) -> Tensor:
-        """``y``."""
+        """Return ``y``."""
         return state[1]
 
     # ------------------------------------------------------------- certificate
     def driven_rows(self, weights: Weights) -> Tensor:
-        """``weight_ih``, ``weight_iy``, and the map to what may pass."""
+        """Return ``weight_ih``, ``weight_iy``, and the map to what may pass, one above the other."""
         return torch.cat((weights["weight_ih"], weights["weight_iy"], _passing(weights)))
 
     def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
-        """Intervals of the pre-activations of the state's gates."""
+        """Return the intervals of the pre-activations of the state's gates."""
         rows = len(weights["weight_ih"])
         return super().pre_activation(weights, Interval(drive.low[:rows], drive.high[:rows]), state_bound)
 
@@ -100,7 +100,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
         return _Outputs(gate, Interval(candidate.low.clamp(min=0), candidate.high.clamp(min=0)), passed)
 
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
-        """``y`` lies between what passes and the relu; None when nothing is known about the inputs."""
+        """``|y| <= max over g of (g |p| + (1 - g) relu(a))``; None when nothing is known about the inputs."""
         if drive is None:
             return None
         outputs = self._outputs(weights, drive, max(1.0, state_bound))
@@ -110,7 +110,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
     def output_comparison(
         self, weights: Weights, drive: Interval | None, state_bound: float
     ) -> _OutputComparison | None:
-        """See the module; None when nothing is known about the inputs."""
+        """Return the bound of the module docstring; None when nothing is known about the inputs."""
         if drive is None:
             return None
         outputs = self._outputs(weights, drive, self._reachable(weights, drive, state_bound)[1])
@@ -128,7 +128,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
 
 
 def _passing(weights: Weights) -> Tensor:
-    """The linear map to what may pass, shape ``(units, features)``."""
+    """Return the linear map to what may pass, shape ``(units, features)``."""
     if "weight_ix" in weights:
         return weights["weight_ix"]
     inputs = weights["weight_ih"]

@@ -33,7 +33,7 @@ class Interval(NamedTuple):
         )
 
     def times(self, other: Interval) -> Interval:
-        """The interval of all products: its ends are among the four products of the ends."""
+        """Return the interval of all products: its ends are among the four products of the ends."""
         corners = torch.stack(
             (self.low * other.low, self.low * other.high, self.high * other.low, self.high * other.high)
         )
@@ -53,24 +53,24 @@ class Interval(NamedTuple):
 # Slopes are written as products of sigmoids: 1 - tanh(x)^2 and s(1 - s) cancel to 0 far from the origin,
 # and a slope bound rounded down to 0 would be a false promise.
 def sigmoid_slope(pre: Interval) -> Tensor:
-    """Largest derivative of the sigmoid on the interval, at most 1/4."""
+    """``max sigmoid'`` on the interval, at most 1/4."""
     nearest = pre.distance_to_zero
     return torch.sigmoid(nearest) * torch.sigmoid(-nearest)
 
 
 def tanh_slope(pre: Interval) -> Tensor:
-    """Largest derivative of tanh on the interval, at most 1."""
+    """``max tanh'`` on the interval, at most 1."""
     nearest = 2 * pre.distance_to_zero
     return 4 * torch.sigmoid(nearest) * torch.sigmoid(-nearest)
 
 
 def tanh_magnitude(pre: Interval) -> Tensor:
-    """Largest ``|tanh|`` on the interval, at most 1."""
+    """``max |tanh|`` on the interval, at most 1."""
     return torch.tanh(pre.magnitude)
 
 
 def tanh_least(pre: Interval) -> Tensor:
-    """Smallest ``|tanh|`` on the interval."""
+    """``min |tanh|`` on the interval."""
     return torch.tanh(pre.distance_to_zero)
 
 

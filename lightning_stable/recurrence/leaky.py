@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
         r: Interval | None = None,
         q: Tensor | None = None,
     ) -> Bounds:
-        """From the pre-activations of leak gate and candidate."""
+        """Return the bounds that follow from the pre-activations of leak gate and candidate."""
         z, keep = torch.sigmoid(leak.high), torch.sigmoid(-leak.high)
         if leak_bound is not None:
             z, keep = z.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
@@ -62,7 +62,7 @@ class Bounds(NamedTuple):
         )
 
     def split(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """What is multiplied by ``tanh'`` and by ``z (1 - z)``, from sums over the rows, gates in the last dimension.
+        """Return the factors of ``tanh'`` and ``z (1 - z)`` from sums over the rows, gates in the last dimension.
 
         With a reset gate the first is ``max over r of (r A + r (1 - r) q R)``, a concave parabola, at its vertex or at
         an end of the interval.
@@ -77,7 +77,7 @@ class Bounds(NamedTuple):
         return r * candidate + r * (1 - r) * curved, update
 
     def coefficients(self) -> Tensor:
-        """Factors of the gates' row norms in a linear bound on the coupling, shape ``(gates, units)``."""
+        """Return the factors of the gates' row norms in a linear bound on the coupling, shape ``(gates, units)``."""
         update = self.z * (self.state + self.n)
         if self.r is None or self.q is None:
             return torch.stack((update, self.slope_n))
@@ -105,7 +105,7 @@ class MixedComparison:
     inputs: Tensor  # |U|
 
     def __call__(self, state: State, inputs: Tensor | None) -> State:
-        """The bound on the next difference."""
+        """Return the bound on the next difference."""
         bounds, (hidden,) = self.bounds, state
         sums, driven = hidden @ self.hidden.mT, torch.zeros_like(hidden)
         if inputs is not None:
@@ -128,11 +128,11 @@ class MixedRecurrence(GatedRecurrence):
 
     # --------------------------------------------------------------- state map
     def initial_state(self, inputs: Tensor) -> State:
-        """Zeros of shape ``(..., hidden_size)``."""
+        """Return zeros of shape ``(..., hidden_size)``."""
         return (inputs.new_zeros(*inputs.shape[:-1], self.parameters()["weight_hh"].shape[1]),)
 
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
-        """``h'`` is a convex combination of ``h`` and a tanh, so the box of the states is kept."""
+        """``max(1, state_bound)``: ``h'`` is a convex combination of ``h`` and a tanh."""
         return torch.full_like(weights["weight_hh"][0], max(1.0, state_bound))
 
     # ------------------------------------------------------------- certificate
@@ -140,15 +140,13 @@ class MixedRecurrence(GatedRecurrence):
     def bounds(
         self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
     ) -> Bounds:
-        """Bounds for states of at most ``state_bound``, with the leak gate at most ``leak_bound``."""
+        """Return the bounds for states of at most ``state_bound``, with the leak gate at most ``leak_bound``."""
 
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
     ) -> Contraction:
-        """See the class; infinite when nothing is known about the inputs."""
-        norm = norm or self.norms[0]
-        if norm not in self.norms:
-            raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {norm!r}.")
+        """Return the rate of the class docstring; infinite when nothing is known about the inputs."""
+        norm = self.checked_norm(norm)
         matrix = weights["weight_hh"]
         one = torch.ones_like(matrix[0])
         if drive is None:
@@ -163,7 +161,7 @@ class MixedRecurrence(GatedRecurrence):
         return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor:
-        """What ``row`` takes the maximum of; infinite when nothing is known about the inputs."""
+        """Return the rates whose maximum is that of ``row``; infinite when nothing is known about the inputs."""
         matrix = weights["weight_hh"]
         if drive is None:
             return torch.full_like(matrix[0], torch.inf)
@@ -222,7 +220,7 @@ class MixedRecurrence(GatedRecurrence):
 
     # ------------------------------------------------------------- comparison
     def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[Bounds, Tensor]:
-        """Bounds along runs, and the box of their states: from zero ``h`` is an average of candidates."""
+        """Return bounds along runs, and the box of their states: from zero ``h`` is an average of candidates."""
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
         if state_bound > 1:
             return bounds, torch.full_like(bounds.n, state_bound)
@@ -231,11 +229,11 @@ class MixedRecurrence(GatedRecurrence):
         return bounds, bounds.n
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """The largest candidate ``|n|``, or ``state_bound`` if that is above 1; None without inputs."""
+        """``max |n|`` of the candidate, or ``state_bound`` if that is above 1; None without inputs."""
         return None if drive is None else (self._reachable(weights, drive, state_bound)[1],)
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> MixedComparison | None:
-        """See :class:`MixedComparison`; None when nothing is known about the inputs."""
+        """Return the :class:`MixedComparison`; None when nothing is known about the inputs."""
         if drive is None:
             return None
         bounds, _ = self._reachable(weights, drive, state_bound)

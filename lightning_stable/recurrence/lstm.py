@@ -98,7 +98,7 @@ class LSTMRecurrence(GatedRecurrence):
 
     # --------------------------------------------------------------- state map
     def step(self, inputs: Tensor, state: State) -> State:
-        """``(h, c)`` to the next ``(h, c)``; torch's gate order i, f, g, o."""
+        """``c' = f c + i g``, ``h' = o tanh(c')``; torch's gate order is i, f, g, o."""
         p = self.parameters()
         pre = torch.nn.functional.linear(inputs, p["weight_ih"], p.get("bias_ih"))
         pre = pre + torch.nn.functional.linear(state[0], p["weight_hh"], p.get("bias_hh"))
@@ -110,7 +110,7 @@ class LSTMRecurrence(GatedRecurrence):
         return hidden, cell
 
     def initial_state(self, inputs: Tensor) -> State:
-        """Zeros of shapes ``(..., output_size)`` and ``(..., hidden_size)``."""
+        """Return zeros of shapes ``(..., output_size)`` and ``(..., hidden_size)``."""
         rows, columns = self.parameters()["weight_hh"].shape
         return inputs.new_zeros(*inputs.shape[:-1], columns), inputs.new_zeros(*inputs.shape[:-1], rows // 4)
 
@@ -137,9 +137,8 @@ class LSTMRecurrence(GatedRecurrence):
             forget, keep = forget.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
         input_gate, candidate = torch.sigmoid(i.high), tanh_magnitude(g)
         cell = input_gate * candidate / keep.clamp(min=torch.finfo(keep.dtype).tiny)
-        if (
-            not isinstance(state_bound, Tensor) and state_bound > 1
-        ):  # a user's c_0 of that size starts inside the box too
+        # A user's c_0 of that size starts inside the box too.
+        if not isinstance(state_bound, Tensor) and state_bound > 1:
             cell = cell.clamp(min=state_bound)
         return _Bounds(
             i=input_gate,
@@ -159,10 +158,8 @@ class LSTMRecurrence(GatedRecurrence):
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
     ) -> Contraction:
-        """See the class; infinite when nothing is known about the inputs."""
-        norm = norm or self.norms[0]
-        if norm not in self.norms:
-            raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {norm!r}.")
+        """Return the rate of the class docstring; infinite when nothing is known about the inputs."""
+        norm = self.checked_norm(norm)
         matrix = self.recurrent_matrix(weights)
         one = torch.ones_like(matrix[0])
         if drive is None:
@@ -181,7 +178,7 @@ class LSTMRecurrence(GatedRecurrence):
         return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor:
-        """What ``row`` takes the maximum of; infinite when nothing is known about the inputs."""
+        """Return the rates whose maximum is that of ``row``; infinite when nothing is known about the inputs."""
         matrix = self.recurrent_matrix(weights)
         if drive is None:
             return torch.full_like(matrix[0], torch.inf)
@@ -191,7 +188,7 @@ class LSTMRecurrence(GatedRecurrence):
 
     @staticmethod
     def _coupling(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
-        """``b`` and ``e`` of the module docstring from row norms of shape ``(4, units)``."""
+        """Return ``b`` and ``e`` of the module docstring from row norms of shape ``(4, units)``."""
         n_i, n_f, n_g, n_o = norms
         b = bounds.cell * bounds.slope_f * n_f + bounds.i * bounds.slope_g * n_g + bounds.g * bounds.slope_i * n_i
         return b.clamp(min=_COUPLING_FLOOR), bounds.tanh_cell * bounds.slope_o * n_o
@@ -229,7 +226,7 @@ class LSTMRecurrence(GatedRecurrence):
         return Contraction(rate, (one, one * _cell_scale(rate, worst, b, e)), order=2)
 
     def _miller_hardt(self, norms: Tensor, bounds: _Bounds) -> Contraction:
-        """Proposition 2: its explicit rate if its conditions hold, else infinity."""
+        """``(1 + sqrt(1 - f (1 - f))) / 2`` if the conditions of Proposition 2 hold, else infinity."""
         f, keep = bounds.f.amax(), bounds.keep.amin()
         b, e = self._coupling(norms, bounds)
         holds = (norms < miller_hardt_radii(keep)[:, None]).all() & (f < 1) & (bounds.cell <= 1 / keep).all()
@@ -257,7 +254,7 @@ class LSTMRecurrence(GatedRecurrence):
     def leading_budget(
         self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float
     ) -> Budget | None:
-        """:meth:`budget` with ``i = o = g = 1`` and the steepest slopes; None with ``proj_size``."""
+        """Return :meth:`budget` with ``i = o = g = 1`` and the steepest slopes; None with ``proj_size``."""
         if "weight_hr" in self.parameter_names():
             return None
         forget, keep = torch.sigmoid(leak), torch.sigmoid(-leak)
@@ -274,7 +271,7 @@ class LSTMRecurrence(GatedRecurrence):
 
     # ------------------------------------------------------------- comparison
     def _reachable(self, weights: Weights, drive: Interval, state_bound: float) -> tuple[_Bounds, State]:
-        """Bounds along runs, and the box ``(o tanh(C), C)`` of their states; with ``proj_size`` that of ``(m, c)``."""
+        """``|h| <= o tanh(C)``, ``|c| <= C`` along runs, with the bounds; ``m`` for ``h`` with ``proj_size``."""
         bounds = self._bounds(weights, drive, state_bound)
         if state_bound > 1:
             return bounds, (torch.full_like(bounds.cell, state_bound), bounds.cell)
@@ -287,7 +284,7 @@ class LSTMRecurrence(GatedRecurrence):
         return None if drive is None else self._reachable(weights, drive, state_bound)[1]
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison | None:
-        """See :class:`_Comparison`; None when nothing is known about the inputs."""
+        """Return the :class:`_Comparison`; None when nothing is known about the inputs."""
         if drive is None:
             return None
         bounds, _ = self._reachable(weights, drive, state_bound)
@@ -299,12 +296,12 @@ class LSTMRecurrence(GatedRecurrence):
 
 
 def miller_hardt_radii(keep: Tensor) -> Tensor:
-    """Largest row l1 norms of i, f, g, o in Miller & Hardt's Proposition 2, for ``keep = 1 - f``; shape ``(4,)``."""
+    """``(k, k^2, k / 4, k)``, ``k = 1 - f``: the largest row norms of i, f, g, o in Miller & Hardt's Proposition 2."""
     return torch.stack((keep, keep.square(), keep / 4, keep))
 
 
 def miller_hardt_forget_bound(rate: float) -> float:
-    """The largest forget bound ``f <= 1/2..1`` whose Miller-Hardt rate ``(1 + sqrt(1 - f (1 - f))) / 2`` is ``rate``.
+    """Return the largest ``f`` in [1/2, 1] with ``(1 + sqrt(1 - f (1 - f))) / 2 = rate``, Miller & Hardt's rate.
 
     Rates below 0.933 are out of its reach; the bound that comes nearest, 1/2, is returned then.
     """
@@ -313,16 +310,16 @@ def miller_hardt_forget_bound(rate: float) -> float:
 
 
 def _joint_rate(f: Tensor, b: Tensor, o: Tensor, e: Tensor) -> Tensor:
-    """Spectral radius of ``[[f, b], [o f, o b + e]]`` and a little more, elementwise."""
+    """``rho([[f, b], [o f, o b + e]])``, the spectral radius, and a little more, elementwise."""
     loop = o * b
     # The discriminant (f + e + o b)^2 - 4 f e, written without cancellation.
     return _RATE_SLACK * (f + e + loop + ((f - e).square() + loop * (2 * (f + e) + loop)).sqrt()) / 2
 
 
 def _cell_scale(rate: Tensor, bounds: _Bounds, b: Tensor, e: Tensor) -> Tensor:
-    """A weight ``w`` on ``|dc|`` with ``f w + b <= rate w`` and ``o (f w + b) + e <= rate``.
+    """``f w + b <= rate w`` and ``o (f w + b) + e <= rate``: return such a weight ``w`` on ``|dc|``.
 
-    The largest one, or the box of ``c`` if that is smaller: a larger weight would only let differences of ``c``
+    It is the largest one, or the box of ``c`` if that is smaller: a larger weight would only let differences of ``c``
     disappear in rounding.
     """
     tiny = torch.finfo(rate.dtype).tiny

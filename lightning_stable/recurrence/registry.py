@@ -1,4 +1,4 @@
-"""Which adapter belongs to which module, and finding all recurrences of a model."""
+"""The adapter of every recurrent module, and the search for all recurrences of a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
@@ -23,7 +24,7 @@ _REGISTRY: dict[type[nn.Module], Factory] = {}
 
 
 def register_recurrence(module_type: type[nn.Module]) -> Callable[[_AdapterT], _AdapterT]:
-    """Class decorator: from now on modules of ``module_type`` (and subclasses) are seen through this adapter.
+    """Return a class decorator through which modules of ``module_type`` (and subclasses) get this adapter.
 
     The adapter is constructed as ``Adapter(module, name=...)``, one recurrence per module. A module that holds
     several layers or directions calls :func:`register_recurrence_factory` instead.
@@ -48,25 +49,25 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
     """Register ``factory(module, name) -> recurrences``, ordered by layer, forward before backward.
 
     Raises:
-        ValueError: If ``module_type`` is not a class of modules.
+        TypeError: If ``module_type`` is not a class of modules.
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise ValueError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
+        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
     _REGISTRY[module_type] = factory
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether an adapter is registered for this module's class or one of its bases."""
+    """Return whether an adapter is registered for this module's class or one of its bases."""
     return registered_type(module) is not None
 
 
 def registered_type(module: nn.Module) -> type[nn.Module] | None:
-    """The class of this module, or the nearest base of it, for which an adapter is registered; None without one."""
+    """Return the class of this module, or its nearest base, for which an adapter is registered; None without one."""
     return next((base for base in type(module).__mro__ if base in _REGISTRY), None)
 
 
 def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
-    """The recurrences of one recurrent module, ordered by layer, forward before backward.
+    """Return the recurrences of one recurrent module, ordered by layer, forward before backward.
 
     Raises:
         ValueError: If no adapter is registered, or its weights are parametrized or normed: such weights are
@@ -85,33 +86,37 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
 
 
 def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = None) -> list[Recurrence]:
-    """All recurrences inside ``module`` (itself included), in the order of ``named_modules``.
+    """Return all recurrences inside ``module`` (itself included), in the order of ``named_modules``.
 
     Args:
         module: Any module; recurrent modules may be nested at any depth.
         patterns: Shell-style patterns of module names (``"encoder.*"``); None takes all.
 
     Raises:
-        ValueError: If nothing is found, a pattern matches no recurrent module, or weights are parametrized.
+        TypeError: If ``patterns`` are no names.
+        ValueError: If there is no recurrence, a pattern matches no recurrent module, or weights are parametrized.
     """
-    found = {name: m for name, m in module.named_modules() if is_recurrent(m)}
+    recurrent = {name: m for name, m in module.named_modules() if is_recurrent(m)}
     # Cells may be built from cells; the outermost registered module stands for what it contains.
-    outer = {n: m for n, m in found.items() if not any(n != o and (o == "" or n.startswith(o + ".")) for o in found)}
+    outer = {
+        n: m for n, m in recurrent.items() if not any(n != o and (o == "" or n.startswith(o + ".")) for o in recurrent)
+    }
     if not outer:
         raise ValueError(
             f"No recurrence found in {type(module).__name__}. Got modules of types "
-            f"{sorted({type(m).__name__ for m in module.modules()})}; register an own cell with "
+            f"{sorted({type(m).__name__ for m in module.modules()})}; register a cell of your own with "
             "lightning_stable.register_recurrence."
         )
-    if patterns is not None:
-        outer = _select(outer, [patterns] if isinstance(patterns, str) else list(patterns))
+    chosen = checks.patterns("modules", patterns)
+    if chosen is not None:
+        outer = _select(outer, chosen)
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
 
 
 def recurrences_by_module(
     module: nn.Module, patterns: str | Iterable[str] | None = None
 ) -> dict[str, list[Recurrence]]:
-    """The recurrences of :func:`find_recurrences`, grouped by the name of the recurrent module that holds them."""
+    """Return the recurrences of :func:`find_recurrences` by the name of the recurrent module that holds them."""
     grouped: dict[str, list[Recurrence]] = {}
     for recurrence in find_recurrences(module, patterns):
         grouped.setdefault(recurrence.module_name, []).append(recurrence)
@@ -150,9 +155,10 @@ def _check_plain_parameters(recurrence: Recurrence) -> None:
 
 
 def _stack_factory(adapter: type[Recurrence]) -> Factory:
-    """Factory for ``nn.RNNBase``: every layer and direction, with torch's own names ``l0``, ``l0_reverse``, ..."""
+    """Return a factory for ``nn.RNNBase``: each layer and direction with torch's name ``l0``, ``l0_reverse``, ..."""
 
     def factory(module: nn.Module, name: str) -> list[Recurrence]:
+        assert isinstance(module, nn.RNNBase)
         prefix = f"{name}." if name else ""
         directions = ("forward", "backward") if module.bidirectional else ("forward",)
         return [
@@ -163,9 +169,9 @@ def _stack_factory(adapter: type[Recurrence]) -> Factory:
                 layer=layer,
                 direction=direction,
                 suffix=f"_l{layer}{'_reverse' if direction == 'backward' else ''}",
-                input_dropout=float(module.dropout) if layer else 0.0,  # type: ignore[arg-type]
+                input_dropout=module.dropout if layer else 0.0,
             )
-            for layer in range(int(module.num_layers))  # type: ignore[arg-type]
+            for layer in range(module.num_layers)
             for direction in directions
         ]
 

@@ -47,18 +47,18 @@ class RNNRecurrence(Recurrence):
         return str(self.module.nonlinearity)
 
     def step(self, inputs: Tensor, state: State) -> State:
-        """``(h,) -> (phi(W h + U x + b),)``."""
+        """``h' = phi(W h + U x + b)``."""
         p = self.parameters()
         pre = torch.nn.functional.linear(inputs, p["weight_ih"], p.get("bias_ih"))
         pre = pre + torch.nn.functional.linear(state[0], p["weight_hh"], p.get("bias_hh"))
         return (torch.tanh(pre) if self.nonlinearity == "tanh" else torch.relu(pre),)
 
     def initial_state(self, inputs: Tensor) -> State:
-        """Zeros of shape ``(..., hidden_size)``."""
+        """Return zeros of shape ``(..., hidden_size)``."""
         return (inputs.new_zeros(*inputs.shape[:-1], self.parameters()["weight_hh"].shape[1]),)
 
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
-        """1 for tanh (less where the drive is small); relu is bounded by ``beta / (1 - rate)`` in the sup norm."""
+        """1 for tanh, less where the drive is small; ``beta / (1 - rate)`` for relu."""
         hidden = weights["weight_hh"]
         bias = _bias(weights)
         if self.nonlinearity == "tanh":
@@ -78,10 +78,10 @@ class RNNRecurrence(Recurrence):
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
     ) -> Contraction:
-        """The chosen norm of ``W``; ``drive`` and ``state_bound`` are not needed."""
+        """Return the chosen norm of ``W``, for all inputs and states: ``drive`` and ``state_bound`` play no part."""
         hidden = weights["weight_hh"]
         one = torch.ones_like(hidden[0])
-        match norm or self.norms[0]:
+        match self.checked_norm(norm):
             case "l2":
                 result = Contraction(linalg.spectral_norm(hidden), (one,), order=2)
             case "linf":
@@ -91,15 +91,13 @@ class RNNRecurrence(Recurrence):
             case "perron":
                 scale = linalg.perron_weights(hidden)
                 result = Contraction(linalg.weighted_row_norm(hidden, scale), (scale,))
-            case "diagonal":
+            case _:  # diagonal
                 scale = linalg.diagonal_weights(hidden)
                 result = Contraction(linalg.diagonal_norm(hidden, scale), (1 / scale,), order=2)
-            case unknown:
-                raise ValueError(f"`norm` of a {self.cell} recurrence must be one of {self.norms}. Got {unknown!r}.")
         return result._replace(rate=result.rate * linalg.inflation(hidden.shape[1]))
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
-        """Largest ``|h|``: the image of tanh; for relu the norm of the states, taken through one more step."""
+        """``max |h|``: the image of tanh; for relu the norm of the states, taken through one more step."""
         hidden = weights["weight_hh"]
         from_zero = state_bound <= 1
         box = self.output_bound(weights, drive, 0.0 if from_zero and self.nonlinearity == "relu" else state_bound)
@@ -118,7 +116,7 @@ class RNNRecurrence(Recurrence):
         return (box,)
 
     def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison:
-        """See :class:`_Comparison`; the slopes of tanh are those on the box of the states."""
+        """Return the :class:`_Comparison`; the slopes of tanh are those on the box of the states."""
         hidden, inputs = weights["weight_hh"].abs(), weights["weight_ih"].abs()
         box = self.state_box(weights, drive, state_bound)
         if self.nonlinearity == "relu" or drive is None or box is None:

@@ -1,6 +1,6 @@
 """``UGRNN``: ``g = sigmoid(...)``, ``c = tanh(...)``, ``h' = g h + (1 - g) c``.
 
-A gated mean as in :mod:`mixing` whose candidate has the slope ``K_j = s_c n_cj``.
+This is a gated mean as in :mod:`leaky` whose candidate has the slope ``K_j = s_c n_cj``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class UGRNNRecurrence(MixedRecurrence):
     shares = (1 / 2, 1 / 2)
 
     def step(self, inputs: Tensor, state: State) -> State:
-        """``(h,)`` to the next ``(h,)``."""
+        """``c = tanh(W_c h + U_c x + b)``, ``h' = g h + (1 - g) c``."""
         p = self.parameters()
         pre = F.linear(inputs, p["weight_ih"], p.get("bias_ih")) + F.linear(state[0], p["weight_hh"], p.get("bias_hh"))
         gate, candidate = pre.chunk(2, dim=-1)
@@ -35,6 +35,6 @@ class UGRNNRecurrence(MixedRecurrence):
     def bounds(
         self, weights: Weights, drive: Interval, state_bound: float | Tensor, leak_bound: float | None = None
     ) -> Bounds:
-        """Those of gate and candidate."""
+        """Return the bounds of gate and candidate."""
         gate, candidate = self.pre_activation(weights, drive, state_bound)
         return Bounds.of(gate, candidate, state_bound, leak_bound)

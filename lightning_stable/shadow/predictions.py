@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.hooks import Hook
 from lightning_stable.recurrence import is_recurrent
-from lightning_stable.stability.inputs.watch import Hook
 
 
 class PredictionWatch:

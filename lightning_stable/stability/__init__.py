@@ -1,10 +1,11 @@
-"""Stability: certificates, input sets, set projections, and :func:`project_`."""
+"""Stability: :func:`certify` reports a model's rates, :func:`project_` lowers them, input sets bound its inputs."""
 
 from lightning_stable.stability.certify import certify
 from lightning_stable.stability.inputs.sets import (
     ActiveEntries,
     Box,
     FiniteSet,
+    InputBound,
     InputSet,
     L2Ball,
     LayerNormOutput,
@@ -20,6 +21,7 @@ __all__ = [
     "Box",
     "Constraint",
     "FiniteSet",
+    "InputBound",
     "InputSet",
     "L2Ball",
     "LayerCertificate",

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_stable import checks, linalg
-from lightning_stable.recurrence.base import Recurrence, Weights
-from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of, leading_drive_of, resolve_sources
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
-from lightning_stable.stability.window_bounds import by_module, directed_layer
+from lightning_stable.stability.window_bounds import by_module
 
 
 @torch.no_grad()
 def certify(
     module: nn.Module,
     *,
-    input_bound: Any = None,
+    input_bound: InputBound = None,
     norm: str | None = None,
     state_bound: float = 1.0,
     modules: str | Iterable[str] | None = None,
@@ -49,9 +47,11 @@ def certify(
         The report. A gated recurrence whose inputs are unknown has an infinite rate and the guarantee ``"none"``.
 
     Raises:
-        ValueError: If there is no recurrence, an argument is not understood, or weights are NaN or infinite.
+        TypeError: If an argument has the wrong type.
+        ValueError: If there is no recurrence, an argument is out of range, or weights are NaN or infinite.
     """
     state_bound = checks.number("state_bound", state_bound, "[1, inf)")
+    norm = None if norm is None else checks.text("norm", norm)
     recurrences = find_recurrences(module, modules)
     sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
     return certify_recurrences(recurrences, sources, norm, state_bound)
@@ -67,7 +67,7 @@ def certify_recurrences(
     training: bool | None = None,
     leading_only: bool = False,
 ) -> StabilityReport:
-    """:func:`certify` for recurrences whose input sets are known already.
+    """Certify recurrences whose input sets are known already; see :func:`certify`.
 
     Args:
         recurrences: In the order of :func:`find_recurrences`.
@@ -79,35 +79,20 @@ def certify_recurrences(
     """
     state_bound = checks.number("state_bound", state_bound, "[1, inf)")
     check_finite(recurrences)
-    layers, certificates, directed = LayerInputs(sources, state_bound, training), [], []
-    for recurrence in recurrences:
-        inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = leading_drive_of(recurrence, inputs, weights) if leading_only else drive_of(recurrence, inputs, weights)
-        certificate = _certify_layer(recurrence, weights, inputs, drive, check_norm(recurrence, norm), state_bound)
+    certificates, directed = [], []
+    for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):
+        certificate = _certify_layer(layer, layer.recurrence.checked_norm(norm))
         certificates.append(certificate)
-        directed.append(
-            directed_layer(recurrence, weights, inputs, drive, certificate.contraction, state_bound, training)
-        )
-        layers.record(recurrence, weights, inputs, drive)
+        directed.append((layer, certificate.contraction))
     return StabilityReport(tuple(certificates), bounds=by_module(directed))
 
 
-def _certify_layer(
-    recurrence: Recurrence,
-    weights: Weights,
-    inputs: InputSet | None,
-    drive: Interval | None,
-    norm: str,
-    state_bound: float,
-) -> LayerCertificate:
-    contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
+def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
+    recurrence, contraction = layer.recurrence, layer.contraction(norm)
+    inputs = layer.inputs if recurrence.needs_drive else None
     rate = contraction.rate.item()
-    if not rate < float("inf"):
-        guarantee = "none"
-    elif recurrence.needs_drive and inputs is not None:
-        guarantee = inputs.guarantee
-    else:
-        guarantee = "guaranteed"
+    guarantee = "guaranteed" if inputs is None else inputs.guarantee
+    blocks = recurrence.recurrent_blocks(layer.weights)
     return LayerCertificate(
         name=recurrence.name,
         layer=recurrence.layer,
@@ -115,27 +100,11 @@ def _certify_layer(
         cell=recurrence.cell,
         rate=rate,
         norm=norm,
-        input_bound=inputs.describe() if inputs is not None and recurrence.needs_drive else None,
-        guarantee=guarantee,
-        recurrent_norm={gate: block.norm().item() for gate, block in recurrence.recurrent_blocks(weights).items()},
+        input_bound=None if inputs is None else inputs.describe(),
+        guarantee=guarantee if rate < float("inf") else "none",
+        recurrent_norm={gate: block.norm().item() for gate, block in blocks.items()},
         contraction=contraction,
     )
-
-
-def check_norm(recurrence: Recurrence, norm: str | None) -> str:
-    """The norm, or the cell's default.
-
-    Raises:
-        ValueError: If the cell has no such certificate.
-    """
-    if norm is None:
-        return recurrence.norms[0]
-    if norm not in recurrence.norms:
-        raise ValueError(
-            f"`norm` must be one of {recurrence.norms} for the {recurrence.cell} recurrence {recurrence.name!r}. "
-            f"Got {norm!r}."
-        )
-    return norm
 
 
 def check_finite(recurrences: Sequence[Recurrence]) -> None:

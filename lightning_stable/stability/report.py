@@ -1,4 +1,4 @@
-"""What a certification found: one certificate per layer and direction, and the report over a model."""
+"""The result of a certification: one certificate per layer and direction, and the report over a model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_stable import checks
 from lightning_stable.recurrence.base import Contraction, State
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.stability.window_bounds import WindowBounds
 from lightning_stable.version import __version__
 
@@ -53,14 +54,14 @@ class LayerCertificate:
         return self.rate < 1
 
     def distance(self, state: State, other: State) -> Tensor:
-        """Distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
+        """Return the distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
 
         One step of the recurrence with equal inputs multiplies it by at most ``rate``.
         """
         return self.contraction.distance(state, other)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; an infinite rate becomes None."""
+        """Return JSON-ready values; an infinite rate becomes None."""
         return {
             "name": self.name,
             "layer": self.layer,
@@ -95,12 +96,17 @@ class StabilityReport:
         return max(certificate.rate if certificate.rate < math.inf else math.inf for certificate in self.layers)
 
     @property
+    def guarantee(self) -> str:
+        """The weakest guarantee of a layer: ``"none"``, ``"data"`` or ``"guaranteed"``."""
+        return weakest_guarantee(certificate.guarantee for certificate in self.layers)
+
+    @property
     def is_stable(self) -> bool:
         """Whether every recurrence has a rate below 1."""
         return self.rate < 1
 
     def required_window(self, tolerance: float) -> int | None:
-        """The certified window: the smallest one that suffices for every recurrent module.
+        """Return the certified window: the smallest one that suffices for every recurrent module.
 
         Given equal inputs, the output of each module and that of its windowed form, which restarts from zero this
         many steps earlier, differ by at most ``tolerance`` in the Euclidean norm: for every admissible input and
@@ -116,7 +122,7 @@ class StabilityReport:
         Raises:
             ValueError: If ``tolerance`` is not positive and finite.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
         if not self.is_stable or not self.bounds:
             return None
         window, before = 1, 0
@@ -124,14 +130,14 @@ class StabilityReport:
         while window > before:
             before = window
             for bounds in self.bounds:
-                found = bounds.required_window(tolerance, at_least=window)
-                if found is None:
+                larger = bounds.required_window(tolerance, at_least=window)
+                if larger is None:
                     return None
-                window = found
+                window = larger
         return window
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values; an infinite or undefined rate becomes None."""
         return {
             "rate": self.rate if math.isfinite(self.rate) else None,
             "is_stable": self.is_stable,
@@ -140,7 +146,7 @@ class StabilityReport:
         }
 
     def table(self) -> Table:
-        """The report as a rich table."""
+        """Return the report as a rich table."""
         table = Table(title=f"{'stable' if self.is_stable else 'NOT certified stable'}: rate {format_rate(self.rate)}")
         for column in ("layer", "rate", "certificate", "inputs", "recurrent norm"):
             table.add_column(column)
@@ -159,13 +165,13 @@ class StabilityReport:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+        text = io.StringIO()
+        Console(file=text, width=120).print(self.table())
+        return text.getvalue().rstrip()
 
 
 def format_rate(rate: float) -> str:
-    """Six digits, more where they would round a stable rate to 1; never rounded down to a better rate."""
+    """Return six digits, more where they would round a stable rate to 1; never rounded down to a better rate."""
     if not rate < 1e4:
         return f"{rate:.3g}"
     for digits in range(6, 16):

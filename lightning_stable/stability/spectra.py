@@ -1,4 +1,4 @@
-"""What lies behind a rate: the singular values of a recurrent matrix, or the rate of every gated unit."""
+"""The values behind a rate: the singular values of a recurrent matrix, or the rate of every gated unit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of
+from lightning_stable.stability.inputs.resolve import Sources, walk_layers
 
 
 @torch.no_grad()
 def layer_spectra(
     recurrences: Sequence[Recurrence], sources: Sources, state_bound: float = 1.0, *, training: bool | None = None
 ) -> dict[str, Tensor]:
-    """Per recurrence, in float64: ``<name>/unit_rates`` of gated cells, ``<name>/singular_values`` without gates.
+    """Return ``<name>/unit_rates`` of every gated cell and ``<name>/singular_values`` of the others, in float64.
 
     The largest unit rate is the rate of the certificate ``row``, the largest singular value that of ``l2``. A cell
     with gates whose adapter gives no unit rates has neither.
@@ -29,15 +29,13 @@ def layer_spectra(
     Returns:
         Tensors of shape ``(units,)``. Unit rates are infinite where nothing is known about the inputs.
     """
-    layers, spectra = LayerInputs(sources, state_bound, training), {}
-    for recurrence in recurrences:
-        inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = drive_of(recurrence, inputs, weights)
-        blocks = list(recurrence.recurrent_blocks(weights).values())
-        rates = recurrence.unit_rates(weights, drive, state_bound=state_bound)
+    spectra = {}
+    for layer in walk_layers(recurrences, sources, state_bound, training):
+        recurrence = layer.recurrence
+        blocks = list(recurrence.recurrent_blocks(layer.weights).values())
+        rates = recurrence.unit_rates(layer.weights, layer.drive, state_bound=state_bound)
         if rates is not None:
             spectra[f"{recurrence.name}/unit_rates"] = rates
         elif len(blocks) == 1 and blocks[0].dim() == 2:
             spectra[f"{recurrence.name}/singular_values"] = torch.linalg.svdvals(blocks[0])
-        layers.record(recurrence, weights, inputs, drive)
     return spectra

@@ -7,7 +7,7 @@ together: the input error of a layer is the output error of the layer below afte
 
 The output of a bidirectional stack at ``t`` is that of the whole stack on positions ``t - k + 1`` to ``t + k - 1``,
 from zero at both ends. Counted from the left end, a forward run has made ``i`` steps at position ``i`` and a backward
-run ``2 k - i``; so the layers above read large errors near both ends, and every window needs an iteration of its own.
+run ``2 k - i``; so the layers above read large errors near both ends, and every window needs its own iteration.
 
 The bounds speak of exact arithmetic; in float32 the outputs differ by a rounding error more.
 """
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from lightning_stable import checks, linalg
-from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State, Weights
+from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 
 _SPAN = 32
 # Windows of bidirectional stacks cost as many steps as they are long, each.
@@ -46,20 +46,12 @@ class DirectedLayer(NamedTuple):
     guarantee: str
 
     @classmethod
-    def of(
-        cls,
-        recurrence: Recurrence,
-        weights: Weights,
-        drive: Interval | None,
-        guarantee: str,
-        contraction: Contraction,
-        state_bound: float,
-        input_scale: float,
-    ) -> DirectedLayer:
+    def of(cls, layer: Layer, contraction: Contraction) -> DirectedLayer:
         """Derive boxes and maps from a snapshot of the weights."""
-        weights = {role: value.cpu() for role, value in weights.items()}
+        recurrence, state_bound, drive, guarantee = layer.recurrence, layer.state_bound, layer.drive, layer.guarantee
+        weights = {role: value.cpu() for role, value in layer.weights.items()}
         drive = drive and Interval(drive.low.cpu(), drive.high.cpu())
-        # As for the layer above (LayerInputs.record): what was only observed is used where nothing holds without it.
+        # As for the layer above (Layer.output): what was only observed is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
         scales = tuple(scale.cpu() for scale in contraction.scales)
@@ -75,17 +67,17 @@ class DirectedLayer(NamedTuple):
             readout=readout,
             output=output,
             gain=gain,
-            input_scale=input_scale,
+            input_scale=1 / (1 - layer.dropout),
             guarantee=guarantee,
         )
 
     def is_bounded(self, depth: int) -> bool:
-        """Whether the iteration has a start and contracts; a layer that reads errors needs a comparison map too."""
+        """Return whether the iteration starts and contracts; a layer that reads errors needs a comparison map too."""
         contracts = bool(self.contraction.rate < 1) and (depth == 0 or self.comparison is not None)
         return contracts and self.box is not None and all(bool(torch.isfinite(part).all()) for part in self.box)
 
     def run(self, inputs: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-        """Bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
+        """Return bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
 
         Args:
             inputs: Bounds on the entries of the input error, shape ``(steps, windows, input_size)``; None for equal
@@ -163,10 +155,10 @@ class WindowBounds:
         """``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` if there is no finite bound."""
         if not all(layer.is_bounded(depth) for depth, layers in enumerate(self.layers) for layer in layers):
             return "none"
-        return "data" if any(layer.guarantee == "data" for layers in self.layers for layer in layers) else "guaranteed"
+        return weakest_guarantee(layer.guarantee for layers in self.layers for layer in layers)
 
     def errors(self, max_window: int) -> Tensor:
-        """Bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
+        """Return bounds for the windows 1, 2, ..., ``max_window``, shape ``(max_window,)``, float64.
 
         All are infinite unless every layer has a rate below 1, a bound on its states, and, above another layer, a
         comparison map. Bidirectional stacks cost a number of steps quadratic in ``max_window``, all others a linear.
@@ -174,14 +166,14 @@ class WindowBounds:
         Raises:
             ValueError: If ``max_window`` is not a positive integer.
         """
-        checks.integer("max_window", max_window)
+        max_window = checks.integer("max_window", max_window)
         if self.guarantee == "none":
             return torch.full((max_window,), torch.inf, dtype=torch.float64)
         spans = self._spans(1, max_window) if self._is_mirrored else [(1, max_window)]
         return torch.cat([self._errors(*span) for span in spans])
 
     def required_window(self, tolerance: float, limit: int = 10_000, *, at_least: int = 1) -> int | None:
-        """The smallest window whose certified error is at most ``tolerance``.
+        """Return the smallest window whose certified error is at most ``tolerance``.
 
         Args:
             tolerance: Bound on the Euclidean norm of the output error.
@@ -192,9 +184,10 @@ class WindowBounds:
             The window; None if nothing is certified or the limit is reached.
 
         Raises:
-            ValueError: If ``tolerance`` is not positive and finite.
+            ValueError: If ``tolerance`` is not positive and finite, or another argument is not positive.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
+        limit, at_least = checks.integer("limit", limit), checks.integer("at_least", at_least)
         if self.guarantee == "none":
             return None
         for first, last in self._spans(at_least, min(limit, _STACKED_LIMIT) if self._is_mirrored else limit):
@@ -209,7 +202,7 @@ class WindowBounds:
         return len(self.layers) > 1 and len(self.layers[0]) > 1
 
     def _spans(self, first: int, limit: int) -> Iterator[tuple[int, int]]:
-        """Ranges of windows that are computed together; their iteration starts over with every span."""
+        """Yield ranges of windows that are computed together; the iteration starts over with every span."""
         while first <= limit:
             last = min(limit, first - 1 + (_SPAN if self._is_mirrored else max(_SPAN, first)))
             yield first, last
@@ -234,7 +227,7 @@ class WindowBounds:
 
 
 def _read_both(outputs: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
-    """Input errors of the two directions of the next layer, each in the order of its own steps.
+    """Return the input errors of the two directions of the next layer, each in the order of its own steps.
 
     Args:
         outputs: Output errors of the directions after 1, 2, ... steps, shapes ``(steps, windows or 1, size)``.
@@ -256,7 +249,7 @@ def window_bounds(
     state_bound: float = 1.0,
     training: bool | None = False,
 ) -> tuple[WindowBounds, ...]:
-    """Window bounds of recurrent modules whose input sets are known.
+    """Return the window bounds of recurrent modules whose input sets are known.
 
     Args:
         recurrences: All recurrences of those modules, in the order of
@@ -272,36 +265,23 @@ def window_bounds(
     Raises:
         ValueError: If a cell has no such ``norm``.
     """
-    layers, found = LayerInputs(sources, state_bound, training), []
-    for recurrence in recurrences:
-        inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        drive = drive_of(recurrence, inputs, weights)
-        contraction = recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
-        found.append(directed_layer(recurrence, weights, inputs, drive, contraction, state_bound, training))
-        layers.record(recurrence, weights, inputs, drive)
-    return by_module(found)
+    layers = walk_layers(recurrences, sources, state_bound, training)
+    return by_module([(layer, layer.contraction(norm)) for layer in layers])
 
 
-def directed_layer(
-    recurrence: Recurrence,
-    weights: Weights,
-    inputs: InputSet | None,
-    drive: Interval | None,
-    contraction: Contraction,
-    state_bound: float,
-    training: bool | None,
-) -> partial[DirectedLayer]:
-    """:meth:`DirectedLayer.of` for later: ``weights`` and ``drive`` must not change any more."""
-    drops = recurrence.module.training if training is None else training
-    keep = 1 - recurrence.input_dropout if drops and recurrence.input_dropout < 1 else 1.0
-    guarantee = "guaranteed" if inputs is None else inputs.guarantee
-    return partial(DirectedLayer.of, recurrence, weights, drive, guarantee, contraction, state_bound, 1 / keep)
+def by_module(layers: Iterable[tuple[Layer, Contraction]]) -> tuple[WindowBounds, ...]:
+    """Return the bounds of each recurrent module, from its directed layers in their order.
 
-
-def by_module(layers: Iterable[partial[DirectedLayer]]) -> tuple[WindowBounds, ...]:
-    """Bounds per recurrent module, from its directed layers in their order."""
-    modules = groupby(layers, key=lambda layer: layer.args[0].module_name)
+    Boxes and maps are derived when a window is asked for: the weights, and the drives that the contractions come
+    from, must not change any more.
+    """
     return tuple(
-        WindowBounds(name, [list(depth) for _, depth in groupby(of_module, key=lambda layer: layer.args[0].layer)])
-        for name, of_module in modules
+        WindowBounds(
+            name,
+            [
+                [partial(DirectedLayer.of, *pair) for pair in depth]
+                for _, depth in groupby(of_module, key=lambda pair: pair[0].recurrence.layer)
+            ],
+        )
+        for name, of_module in groupby(layers, key=lambda pair: pair[0].recurrence.module_name)
     )

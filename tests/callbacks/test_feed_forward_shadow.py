@@ -29,7 +29,7 @@ from torchmetrics import MeanMetric
 
 from lightning_stable import certify
 from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProjectionCallback
-from lightning_stable.stability.inputs.watch import Hook, _nothing
+from lightning_stable.hooks import Hook, _nothing
 from lightning_stable.truncation import Windowed, truncate
 from tests.callbacks.shadows import WHOLE, AfterBatch, Loader, Noisy, seed, state
 from tests.helpers import FEATURES, UNITS, Recurrent, Sequences, equal, on_gpu, sequences, trainer, weights

@@ -56,5 +56,5 @@ def test_an_expanding_relu_network_has_no_output_bound() -> None:
 
 def test_unknown_norm() -> None:
     (recurrence,) = recurrences_of(net("rnn"))
-    with pytest.raises(ValueError, match="`norm` of a rnn recurrence must be one of"):
+    with pytest.raises(ValueError, match=r"`norm` must be one of .* for the rnn recurrence"):
         recurrence.contraction(recurrence.weights(), None, norm="row")

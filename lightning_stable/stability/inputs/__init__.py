@@ -1,1 +1,1 @@
-"""What is known about the inputs of recurrences: sets, given or derived, and whether a run stays in them."""
+"""The inputs of recurrences: sets that are declared or derived, the set of every layer, and the watch over a run."""

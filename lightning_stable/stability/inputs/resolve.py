@@ -1,17 +1,19 @@
-"""Which input set each recurrence has: given, derived, bounded by the layer below, or observed."""
+"""What is known about every directed layer: its input set is declared, derived, or follows from the layer below."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.stability.inputs.derive import derive_input_sets
-from lightning_stable.stability.inputs.sets import Box, InputSet, Recorded, as_input_set
+from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, Recorded, as_input_set, weakest_guarantee
 
 Sources = dict[str, InputSet]
 
@@ -19,14 +21,14 @@ Sources = dict[str, InputSet]
 def resolve_sources(
     model: nn.Module,
     recurrences: Sequence[Recurrence],
-    input_bound: Any,
+    input_bound: InputBound,
     training: bool | None = None,
     state_bound: float = 1.0,
 ) -> Sources:
-    """Input sets by the name of a recurrent module or of one of its layers.
+    """Return input sets by the name of a recurrent module or of one of its layers.
 
     Args:
-        model: The whole model; sets are derived from its forward graph where none is given.
+        model: The whole model; sets are derived from its forward graph where none is declared.
         recurrences: Its recurrences.
         input_bound: None; a number or an input set for the first layer of every recurrent module; or a mapping from
             module names (``"core"``) or layer names (``"core.l1"``) to those.
@@ -34,21 +36,22 @@ def resolve_sources(
         state_bound: States given to a recurrence have entries of at most this size.
 
     Raises:
-        ValueError: If a key of the mapping names nothing, or a value is not a bound.
+        TypeError: If a value is not a bound.
+        ValueError: If a key of the mapping names nothing, or a bound is out of range.
     """
     if isinstance(input_bound, Mapping):
         names = {r.name for r in recurrences} | {r.module_name for r in recurrences}
         for key in input_bound:
             if key not in names:
                 raise ValueError(f"`input_bound` names no recurrence. Got key {key!r}; there are {sorted(names)}.")
-        given = {key: as_input_set(value) for key, value in input_bound.items()}
-        _check_features(recurrences, given)
-        return derive_input_sets(model, training, state_bound) | given
+        declared = {key: as_input_set(value) for key, value in input_bound.items()}
+        _check_features(recurrences, declared)
+        return derive_input_sets(model, training, state_bound) | declared
     if input_bound is not None:
         everywhere = as_input_set(input_bound)
-        given = {r.module_name: everywhere for r in recurrences}
-        _check_features(recurrences, given)
-        return given
+        declared = {r.module_name: everywhere for r in recurrences}
+        _check_features(recurrences, declared)
+        return declared
     return derive_input_sets(model, training, state_bound) if any(r.needs_drive for r in recurrences) else {}
 
 
@@ -62,70 +65,133 @@ def _check_features(recurrences: Sequence[Recurrence], sources: Sources) -> None
             )
 
 
-class LayerInputs:
-    """Walks the recurrences in order and hands each its input set; layers above the first read the layer below.
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One directed layer, with all that its certificate and its projection read.
+
+    Attributes:
+        recurrence: The layer's state map.
+        weights: Weights by role. A projection replaces them, see :meth:`replace_weights`.
+        source: The input set declared or derived for this layer, None if there is none.
+        below: The layers whose outputs it reads; empty for a first layer.
+        state_bound: Admissible states have entries of at most this size.
+        training: Whether dropout in front of the layer is active.
+        leading_only: Whether :attr:`drive` uses the inputs for the leading rows only.
+        projected: Whether the weights are being projected; outputs are then bounded by what no projection changes,
+            where that suffices.
+    """
+
+    recurrence: Recurrence
+    weights: dict[str, Tensor]
+    source: InputSet | None
+    below: Sequence[Layer]
+    state_bound: float
+    training: bool
+    leading_only: bool = False
+    projected: bool = False
+
+    @property
+    def dropout(self) -> float:
+        """The probability with which the module itself drops entries of the layer's input, 0 where it does not."""
+        probability = self.recurrence.input_dropout
+        return probability if self.training and probability < 1 else 0.0
+
+    @cached_property
+    def inputs(self) -> InputSet | None:
+        """The input set, or None if nothing is known."""
+        if self.source is not None or not self.below:
+            return self.source
+        bounds = [bound for bound, _ in (layer.output for layer in self.below) if bound is not None]
+        if len(bounds) < len(self.below):
+            return None
+        high = torch.cat(bounds)
+        if weakest_guarantee(guarantee for _, guarantee in (layer.output for layer in self.below)) == "guaranteed":
+            box = Box(-high, high, label="the layer below", checked=False)
+        else:
+            box = Recorded(-high, high, checked=False)
+        # The module's own dropout between layers divides by 1 - p.
+        return box.dropped(self.dropout) if self.dropout else box
+
+    @property
+    def guarantee(self) -> str:
+        """What a claim that rests on the inputs is worth."""
+        return "guaranteed" if self.inputs is None else self.inputs.guarantee
+
+    @cached_property
+    def drive(self) -> Interval | None:
+        """Interval of ``driven_rows @ x`` over the input set; None if nothing is known.
+
+        With ``leading_only`` it is the whole line for all but the leading rows: valid for every input of the set, at
+        a fraction of the cost, and a little wider.
+        """
+        if self.inputs is None:
+            return None
+        driven, weight = self.recurrence.driven_rows(self.weights), self.weights["weight_ih"]
+        if not self.leading_only or len(driven) > len(weight):  # more rows than those of the gates bound the outputs
+            return self.inputs.drive(driven)
+        rows, drive = self.recurrence.leading_rows(), unbounded_drive(self.weights)
+        drive.low[rows], drive.high[rows] = self.inputs.drive(weight[rows])
+        return drive
+
+    @cached_property
+    def output(self) -> tuple[Tensor | None, str]:
+        """Bound on every entry of the output, None if there is none, and its guarantee."""
+        bound = self.recurrence.output_bound(self.weights, None, self.state_bound)
+        # What was only observed is used where nothing holds without it.
+        if self.inputs is None or (bound is not None and (self.projected or self.guarantee != "guaranteed")):
+            return bound, "guaranteed"
+        return self.recurrence.output_bound(self.weights, self.drive, self.state_bound), self.guarantee
+
+    def replace_weights(self, changed: Mapping[str, Tensor]) -> None:
+        """Put new values in the place of some weights; the layer above then reads what follows from them."""
+        self.weights.update({role: value.to(self.weights[role].dtype) for role, value in changed.items()})
+        for name in ("drive", "output"):
+            vars(self).pop(name, None)
+
+    def contraction(self, norm: str | None) -> Contraction:
+        """Return the contraction rate of the state map over the admissible states and inputs."""
+        return self.recurrence.contraction(self.weights, self.drive, norm=norm, state_bound=self.state_bound)
+
+
+def walk_layers(
+    recurrences: Sequence[Recurrence],
+    sources: Sources,
+    state_bound: float = 1.0,
+    training: bool | None = None,
+    *,
+    leading_only: bool = False,
+    projected: bool = False,
+    weights: Callable[[Recurrence], dict[str, Tensor]] = Recurrence.weights,
+) -> Iterator[Layer]:
+    """Yield every recurrence with what is known about it; a layer above the first reads the layer below.
 
     Args:
+        recurrences: In the order of :func:`~lightning_stable.recurrence.find_recurrences`.
         sources: From :func:`resolve_sources`.
         state_bound: Admissible states have entries of at most this size.
         training: Whether dropout between layers is active; None asks each module.
+        leading_only: See :class:`Layer`.
+        projected: See :class:`Layer`.
+        weights: Returns the weights of a recurrence; the default copies them in float64.
     """
-
-    def __init__(self, sources: Sources, state_bound: float, training: bool | None = None) -> None:
-        self._sources, self._state_bound, self._training = sources, state_bound, training
-        self._outputs: dict[tuple[str, int], list[tuple[Tensor | None, str]]] = {}
-
-    def input_set(self, recurrence: Recurrence) -> InputSet | None:
-        """The input set of the recurrence, or None if nothing is known."""
-        if recurrence.name in self._sources:
-            return self._sources[recurrence.name]
-        if recurrence.layer == 0:
-            return self._sources.get(recurrence.module_name)
-        below = self._outputs[recurrence.module_name, recurrence.layer - 1]
-        bounds = [bound for bound, _ in below]
-        if any(bound is None for bound in bounds):
-            return None
-        high = torch.cat([bound for bound in bounds if bound is not None])
-        guaranteed = all(guarantee == "guaranteed" for _, guarantee in below)
-        box = (
-            Box(-high, high, label="the layer below", checked=False)
-            if guaranteed
-            else Recorded(-high, high, checked=False)
+    layers: defaultdict[tuple[str, int], list[Layer]] = defaultdict(list)
+    for recurrence in recurrences:
+        name, depth = recurrence.module_name, recurrence.layer
+        layer = Layer(
+            recurrence,
+            weights(recurrence),
+            sources.get(recurrence.name, sources.get(name) if depth == 0 else None),
+            layers[name, depth - 1],
+            state_bound,
+            recurrence.module.training if training is None else training,
+            leading_only,
+            projected,
         )
-        # The module's own dropout between layers divides by 1 - p, in training only.
-        training = recurrence.module.training if self._training is None else self._training
-        return box.dropped(recurrence.input_dropout) if training and 0 < recurrence.input_dropout < 1 else box
-
-    def record(
-        self, recurrence: Recurrence, weights: Mapping[str, Tensor], inputs: InputSet | None, drive: Interval | None
-    ) -> None:
-        """Remember the output bound of a recurrence for the layer above it."""
-        bound, guarantee = recurrence.output_bound(weights, None, self._state_bound), "guaranteed"
-        if inputs is not None and drive is not None and (bound is None or inputs.guarantee == "guaranteed"):
-            bound, guarantee = recurrence.output_bound(weights, drive, self._state_bound), inputs.guarantee
-        self._outputs.setdefault((recurrence.module_name, recurrence.layer), []).append((bound, guarantee))
-
-
-def drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: Mapping[str, Tensor]) -> Interval | None:
-    """Interval of ``driven_rows @ x`` over the set."""
-    return None if inputs is None else inputs.drive(recurrence.driven_rows(weights))
-
-
-def leading_drive_of(recurrence: Recurrence, inputs: InputSet | None, weights: Mapping[str, Tensor]) -> Interval | None:
-    """:func:`drive_of` at a fraction of the cost: only the leading rows, the whole line for the others.
-
-    Valid for every input of the set, and a little wider: what is projected with it is inside the set.
-    """
-    if inputs is None:
-        return None
-    if len(recurrence.driven_rows(weights)) > len(weights["weight_ih"]):  # outputs are bounded by all of them
-        return drive_of(recurrence, inputs, weights)
-    rows, drive = recurrence.leading_rows(), unbounded_drive(weights)
-    drive.low[rows], drive.high[rows] = inputs.drive(weights["weight_ih"][rows])
-    return drive
+        layers[name, depth].append(layer)
+        yield layer
 
 
 def unbounded_drive(weights: Mapping[str, Tensor]) -> Interval:
-    """The whole line for every row of ``weight_ih``."""
+    """Return the whole line for every row of ``weight_ih``."""
     high = torch.full_like(weights["weight_ih"][:, 0], torch.inf)
     return Interval(-high, high)

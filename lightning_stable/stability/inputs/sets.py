@@ -1,4 +1,4 @@
-"""What is known about the inputs of a recurrence: sets, each of which can bound ``W @ x`` over all its members.
+"""Input sets: each bounds ``W @ x`` over all its members.
 
 Certificates of gated cells depend on their inputs. The sharper the set, the more recurrence a certified cell can
 keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key between 0 and 1'.
@@ -7,13 +7,24 @@ keep: 'at most 8 of 88 keys sound' allows far larger weights than 'every key bet
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_stable import checks
 from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
+
+# What a claim is worth, from nothing to every admissible input.
+GUARANTEES = ("none", "data", "guaranteed")
+
+
+def weakest_guarantee(guarantees: Iterable[str]) -> str:
+    """Return the weakest of the guarantees a claim rests on; ``"guaranteed"`` if it rests on none."""
+    return min(guarantees, key=GUARANTEES.index, default=GUARANTEES[-1])
 
 
 class InputSet(ABC):
@@ -28,34 +39,34 @@ class InputSet(ABC):
 
     @abstractmethod
     def drive(self, weight: Tensor) -> Interval:
-        """Interval of ``weight @ x`` over the set.
+        """Return the interval of ``weight @ x`` over the set.
 
         Args:
             weight: Shape ``(rows, features)``; results have shape ``(rows,)`` and its dtype and device.
         """
 
     def highest(self, weight: Tensor) -> Tensor:
-        """The upper end of :meth:`drive`."""
+        """Return the upper end of :meth:`drive`."""
         return self.drive(weight).high
 
     @abstractmethod
     def maximizer(self, weight: Tensor) -> Tensor:
-        """For every row an input of the set at which ``weight_j @ x`` is largest, shape ``(rows, features)``."""
+        """``argmax weight_j @ x`` over the set, for every row, shape ``(rows, features)``."""
 
     @abstractmethod
     def dropped(self, probability: float) -> InputSet:
-        """The set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
+        """Return the set after dropout: any entries set to 0, the others divided by ``1 - probability``."""
 
     @abstractmethod
     def describe(self) -> str:
-        """Short description for reports."""
+        """Return a short description for reports."""
 
     def box(self, features: int, like: Tensor) -> Interval:
-        """Interval of every single entry, shape ``(features,)``."""
+        """Return the interval of every single entry, shape ``(features,)``."""
         return self.drive(torch.eye(features, dtype=like.dtype, device=like.device))
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """How far observed inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside. Scalar tensor."""
+        """Return, as a scalar tensor, how far inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside."""
         box = self.box(inputs.shape[-1], inputs)
         flat = inputs.reshape(-1, inputs.shape[-1])
         return torch.maximum(flat.amax(0) - box.high, box.low - flat.amin(0)).amax().clamp(min=0)
@@ -72,12 +83,12 @@ class Box(InputSet):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
-        self.low, self.high, self._label = _exact(low), _exact(high), label
+        self.low, self.high, self._label = _exact("low", low), _exact("high", high), label
         entries = max(self.low.numel(), self.high.numel())
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
         if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
-            raise ValueError(f"A box needs finite `low` <= `high`. Got low={low!r}, high={high!r}.")
+            raise ValueError(f"`low` must be at most `high`, and both finite. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
         """Centre ``W (low + high) / 2``, radius ``|W| (high - low) / 2``."""
@@ -86,7 +97,7 @@ class Box(InputSet):
         return Interval(centre - radius, centre + radius)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The corner the row points to."""
+        """Return the corner that the row points to."""
         low, high = self._ends(weight)
         return torch.where(weight > 0, high, low)
 
@@ -96,7 +107,7 @@ class Box(InputSet):
         return self.low.to(like.dtype), self.high.to(like.dtype)
 
     def dropped(self, probability: float) -> InputSet:
-        """The box around 0 and the scaled box."""
+        """Return the box around 0 and the scaled box."""
         scale = 1 / (1 - probability)
         return self._rescaled((self.low * scale).clamp(max=0), (self.high * scale).clamp(min=0))
 
@@ -105,7 +116,7 @@ class Box(InputSet):
         return Box(low, high, label=label, checked=False)
 
     def describe(self) -> str:
-        """``|x| <= B`` when symmetric."""
+        """Return the label, ``|x| <= B`` for a symmetric box, else ``low <= x <= high``."""
         if self._label:
             return self._label
         low, high = self.low.amin().item(), self.high.amax().item()
@@ -116,7 +127,7 @@ class SupNorm(Box):
     """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
 
     def __init__(self, bound: float | Tensor) -> None:
-        value = _exact(bound)
+        value = _exact("input_bound", bound)
         if not (_finite(value) and (value >= 0).all()):
             raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
         super().__init__(-value, value)
@@ -126,30 +137,28 @@ class L2Ball(InputSet):
     """``||x||_2 <= radius``."""
 
     def __init__(self, radius: float) -> None:
-        if not 0 <= radius < float("inf"):
-            raise ValueError(f"`radius` of an L2Ball must be finite and nonnegative. Got {radius!r}.")
-        self.radius = radius
+        self.radius = checks.number("radius", radius, "[0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
-        """Radius ``||w_j||_2 radius``."""
+        """``+- ||w_j||_2 radius``."""
         reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
         return Interval(-reach, reach)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The point of the sphere in the direction of the row."""
+        """``radius w_j / ||w_j||_2``, the point of the sphere in the direction of the row."""
         size: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
         return weight * (self.radius / size.clamp(min=torch.finfo(weight.dtype).tiny))
 
     def dropped(self, probability: float) -> InputSet:
-        """Dropping entries only lowers the norm; scaling multiplies it."""
+        """Return a larger ball: dropping entries only lowers the norm, scaling multiplies it."""
         return L2Ball(self.radius / (1 - probability))
 
     def describe(self) -> str:
-        """``||x||_2 <= r``."""
+        """Return ``||x||_2 <= r``."""
         return f"||x||_2 <= {self.radius:g}"
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """By how much the largest norm exceeds the radius."""
+        """Return by how much the largest norm exceeds the radius."""
         largest: Tensor = torch.linalg.vector_norm(inputs, dim=-1).amax()
         return (largest - self.radius).clamp(min=0)
 
@@ -161,34 +170,30 @@ class ActiveEntries(InputSet):
     """
 
     def __init__(self, count: int, height: float = 1.0) -> None:
-        if count < 1 or int(count) != count:
-            raise ValueError(f"`count` of ActiveEntries must be a positive integer. Got {count!r}.")
-        if not 0 < height < float("inf"):
-            raise ValueError(f"`height` of ActiveEntries must be positive and finite. Got {height!r}.")
-        self.count, self.height = int(count), float(height)
+        self.count, self.height = checks.integer("count", count), checks.number("height", height, "(0, inf)")
 
     def drive(self, weight: Tensor) -> Interval:
-        """Sums of the ``count`` largest positive (negative) weights of a row."""
+        """Return the sums of the ``count`` largest positive (negative) weights of a row, times the height."""
         count = min(self.count, weight.shape[1])
         high = weight.clamp(min=0).topk(count, dim=1).values.sum(1)
         low = -(-weight).clamp(min=0).topk(count, dim=1).values.sum(1)
         return Interval(low * self.height, high * self.height)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The largest positive weights switched on."""
+        """Return the input whose active entries are those of the largest positive weights."""
         values, entries = weight.topk(min(self.count, weight.shape[1]), dim=1)
         return torch.zeros_like(weight).scatter(1, entries, (values > 0).to(weight.dtype) * self.height)
 
     def dropped(self, probability: float) -> InputSet:
-        """Dropping entries stays inside; scaling raises the height."""
+        """Return the set with a larger height: dropping entries stays inside, scaling raises the others."""
         return ActiveEntries(self.count, self.height / (1 - probability))
 
     def describe(self) -> str:
-        """Count and height."""
+        """Return count and height."""
         return f"at most {self.count} entries active in [0, {self.height:g}]"
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """By how much entries leave the interval or the number of active ones exceeds the count."""
+        """Return by how much entries leave the interval or the number of active ones exceeds the count."""
         active = (inputs != 0).sum(-1).amax() - self.count
         range_excess = torch.maximum(inputs.amax() - self.height, -inputs.amin())
         return torch.maximum(range_excess, active.to(inputs.dtype)).clamp(min=0)
@@ -203,13 +208,16 @@ class FiniteSet(InputSet):
     """
 
     def __init__(self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None) -> None:
+        if not isinstance(points, Tensor):
+            raise TypeError(f"`points` must be a tensor of shape (points, features). Got {points!r}.")
         if points.ndim != 2 or points.shape[0] == 0:
-            raise ValueError(f"`points` of a FiniteSet must have shape (points, features). Got {tuple(points.shape)}.")
-        self.points, self.drop_probability, self._label = points, drop_probability, label
+            raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
+        self.points, self._label = points, label
+        self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
 
     def drive(self, weight: Tensor) -> Interval:
-        """Smallest and largest product with a point; under dropout with the worst subset of its entries."""
+        """Return the smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
             products = product(points, weight.mT)
@@ -220,13 +228,13 @@ class FiniteSet(InputSet):
         return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
 
     def highest(self, weight: Tensor) -> Tensor:
-        """Without a look at the smallest products."""
+        """Return the largest products, without the smallest ones."""
         if self.drop_probability == 0:
             return product(weight, self.points.detach().to(weight).mT).amax(1)
         return self.drive(weight).high
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The point with the largest product; under dropout with the entries that lower it dropped."""
+        """Return the point with the largest product; under dropout without the entries that lower it."""
         points = self.points.detach().to(weight)
         products = product(points, weight.mT)
         if self.drop_probability == 0:
@@ -235,17 +243,17 @@ class FiniteSet(InputSet):
         return torch.where(best * weight > 0, best, torch.zeros_like(best))
 
     def dropped(self, probability: float) -> InputSet:
-        """The same points under dropout (of both dropouts, if there was one before)."""
+        """Return the same points under dropout, combined with an earlier one."""
         keep = (1 - self.drop_probability) * (1 - probability)
         return FiniteSet(self.points, 1 - keep, label=self._label)
 
     def describe(self) -> str:
-        """Number of points."""
+        """Return the label or the number of points."""
         label = self._label or f"{self.points.shape[0]} points"
         return label if self.drop_probability == 0 else f"{label}, dropout {self.drop_probability:.2g}"
 
     def box(self, features: int, like: Tensor) -> Interval:
-        """Entrywise extremes of the points, without the product by an identity matrix."""
+        """Return the entrywise extremes of the points, without the product by an identity matrix."""
         points = self.points.detach().to(like)
         low, high = points.amin(0), points.amax(0)
         if self.drop_probability == 0:
@@ -272,7 +280,7 @@ class LayerNormOutput(InputSet):
     def drive(self, weight: Tensor) -> Interval:
         r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries.
 
-        Under dropout that of the box of the entries.
+        Under dropout it is the drive of the box of the entries.
         """
         if self.drop_probability > 0:
             return self._entries(weight).drive(weight)
@@ -282,7 +290,7 @@ class LayerNormOutput(InputSet):
         return Interval(centre - radius, centre + radius)
 
     def maximizer(self, weight: Tensor) -> Tensor:
-        """The normalised direction of the row, centred; under dropout a corner of the box of the entries."""
+        """Return the normalised direction of the row, centred; under dropout a corner of the box of the entries."""
         if self.drop_probability > 0:
             return self._entries(weight).maximizer(weight)
         gamma = torch.ones_like(weight[:1]) if self.gamma is None else self.gamma.detach().to(weight)
@@ -292,7 +300,7 @@ class LayerNormOutput(InputSet):
         return outputs if self.beta is None else outputs + self.beta.detach().to(weight)
 
     def dropped(self, probability: float) -> InputSet:
-        """The same outputs under dropout (of both dropouts, if there was one before)."""
+        """Return the same outputs under dropout, combined with an earlier one."""
         keep = (1 - self.drop_probability) * (1 - probability)
         return LayerNormOutput(self.gamma, self.beta, self.features, 1 - keep)
 
@@ -301,7 +309,7 @@ class LayerNormOutput(InputSet):
         return Box(box.low, box.high, checked=False).dropped(self.drop_probability)
 
     def describe(self) -> str:
-        """Name."""
+        """Return the name of the layer."""
         dropping = self.drop_probability > 0
         return "LayerNorm output" + (f", dropout {self.drop_probability:.2g}" if dropping else "")
 
@@ -315,30 +323,39 @@ class Recorded(Box):
         return Recorded(low, high, checked=False)
 
     def describe(self) -> str:
-        """Recorded range."""
+        """Return the recorded range."""
         return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
 
 
-def _exact(value: float | Tensor) -> Tensor:
-    """A tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+def _exact(name: str, value: float | Tensor) -> Tensor:
+    """Return a tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
+    return (
+        value
+        if isinstance(value, Tensor)
+        else torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
+    )
 
 
 def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value).all())
 
 
-def as_input_set(value: Any) -> InputSet:
-    """A set as it is; a number or tensor as :class:`SupNorm`.
+# What a user can say about inputs: a bound on every entry or a set, for all recurrent modules or by name.
+SingleBound: TypeAlias = float | Tensor | InputSet
+InputBound: TypeAlias = SingleBound | Mapping[str, SingleBound] | None
+
+
+def as_input_set(value: object) -> InputSet:
+    """Return a set as it is; a number or tensor as :class:`SupNorm`.
 
     Raises:
-        ValueError: If ``value`` is neither.
+        TypeError: If ``value`` is neither.
     """
     if isinstance(value, InputSet):
         return value
-    if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
-        return SupNorm(value)
-    raise ValueError(
+    if isinstance(value, (Real, Tensor)) and not isinstance(value, bool):
+        return SupNorm(value if isinstance(value, Tensor) else float(value))
+    raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
         f"those. Got {value!r}."
     )

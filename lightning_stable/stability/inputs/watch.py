@@ -1,4 +1,4 @@
-"""Watching the inputs of recurrences: recording their range, and checking that they stay in their input sets."""
+"""The watch over the inputs of recurrences: it records their range and checks that they stay in their sets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.hooks import Hook
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences
@@ -65,13 +66,13 @@ class InputMonitor:
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
-        """Remove the hooks; what was seen is kept."""
+        """Remove the hooks and keep what was seen."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def recorded(self) -> dict[str, InputSet]:
-        """The boxes of the inputs seen, by module name."""
+        """Return the boxes of the inputs seen, by module name."""
         return {name: Recorded(-seen[0], seen[1], checked=False) for name, seen in self.ranges.items()}
 
     @torch.no_grad()
@@ -82,8 +83,8 @@ class InputMonitor:
             return
         if self.checking and self.known[name]:
             with full_precision(inputs.device):
-                for key, known in self.known[name].items():
-                    excess = (known.excess(inputs) - _rounding(inputs)).nan_to_num(0.0, 0.0)
+                for key, allowed in self.known[name].items():
+                    excess = (allowed.excess(inputs) - _rounding(inputs)).nan_to_num(0.0, 0.0)
                     self.excess[key] = torch.maximum(self.excess[key], excess) if key in self.excess else excess
         if self.recording and name in self.unknown:
             self._record(name, inputs)
@@ -99,26 +100,8 @@ class InputMonitor:
             self._on_first(name)
 
 
-class Hook:
-    """A hook that stays with its module: a copy of the module, or a pickled one, carries one that does nothing."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> None:
-        """Call the function."""
-        self._function(*args)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., object]]]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*args: Any) -> None:
-    pass
-
-
 def _rounding(inputs: Tensor) -> Tensor:
-    """What inputs may leave their set by: they were rounded to their dtype after every operation."""
+    """Return by how much inputs may leave their set: they were rounded to their dtype after every operation."""
     if not inputs.is_floating_point():
         return torch.zeros((), device=inputs.device)
     return 8 * torch.finfo(inputs.dtype).eps * inputs.abs().amax()

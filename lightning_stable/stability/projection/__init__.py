@@ -1,1 +1,1 @@
-"""Moving weights into the stable set: once, strictly, or after every training step."""
+"""Projections of weights onto the stable set: once and verified, or after every training step."""

@@ -1,4 +1,4 @@
-"""Clipping singular values with matrix products alone, where a decomposition would be waited for.
+"""Singular values are clipped with matrix products alone, where the host would wait for a decomposition.
 
 Square root and sign of a symmetric matrix by Newton-Schulz iterations (Higham, Functions of Matrices, chapters 5, 6).
 """
@@ -27,7 +27,7 @@ def clip_by_products(weight: Tensor, bound: float) -> Tensor:
 
 
 def excess_of(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """``(1 - G^(-1/2))_+``, which a matrix is multiplied by to know what of it lies above 1.
+    """``(1 - G^(-1/2))_+``: a matrix times this is the part of it that lies above 1.
 
     Args:
         gram: Symmetric and positive, ``X^T X``, shape ``(matrices, k, k)``.
@@ -61,7 +61,7 @@ def _inverse_root(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sign(matrix: Tensor) -> Tensor:
-    """Matrix sign of symmetric matrices by Newton-Schulz; eigenvalues near 0 may end between -1 and 1."""
+    """``sign(A)`` of symmetric matrices by Newton-Schulz; eigenvalues near 0 may end between -1 and 1."""
     sign: Tensor = matrix / _size(matrix)
     for _ in range(_SIGN_STEPS):
         sign = 1.5 * sign - 0.5 * (sign @ sign) @ sign
@@ -69,6 +69,6 @@ def _sign(matrix: Tensor) -> Tensor:
 
 
 def _size(matrices: Tensor) -> Tensor:
-    """Frobenius norms, not 0."""
+    """``||A||_F`` of every matrix, shape ``(matrices, 1, 1)``, never 0."""
     size: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     return size.clamp(min=torch.finfo(size.dtype).tiny)

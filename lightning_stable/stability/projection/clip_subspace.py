@@ -1,10 +1,10 @@
-"""Clipping singular values with a subspace carried from one training step to the next.
+"""Singular values are clipped with a subspace that is carried from one training step to the next.
 
 An optimizer step moves weights by little, so the right singular vectors that reach above the bound lie nearly where
 they lay at the step before. A block ``V`` of them, with a guard of further columns, is filtered by a Chebyshev
 polynomial of ``W^T W`` (Zhou & Saad, A Chebyshev-Davidson Algorithm for Large Symmetric Eigenproblems), rotated to the
-best approximations inside it (Rayleigh-Ritz), and the excess over the bound is removed along these alone. Some ten
-times cheaper than a decomposition of ``W``.
+best approximations inside it (Rayleigh-Ritz), and the excess over the bound is removed along these alone. This is
+some ten times cheaper than a decomposition of ``W``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SubspaceClip:
         return remove_excess(weight, weight @ vectors, vectors, values, bound)
 
     def _without_reading(self, weight: Tensor, bound: float) -> Tensor:
-        """Products, Cholesky and triangular solves only: no decomposition whose success the host would wait for."""
+        """Clip with products, Cholesky and triangular solves only: the host waits for no decomposition."""
         assert self.vectors is not None
         assert self.floor is not None
         basis = self.vectors.mT
@@ -108,13 +108,13 @@ class SubspaceClip:
         return weight - image @ excess @ basis.mT
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next call depends on; empty before the first one."""
+        """Return what the next call depends on; empty before the first one."""
         if self.vectors is None or self.floor is None:
             return {}
         return {"vectors": self.vectors, "floor": self.floor, "age": torch.tensor(self.age)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where another one stopped."""
+        """Take over the state of another one."""
         self.vectors, self.floor = (state[name].clone() if state else None for name in ("vectors", "floor"))
         self.age = int(state["age"]) if state else 0
 
@@ -126,7 +126,7 @@ def chebyshev_filter(weight: Tensor, block: Tensor, floor: Tensor, degree: int =
         weight: ``W``, shape ``(matrices, rows, columns)``.
         block: One vector a row (products are faster so), shape ``(matrices, k, columns)``.
         floor: Shape ``(matrices, 1, 1)``, positive.
-        degree: Of the Chebyshev polynomial ``T``.
+        degree: Degree of the Chebyshev polynomial ``T``.
 
     Returns:
         Vectors of norm 1, shape ``(matrices, k, columns)``.
@@ -146,7 +146,7 @@ def chebyshev_filter(weight: Tensor, block: Tensor, floor: Tensor, degree: int =
 
 
 def _count_above(values: Tensor, bound: float) -> int:
-    """The largest number of eigenvalues at or above the square of the bound in any matrix of the stack, at least 1."""
+    """Return the largest number of singular values at or above the bound in a matrix of the stack, at least 1."""
     near = (values > (bound * (1 - _NEAR)) ** 2).sum(1).amax()
     return max(1, int(near))
 
@@ -156,7 +156,7 @@ def _guard(units: int) -> int:
 
 
 def _orthonormal(block: Tensor) -> Tensor:
-    """Cholesky-QR: accurate to the square of the condition number, so that twice is enough for a filtered block."""
+    """Return an orthonormal block by Cholesky-QR, whose error grows with the condition squared: two passes do."""
     gram = block.mT @ block
     lower = torch.linalg.cholesky_ex(gram, check_errors=False).L
     orthonormal: Tensor = torch.linalg.solve_triangular(lower.mT, block, upper=True, left=False)

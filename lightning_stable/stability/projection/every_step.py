@@ -1,8 +1,8 @@
-"""The projection after every training step: what differs from the plain one is only the time it takes.
+"""The projection after every training step: it differs from the plain one only in the time it takes.
 
 Recurrences of one shape are handled together, and large matrices are clipped with a subspace that is carried from
-step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and does what is
-not covered here.
+step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and handles
+what is not covered here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ from torch import Tensor
 from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources
+from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
 from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip
 from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
-from lightning_stable.stability.projection.project import Constraint, Update, fast_target, is_frozen, propose_update
+from lightning_stable.stability.projection.project import (
+    Constraint,
+    Update,
+    compute_weights,
+    fast_target,
+    is_frozen,
+    propose_update,
+)
 from lightning_stable.stability.projection.recurrence import Target, meet_budget
 from lightning_stable.stability.projection.sets import clip_singular_values
 
@@ -36,12 +43,6 @@ class _Kind(NamedTuple):
     cell: type[Recurrence]
     shapes: tuple[Hashable, ...]
     target: Target
-
-
-class _Member(NamedTuple):
-    recurrence: Recurrence
-    parameters: Mapping[str, Tensor]
-    inputs: InputSet | None
 
 
 class FastProjection:
@@ -66,24 +67,26 @@ class FastProjection:
         margin: float = 0.0,
         training: bool | None = None,
     ) -> list[Update]:
-        """As :func:`project.propose_updates` with ``strict=False``; gates as views."""
-        layers = LayerInputs(sources, constraint.state_bound, training)
-        groups: dict[_Kind, list[_Member]] = {}
-        updates: list[Update] = []
+        """Do as :func:`project.propose_updates` with ``strict=False``; a gate's parameter is a view of its rows."""
         # Where nothing rests on inputs nobody asks what the layers put out.
         driven = any(r.needs_drive for r in recurrences)
-        read = {(r.module_name, r.layer - 1) for r in recurrences} if driven else set()
-        for recurrence in recurrences:
-            kind = None if is_frozen(recurrence) else self._kind(recurrence, constraint, margin, driven)
-            inputs = layers.input_set(recurrence) if driven else None
-            if kind is None or (recurrence.needs_drive and inputs is None):
-                updates += propose_update(recurrence, layers, constraint, strict=False, margin=margin)
-                continue
-            parameters = recurrence.parameters()
-            groups.setdefault(kind, []).append(_Member(recurrence, parameters, inputs))
-            if (recurrence.module_name, recurrence.layer) in read:
-                # What it puts out is bounded by what a projection leaves as it is.
-                layers.record(recurrence, parameters, None, None)
+        kinds = {r: None if is_frozen(r) else self._kind(r, constraint, margin, driven) for r in recurrences}
+
+        def weights(recurrence: Recurrence) -> dict[str, Tensor]:
+            if kinds[recurrence] is None:
+                return compute_weights(recurrence, constraint, strict=False)
+            return dict(recurrence.parameters())
+
+        groups: dict[_Kind, list[Layer]] = {}
+        updates: list[Update] = []
+        for layer in walk_layers(
+            recurrences, sources, constraint.state_bound, training, projected=True, weights=weights
+        ):
+            kind = kinds[layer.recurrence]
+            if kind is None or (layer.recurrence.needs_drive and layer.inputs is None):
+                updates += propose_update(layer, constraint, strict=False, margin=margin)
+            else:
+                groups.setdefault(kind, []).append(layer)
         for kind, members in groups.items():
             gated = isinstance(members[0].recurrence, GatedRecurrence)
             updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target.rate)
@@ -96,8 +99,8 @@ class FastProjection:
         return self._kinds[key]
 
     # ------------------------------------------------------------------- rnn
-    def _spectral(self, members: Sequence[_Member], bound: float) -> list[Update]:
-        parameters = [member.parameters["weight_hh"] for member in members]
+    def _spectral(self, members: Sequence[Layer], bound: float) -> list[Update]:
+        parameters = [member.weights["weight_hh"] for member in members]
         weight = torch.stack([_compute(value) for value in parameters])
         if weight.shape[2] < MIN_UNITS:
             clipped = (
@@ -112,12 +115,12 @@ class FastProjection:
         return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
 
     # ----------------------------------------------------------------- gated
-    def _gated(self, members: Sequence[_Member], target: Target) -> list[Update]:
+    def _gated(self, members: Sequence[Layer], target: Target) -> list[Update]:
         first = members[0].recurrence
         assert isinstance(first, GatedRecurrence)
         assert target.gate_bound is not None
         gates, leak = len(first.gates), first.gates.index(first.leak)
-        parameters = [member.parameters for member in members]
+        parameters = [member.weights for member in members]
         sets = [member.inputs for member in members if member.inputs is not None]
         units = parameters[0]["weight_hh"].shape[0] // gates
         # Gate by gate, the units of all recurrences beside each other.
@@ -156,7 +159,7 @@ class FastProjection:
         return updates
 
     def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
-        """The leak gate at most at its bound; ``rows`` themselves if they are.
+        """Return rows whose leak gate is at most at its bound; ``rows`` themselves if it is already.
 
         Where values may be read, only rows outside need another look at all the inputs.
         """
@@ -176,7 +179,7 @@ class FastProjection:
 
     # ----------------------------------------------------------------- state
     def state_dict(self) -> State:
-        """What the next projection depends on, by the names of recurrences."""
+        """Return what the next projection depends on, by the names of recurrences."""
         kept = {name: clip.state_dict() for name, clip in self._clips.items()}
         kept = {**self._restored, **{name: state for name, state in kept.items() if state}}
         return {
@@ -184,18 +187,18 @@ class FastProjection:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
-        """Go on where another one stopped."""
+        """Take over the state of another one."""
         self._clips = {}
         self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
 
 
 def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
-    """None for recurrences that are left to the plain form."""
-    parameters = recurrence.parameters()
+    """Return what recurrences are grouped by; None for those that are left to the plain form."""
+    parameters: Mapping[str, Tensor] = recurrence.parameters()
+    if driven and recurrence.output_bound(parameters, None, constraint.state_bound) is None:
+        return None  # the outputs rest on the projected weights, and the layers above on the outputs
     if isinstance(recurrence, RNNRecurrence):
-        spectral = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
-        # The outputs of relu rest on the projected weights, and gated layers above on the outputs.
-        together = spectral and (recurrence.nonlinearity == "tanh" or not driven)
+        together = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
         parameters = {"weight_hh": parameters["weight_hh"]}
     else:
         rows = constraint.norm in (None, "row", "tight") and constraint.method in _ROW_METHODS
@@ -211,13 +214,13 @@ def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven:
 
 
 def _compute(value: Tensor) -> Tensor:
-    """At least in float32; not a copy where it is already."""
+    """Return the values in float32 or better, without a copy where they are already."""
     value = value.detach()
     return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _stacked(values: Sequence[Tensor], gates: int) -> Tensor:
-    """``(gates, recurrences * units, ...)``."""
+    """Return the blocks of all recurrences beside each other, shape ``(gates, recurrences * units, ...)``."""
     blocks = [_compute(value).view(gates, value.shape[0] // gates, *value.shape[1:]) for value in values]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
@@ -227,13 +230,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _bounded(rows: GateRows, sets: Sequence[InputSet], counts: list[int], target: Target) -> GateRows:
-    """As in the plain form: lower the worst input's product, then the gate for whatever input is worst now.
+    """Lower the worst input's product, then the gate for whatever input is worst now, as the plain form does.
 
     Args:
-        rows: Of all recurrences, one after the other.
-        sets: The inputs of each.
-        counts: How many of the rows are its.
-        target: Where the gate shall be.
+        rows: The rows of all recurrences, one recurrence after the other.
+        sets: The input set of each recurrence.
+        counts: The number of rows of each recurrence.
+        target: The bound on the gate.
     """
     assert target.gate_bound is not None
     parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)

@@ -20,17 +20,17 @@ class GateRows(NamedTuple):
     bias_hh: Tensor | None = None
 
     def top(self, high: Tensor, reach: Tensor) -> Tensor:
-        """Largest pre-activations, from the largest products with inputs (``high``) and with states (``reach``)."""
+        """``high + reach + b``: the largest pre-activations, from the largest products with inputs and states."""
         largest = high + reach
         return largest if self.bias_ih is None or self.bias_hh is None else largest + self.bias_ih + self.bias_hh
 
     def of(self, units: Tensor) -> GateRows:
-        """The rows of some units."""
+        """Return the rows of some units."""
         biases = (None if bias is None else bias[units] for bias in (self.bias_ih, self.bias_hh))
         return GateRows(self.weight_ih[units], self.weight_hh[units], *biases)
 
     def replaced(self, units: Tensor, rows: GateRows) -> GateRows:
-        """With other rows for some units."""
+        """Return the gate with other rows for some units."""
         pairs = zip(self[2:], rows[2:], strict=True)
         biases = (old if old is None or new is None else old.index_copy(0, units, new) for old, new in pairs)
         weights = (old.index_copy(0, units, new) for old, new in zip(self[:2], rows[:2], strict=True))
@@ -48,7 +48,7 @@ def leave_worst_input(
 
     Args:
         rows: The gate's weights.
-        worst: Input at which each row is largest, ``(units, features)``.
+        worst: The input at which each row is largest, ``(units, features)``.
         image: Output projection ``(states, units)``, if there is one: ``h = image.T m``.
         state_bound: States, or ``m``, have entries of at most this size.
         bound: In (0, 1).

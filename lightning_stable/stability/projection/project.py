@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,9 @@ from lightning_stable import checks
 from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.lstm import miller_hardt_forget_bound
 from lightning_stable.recurrence.registry import find_recurrences
-from lightning_stable.stability.certify import (
-    certify_recurrences,
-    check_finite,
-    check_norm,
-)
-from lightning_stable.stability.inputs.resolve import LayerInputs, Sources, drive_of, resolve_sources
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.certify import certify_recurrences, check_finite
+from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.projection.recurrence import Target, shrink
 from lightning_stable.stability.report import StabilityReport
 
@@ -51,17 +46,25 @@ class Constraint:
 
     def __post_init__(self) -> None:
         rate = checks.number("rate", self.rate, "(0, 1)")
+        checked: dict[str, object] = {
+            "rate": rate,
+            "state_bound": checks.number("state_bound", self.state_bound, "[1, inf)"),
+        }
         if self.gate_bound is not None:
-            checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
-        checks.number("state_bound", self.state_bound, "[1, inf)")
+            checked["gate_bound"] = checks.number("gate_bound", self.gate_bound, f"(0, {rate})")
+        for name in ("norm", "method"):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def target(self, recurrence: Recurrence, margin: float, *, exact: bool) -> Target:
-        """The target of one recurrence, ``margin`` (relative) inside the set.
+        """Return the target of one recurrence, ``margin`` (relative) inside the set.
 
         Raises:
             ValueError: If the cell has no such norm or method, or cannot reach the rate at all.
         """
-        norm = check_norm(recurrence, self.norm)
+        norm = recurrence.checked_norm(self.norm)
         method = self.method or ("miller-hardt" if norm == "miller-hardt" else recurrence.methods[0])
         if method not in recurrence.methods:
             raise ValueError(
@@ -84,7 +87,7 @@ class Constraint:
         )
 
     def gate_bound_of(self, recurrence: GatedRecurrence, method: str) -> float:
-        """The bound on the leak gate of one recurrence.
+        """Return the bound on the leak gate of one recurrence.
 
         By default ``rate ** 2``: measured on music and text, a lower bound keeps larger recurrent weights and costs
         accuracy, because memory is what a leak gate near 1 is for. Without biases a gate cannot be kept below 1/2.
@@ -97,7 +100,7 @@ class Constraint:
             )
         if self.gate_bound is not None:
             return self.gate_bound
-        bound = float(self.rate) ** 2
+        bound = self.rate**2
         if method == "miller-hardt":
             bound = min(bound, 0.64, miller_hardt_forget_bound(self.rate))
         return bound if biased else max(bound, (0.5 + self.rate) / 2)
@@ -108,7 +111,7 @@ def project_(
     module: nn.Module,
     rate: float = 0.99,
     *,
-    input_bound: Any = None,
+    input_bound: InputBound = None,
     strict: bool = True,
     norm: str | None = None,
     method: str | None = None,
@@ -141,22 +144,24 @@ def project_(
         The certificate of the stored weights afterwards.
 
     Raises:
-        ValueError: If an argument is not understood, weights are NaN or infinite, a gated recurrence has no input
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, weights are NaN or infinite, a gated recurrence has no input
             bound, or the rate cannot be reached. All weights are then left as they were.
     """
     constraint = Constraint(rate, norm, method, gate_bound, state_bound)
+    strict = checks.boolean("strict", strict)
     recurrences = find_recurrences(module, modules)
-    sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
+    sources = resolve_sources(module, recurrences, input_bound, state_bound=constraint.state_bound)
     check_finite(recurrences)
     parameters = [id(value) for r in recurrences for value in r.parameters().values()]
     # What one recurrence asks of weights it shares may be too little for the other.
     for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
         apply_updates(propose_updates(recurrences, sources, constraint, strict=strict))
-    return certify_recurrences(recurrences, sources, norm, state_bound)
+    return certify_recurrences(recurrences, sources, norm, constraint.state_bound)
 
 
 def is_frozen(recurrence: Recurrence) -> bool:
-    """Whether a parameter the projection would have to change does not require gradients."""
+    """Return whether a parameter that the projection would have to change requires no gradient."""
     parameters = recurrence.parameters()
     return any(not value.requires_grad for role, value in parameters.items() if role in recurrence.projected_roles)
 
@@ -174,7 +179,7 @@ def propose_updates(
     margin: float = 0.0,
     training: bool | None = None,
 ) -> list[Update]:
-    """New values for the parameters that have to move; nothing is written.
+    """Return new values for the parameters that have to move; nothing is written.
 
     Args:
         recurrences: In the order of :func:`find_recurrences`.
@@ -190,37 +195,36 @@ def propose_updates(
     Raises:
         ValueError: As :func:`project_`.
     """
-    layers = LayerInputs(sources, constraint.state_bound, training)
+    layers = walk_layers(
+        recurrences,
+        sources,
+        constraint.state_bound,
+        training,
+        projected=True,
+        weights=lambda recurrence: compute_weights(recurrence, constraint, strict=strict),
+    )
     updates: list[Update] = []
-    for recurrence in recurrences:
-        updates += propose_update(recurrence, layers, constraint, strict=strict, margin=margin)
+    for layer in layers:
+        updates += propose_update(layer, constraint, strict=strict, margin=margin)
     return updates
 
 
-def propose_update(
-    recurrence: Recurrence, layers: LayerInputs, constraint: Constraint, *, strict: bool, margin: float
-) -> list[Update]:
-    """:func:`propose_updates` for the next recurrence that ``layers`` comes to."""
-    inputs = layers.input_set(recurrence)
-    parameters, changed = recurrence.parameters(), {}
+def propose_update(layer: Layer, constraint: Constraint, *, strict: bool, margin: float) -> list[Update]:
+    """Return the updates of one layer, and put the new values into its weights, where the layer above reads them."""
+    recurrence, changed = layer.recurrence, {}
     if is_frozen(recurrence):
         if strict:
-            _warn_if_unstable(recurrence, inputs, constraint)
-    elif recurrence.needs_drive and inputs is None:
+            _warn_if_unstable(layer, constraint)
+    elif recurrence.needs_drive and layer.inputs is None:
         raise ValueError(
             f"The {recurrence.cell} recurrence {recurrence.name!r} has no known input set, and its rate depends on "
             "its inputs: pass `input_bound` (a number bounding every |x_k|, or an input set), or bound them in "
             "the model, for example with x.clamp(-B, B). Got input_bound=None."
         )
     else:
-        # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
-        verified = strict or constraint.norm == "diagonal"
-        changed = (_strict if verified else _fast)(recurrence, inputs, constraint, margin)
-    weights = recurrence.weights(_compute_dtype(recurrence, strict))
-    weights.update({role: value.to(weights[role].dtype) for role, value in changed.items()})
-    bounded = recurrence.output_bound(weights, None, constraint.state_bound) is not None
-    drive = None if bounded else drive_of(recurrence, inputs, weights)
-    layers.record(recurrence, weights, inputs, drive)
+        changed = (_strict if _is_verified(constraint, strict) else _fast)(layer, constraint, margin)
+    layer.replace_weights(changed)
+    parameters = recurrence.parameters()
     return [(parameters[role], value) for role, value in changed.items()]
 
 
@@ -231,37 +235,38 @@ def apply_updates(updates: Sequence[Update]) -> None:
             parameter.copy_(value)
 
 
-def _compute_dtype(recurrence: Recurrence, strict: bool) -> torch.dtype:
+def compute_weights(recurrence: Recurrence, constraint: Constraint, *, strict: bool) -> dict[str, Tensor]:
+    """Return copies of the weights in the dtype to project in: float64 for a verified result, else at least float32."""
     stored = next(iter(recurrence.parameters().values())).dtype
-    return torch.float64 if strict else torch.promote_types(stored, torch.float32)
+    verified = _is_verified(constraint, strict)
+    return recurrence.weights(torch.float64 if verified else torch.promote_types(stored, torch.float32))
+
+
+def _is_verified(constraint: Constraint, strict: bool) -> bool:
+    # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
+    return strict or constraint.norm == "diagonal"
 
 
 def fast_target(recurrence: Recurrence, constraint: Constraint, margin: float) -> Target:
-    """What the fast projection aims at."""
+    """Return what the fast projection aims at."""
     margin = max(margin, max(FAST_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     return constraint.target(recurrence, margin, exact=False)
 
 
-def _fast(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint, margin: float) -> dict[str, Tensor]:
-    parameters = recurrence.parameters()
-    weights = recurrence.weights(_compute_dtype(recurrence, strict=False))
-    target = fast_target(recurrence, constraint, margin)
-    changed = shrink(recurrence, weights, inputs, target)
-    return {role: value.to(parameters[role].dtype) for role, value in changed.items()}
+def _fast(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Tensor]:
+    return _stored(layer, shrink(layer, fast_target(layer.recurrence, constraint, margin)))
 
 
-def _strict(
-    recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint, margin: float
-) -> dict[str, Tensor]:
-    parameters, weights = recurrence.parameters(), recurrence.weights()
-    if _inside(recurrence, weights, inputs, constraint):
+def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Tensor]:
+    if _inside(layer, constraint):
         return {}
-    margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in parameters.values()))
+    recurrence = layer.recurrence
+    margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     while margin < 0.5:
         target = constraint.target(recurrence, margin, exact=True)
-        changed = shrink(recurrence, weights, inputs, target)
-        stored = {role: value.to(parameters[role].dtype) for role, value in changed.items()}
-        if _inside(recurrence, weights | {role: v.double() for role, v in stored.items()}, inputs, constraint):
+        stored = _stored(layer, shrink(layer, target))
+        weights = layer.weights | {role: value.double() for role, value in stored.items()}
+        if _inside(replace(layer, weights=weights), constraint):
             return stored
         margin *= 4  # rounding to the stored dtype has left the set: aim further inside
     raise ValueError(
@@ -270,24 +275,26 @@ def _strict(
     )
 
 
-def _inside(
-    recurrence: Recurrence, weights: Mapping[str, Tensor], inputs: InputSet | None, constraint: Constraint
-) -> bool:
-    """Whether float64 ``weights`` have the certificate and respect the gate bound."""
+def _stored(layer: Layer, changed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Round new weights to the dtypes of the parameters."""
+    parameters = layer.recurrence.parameters()
+    return {role: value.to(parameters[role].dtype) for role, value in changed.items()}
+
+
+def _inside(layer: Layer, constraint: Constraint) -> bool:
+    """Return whether float64 weights have the certificate and respect the gate bound."""
+    recurrence = layer.recurrence
     target = constraint.target(recurrence, 0.0, exact=True)
-    drive = drive_of(recurrence, inputs, weights)
-    rate = recurrence.contraction(weights, drive, norm=target.norm, state_bound=target.state_bound).rate
-    inside = rate <= target.rate
-    if isinstance(recurrence, GatedRecurrence) and drive is not None and target.gate_bound is not None:
-        leak = recurrence.leak_maximum(weights, drive, target.state_bound)
+    inside = layer.contraction(target.norm).rate <= target.rate
+    if isinstance(recurrence, GatedRecurrence) and layer.drive is not None and target.gate_bound is not None:
+        leak = recurrence.leak_maximum(layer.weights, layer.drive, target.state_bound)
         inside = inside & (leak <= target.gate_bound).all()
     return bool(inside)
 
 
-def _warn_if_unstable(recurrence: Recurrence, inputs: InputSet | None, constraint: Constraint) -> None:
-    weights = recurrence.weights()
-    norm, drive = check_norm(recurrence, constraint.norm), drive_of(recurrence, inputs, weights)
-    rate = recurrence.contraction(weights, drive, norm=norm, state_bound=constraint.state_bound).rate.item()
+def _warn_if_unstable(layer: Layer, constraint: Constraint) -> None:
+    recurrence = layer.recurrence
+    rate = layer.contraction(recurrence.checked_norm(constraint.norm)).rate.item()
     if not rate <= constraint.rate:
         warnings.warn(
             f"The frozen recurrence {recurrence.name!r} has the certified rate {rate:.6g}, above the target "

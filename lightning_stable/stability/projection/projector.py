@@ -1,11 +1,11 @@
-"""Keeping one model in a stable set while it trains: input sets, projection and certificates in one object."""
+"""The projector keeps one model in a stable set while it trains: input sets, projection and certificates together."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
-from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.inputs.watch import InputMonitor
 from lightning_stable.stability.projection.every_step import FastProjection, State
 from lightning_stable.stability.projection.project import Constraint, Update, apply_updates, is_frozen, propose_updates
@@ -46,7 +46,7 @@ class Projector:
         module: nn.Module,
         constraint: Constraint,
         *,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         modules: Iterable[str] | None = None,
         training: bool = True,
         margin: float = 0.0,
@@ -62,7 +62,7 @@ class Projector:
         sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
         self._training, self._margin, self._reduce_max = training, margin, reduce_max
         self._device = next(iter(self.recurrences[0].parameters().values())).device
-        self._sources = {name: _on_device(known, self._device) for name, known in sources.items()}
+        self._sources = {name: _on_device(inputs, self._device) for name, inputs in sources.items()}
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
         self._after_steps = FastProjection(reading=self._on_cpu)
@@ -85,11 +85,11 @@ class Projector:
 
     def remember(self, ranges: Mapping[str, Tensor]) -> None:
         """Take over input ranges seen in an earlier run."""
-        known = {name: seen.to(self._device) for name, seen in ranges.items() if name in self.monitor.unknown}
-        self.monitor.ranges.update(known)
+        recorded = {name: seen.to(self._device) for name, seen in ranges.items() if name in self.monitor.unknown}
+        self.monitor.ranges.update(recorded)
 
     def state_dict(self) -> State:
-        """What the projection after the next step depends on, besides the weights."""
+        """Return what the projection after the next step depends on, besides the weights."""
         return self._after_steps.state_dict()
 
     def load_state_dict(self, state: State) -> None:
@@ -117,11 +117,8 @@ class Projector:
             check_finite(ready)
         with full_precision(self._device):
             try:
-                settings: dict[str, Any] = {"margin": self._margin, "training": self._training}
-                if strict:
-                    updates = propose_updates(ready, sources, self.constraint, strict=True, **settings)
-                else:
-                    updates = self._after_steps.propose_updates(ready, sources, self.constraint, **settings)
+                propose = partial(propose_updates, strict=True) if strict else self._after_steps.propose_updates
+                updates = propose(ready, sources, self.constraint, margin=self._margin, training=self._training)
             except RuntimeError:  # a decomposition that failed
                 check_finite(ready)  # the likely cause, with a name
                 raise
@@ -132,7 +129,7 @@ class Projector:
         return distance
 
     def certify(self, *, leading_only: bool = False) -> StabilityReport:
-        """Certificate of the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
+        """Certify the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
 
         Raises:
             ValueError: If weights, or the weights input sets are derived from, are NaN or infinite.
@@ -151,22 +148,22 @@ class Projector:
         return report
 
     def spectra(self) -> dict[str, Tensor]:
-        """See :func:`~lightning_stable.stability.spectra.layer_spectra`."""
+        """Return the spectra of the stored weights; see :func:`~lightning_stable.stability.spectra.layer_spectra`."""
         state_bound = self.constraint.state_bound
         return layer_spectra(self.recurrences, self.input_sets(), state_bound, training=self._training)
 
     def input_sets(self) -> Sources:
-        """Input sets given, derived, or recorded so far by all processes."""
+        """Return the input sets declared, derived, or recorded so far by all processes."""
         self._merge_ranges()
         return self.monitor.recorded() | self._sources
 
     def known_inputs(self, module_name: str) -> InputSet | None:
-        """The input set of a module that is given or follows from the model; nothing that was only observed."""
+        """Return the input set of a module that is declared or derived; None if it was at most observed."""
         return self._sources.get(module_name)
 
     def uncovered_inputs(self) -> dict[str, str]:
-        """Names of input sets that were left by inputs, and a sentence about each."""
-        names = sorted(key for known in self.monitor.known.values() for key in known)
+        """Return the names of input sets that inputs have left, with a sentence about each."""
+        names = sorted(key for sets in self.monitor.known.values() for key in sets)
         if not names:
             return {}
         zero = torch.zeros((), device=self._device)
@@ -181,19 +178,19 @@ class Projector:
         }
 
     def unseen_inputs(self) -> list[str]:
-        """Names of the recurrences that cannot be projected, because their inputs are neither known nor were seen."""
+        """Return the names of the recurrences that cannot be projected, because nothing is known about their inputs."""
         ready = self._ready(self.input_sets())
         return [r.name for r in self.recurrences if r not in ready]
 
     def recurrent_norms(self) -> dict[str, float]:
-        """Frobenius norm of the recurrent weights, by recurrence."""
+        """``||W||_F`` of the recurrent weights, by recurrence."""
         return {
             r.name: sum(block.norm().item() ** 2 for block in r.recurrent_blocks(r.weights()).values()) ** 0.5
             for r in self.recurrences
         }
 
     def _ready(self, sources: Sources) -> list[Recurrence]:
-        """Recurrences that need no inputs, or whose inputs, or those of the first layer below, are known."""
+        """Return the recurrences that need no inputs, or whose inputs, or those of the first layer below, are known."""
         first = [r for r in self.recurrences if r.layer == 0]
         waiting = {r.module_name for r in first if not {r.name, r.module_name} & sources.keys()}
         return [r for r in self.recurrences if not r.needs_drive or r.name in sources or r.module_name not in waiting]
@@ -218,7 +215,7 @@ class Projector:
             self.project(strict=True, module_name=name)
 
     def _keep_finite(self, ready: list[Recurrence], updates: list[Update]) -> list[Update]:
-        """The old values of all parameters if any of them, or any new one, is not finite, decided on the device."""
+        """Return the old values of all parameters if any value, old or new, is not finite, decided on the device."""
         if not updates:
             return updates
         # What is stored shows more than what is new: a projection may change a part of the rows only.
@@ -236,10 +233,10 @@ class Projector:
         return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
 
 
-def _on_device(known: InputSet, device: torch.device) -> InputSet:
-    """The set with its own tensors on the device, where fetching them at every step would wait; parameters stay."""
-    moved = copy.copy(known)
-    for name, value in vars(known).items():
+def _on_device(inputs: InputSet, device: torch.device) -> InputSet:
+    """Return the set with its tensors on the device, so that no step waits for a copy; parameters stay."""
+    moved = copy.copy(inputs)
+    for name, value in vars(inputs).items():
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             setattr(moved, name, value.to(device))
     return moved

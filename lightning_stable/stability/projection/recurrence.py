@@ -1,4 +1,4 @@
-"""Moving the weights of one recurrence into the stable set: one function per family of recurrences.
+"""The projection of one recurrence onto the stable set: one function per family of recurrences.
 
 All of it is tensor arithmetic on copies: nothing here writes to a module, and on the default path nothing reads a
 value on the host.
@@ -17,7 +17,7 @@ from lightning_stable.recurrence.base import Budget, GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.lstm import miller_hardt_radii
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.stability.inputs.resolve import drive_of, unbounded_drive
+from lightning_stable.stability.inputs.resolve import Layer, unbounded_drive
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
 from lightning_stable.stability.projection.sets import (
@@ -34,7 +34,7 @@ _WORST_INPUTS = 8
 
 @dataclass(frozen=True)
 class Target:
-    """What the shrunk weights shall satisfy, margins included."""
+    """What the new weights must satisfy, margins included."""
 
     rate: float
     norm: str
@@ -44,16 +44,18 @@ class Target:
     exact: bool = True
 
 
-@singledispatch
-def shrink(
-    recurrence: Recurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
-) -> dict[str, Tensor]:
-    """Weights moved into the set of ``target``; roles that did not change may be left out.
+def shrink(layer: Layer, target: Target) -> dict[str, Tensor]:
+    """Return weights moved into the set of ``target``; roles that did not change may be left out."""
+    return _shrink(layer.recurrence, layer, target)
 
-    For a cell of which only the certificate is known: one factor on all recurrent weights, found by bisection (the
-    certificate must not grow when they shrink).
+
+@singledispatch
+def _shrink(recurrence: Recurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
+    """Scale all recurrent weights by one factor, found by bisection, where only the certificate of the cell is known.
+
+    The certificate must not grow when they shrink.
     """
-    drive = drive_of(recurrence, inputs, weights)
+    weights = layer.weights
     low = torch.zeros_like(weights[recurrence.recurrent_roles[0]].flatten()[0])
     high = torch.ones_like(low)
 
@@ -62,7 +64,7 @@ def shrink(
 
     def holds(factor: Tensor) -> Tensor:
         trial = {**weights, **scaled(factor)}
-        rate = recurrence.contraction(trial, drive, norm=target.norm, state_bound=target.state_bound).rate
+        rate = recurrence.contraction(trial, layer.drive, norm=target.norm, state_bound=target.state_bound).rate
         return rate <= target.rate
 
     inside = holds(high)
@@ -73,11 +75,10 @@ def shrink(
     return scaled(torch.where(inside, torch.ones_like(low), low))
 
 
-@shrink.register
-def _shrink_rnn(
-    recurrence: RNNRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
-) -> dict[str, Tensor]:
-    hidden, rate = weights["weight_hh"], target.rate
+@_shrink.register
+def _shrink_rnn(recurrence: RNNRecurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
+    weights, rate = layer.weights, target.rate
+    hidden = weights["weight_hh"]
     if target.method == "euclidean":
         match target.norm:
             case "l2":
@@ -101,12 +102,11 @@ def _shrink_rnn(
     return {"weight_hh": hidden * (rate / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)}
 
 
-@shrink.register
-def _shrink_gated(
-    recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet | None, target: Target
-) -> dict[str, Tensor]:
+@_shrink.register
+def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
+    inputs, weights = layer.inputs, dict(layer.weights)
     assert inputs is not None
-    weights, leading = dict(weights), weights["weight_ih"][recurrence.leading_rows()]
+    leading = weights["weight_ih"][recurrence.leading_rows()]
     worst = inputs.maximizer(leading)
     if target.exact:
         drive = inputs.drive(weights["weight_ih"])
@@ -151,15 +151,15 @@ def meet_budget(
     target: Target,
     method: str | None = None,
 ) -> Tensor:
-    """``weight_hh`` shrunk until it meets the conditions, by ``method`` or that of the target.
+    """Return ``weight_hh``, shrunk until it meets the conditions by ``method`` or that of the target.
 
     Args:
-        recurrence: Of whose cell the weights are.
+        recurrence: The recurrence whose cell the weights are for.
         weights: ``weight_hh`` in blocks of ``units`` rows, and ``weight_hr`` if there is one.
-        norms: Its row norms, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
+        norms: The row norms of ``weight_hh``, shape ``(gates, units)``, or spectral norms, ``(gates, 1)``.
         budget: The conditions.
         target: Names the norm and the method.
-        method: In place of the target's.
+        method: The method in place of the target's.
     """
     assert target.gate_bound is not None
     method = method or target.method
@@ -213,12 +213,12 @@ def _project_gated_rows(
 def _gate_step(
     recurrence: GatedRecurrence, weights: dict[str, Tensor], inputs: InputSet, worst: Tensor, target: Target
 ) -> dict[str, Tensor]:
-    """Leak gate at most ``target.gate_bound``; ``worst`` maximises its rows."""
+    """Lower the leak gate to at most ``target.gate_bound``; ``worst`` maximises its rows."""
     bound, state_bound = target.gate_bound, target.state_bound
     assert bound is not None
     index, gates, image = recurrence.gates.index(recurrence.leak), len(recurrence.gates), weights.get("weight_hr")
     leak = {role: weights[role].chunk(gates)[index] for role in GateRows._fields if role in weights}
-    rows = GateRows(*(leak.get(role) for role in GateRows._fields))  # type: ignore[arg-type]
+    rows = GateRows(**leak)
     for pass_ in range(_WORST_INPUTS if target.exact else 1):
         worst = inputs.maximizer(rows.weight_ih) if pass_ else worst
         rows = leave_worst_input(rows, worst, image, state_bound, bound)

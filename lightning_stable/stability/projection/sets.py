@@ -41,7 +41,7 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor, *, reading: bool
 
 
 def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of ``W^T W``: squared singular values and right singular vectors."""
+    """``W^T W = V diag(sigma^2) V^T``: the squared singular values, ascending, and the right singular vectors."""
     values, vectors = torch.linalg.eigh(product(weight.mT, weight))
     return values, vectors
 
@@ -99,7 +99,7 @@ def project_rows_weighted_l1(
 
 
 def _project_violating_rows(rows: Tensor, weights: Tensor | None, radius: Tensor) -> Tensor:
-    """The same to the end, where values may be read: for the rows outside, until no threshold rises any more."""
+    """Project the rows outside to the end, until no threshold rises any more, where values may be read."""
     magnitude = rows.abs() if weights is None else rows.abs() * weights
     outside = (magnitude.sum(1) > radius).nonzero()[:, 0]
     if len(outside) == 0:
@@ -118,7 +118,7 @@ def _newton(
     *,
     until: bool = False,
 ) -> Tensor:
-    """Newton steps on the threshold, then a factor of at most 1; with ``until`` they end when nothing changes."""
+    """Take Newton steps on the threshold, then a factor of at most 1; with ``until`` stop when nothing changes."""
     magnitude, target, tiny = rows.abs(), radius[:, None], torch.finfo(rows.dtype).tiny
 
     def size(values: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def _newton(
 
 
 def share_budget(demand: Tensor, shares: Tensor, budget: Tensor) -> Tensor:
-    r"""Divide a budget among gates: ``min(demand_q, level * share_q)`` with ``level`` such that the sum is the budget.
+    r"""``min(demand_q, level * share_q)`` with ``level`` such that the sum over the gates is the budget.
 
     Every gate is sure of its share; what one gate does not ask for goes to the others in proportion to theirs.
     Nothing is cut where the demands fit into the budget.
@@ -170,7 +170,7 @@ def share_budget(demand: Tensor, shares: Tensor, budget: Tensor) -> Tensor:
 def project_rows_image_l1(
     rows: Tensor, image: Tensor, coefficients: Tensor, radius: Tensor, *, exact: bool = False
 ) -> Tensor:
-    r"""Nearest point of the same directions with ``sum_q coefficients_q || row_q @ image ||_1 <= radius``.
+    r"""``sum_q coefficients_q || row_q @ image ||_1 <= radius``: return the nearest point of the same directions.
 
     ``argmin sum_q (1 - s_q)^2 ||row_q||^2`` over one factor ``s_q`` in [0, 1] per block: a weighted l1 projection of
     the lengths of the rows. No block's image grows, which the nearest point of all would not promise.

@@ -2,21 +2,17 @@ import pytest
 import torch
 
 from lightning_stable.recurrence import find_recurrences
-from lightning_stable.stability import Box, FiniteSet, L2Ball, Recorded, SupNorm
-from lightning_stable.stability.inputs.resolve import LayerInputs, drive_of, leading_drive_of, resolve_sources
+from lightning_stable.stability import Box, FiniteSet, InputBound, L2Ball, Recorded, SupNorm
+from lightning_stable.stability.inputs.resolve import resolve_sources, walk_layers
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 from tests.nets import net
 
 
-def walk(module: torch.nn.Module, bound: object, **kwargs: object) -> list[str | None]:
+def walk(module: torch.nn.Module, bound: InputBound, training: bool | None = None) -> list[str | None]:
     """The words for the input set of each recurrence."""
     recurrences = find_recurrences(module)
-    layers = LayerInputs(resolve_sources(module, recurrences, bound), 1.0, **kwargs)  # type: ignore[arg-type]
-    found = []
-    for recurrence in recurrences:
-        inputs, weights = layers.input_set(recurrence), recurrence.weights()
-        layers.record(recurrence, weights, inputs, drive_of(recurrence, inputs, weights))
-        found.append(None if inputs is None else inputs.describe())
-    return found
+    layers = walk_layers(recurrences, resolve_sources(module, recurrences, bound), 1.0, training)
+    return [None if layer.inputs is None else layer.inputs.describe() for layer in layers]
 
 
 def test_a_number_is_for_the_first_layers() -> None:
@@ -44,13 +40,10 @@ def test_what_rests_on_data_says_so_through_the_layers() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_layer_reads_all_directions_of_the_layer_below(bidirectional: bool) -> None:
     module = net("proj", num_layers=2, bidirectional=bidirectional)
-    recurrences = find_recurrences(module)
-    layers = LayerInputs({"": SupNorm(1.0)}, 1.0)
-    for r in [r for r in recurrences if r.layer == 0]:
-        layers.record(r, r.weights(), SupNorm(1.0), None)
+    *_, last = walk_layers(find_recurrences(module), {"": SupNorm(1.0)})
     suffixes = ("", "_reverse")[: 1 + bidirectional]
     bounds = torch.cat([module.get_parameter(f"weight_hr_l0{s}").detach().abs().sum(1) for s in suffixes])
-    inputs = layers.input_set(recurrences[-1])
+    inputs = last.inputs
     assert isinstance(inputs, Box)
     torch.testing.assert_close(inputs.high, bounds)
     torch.testing.assert_close(inputs.low, -bounds)
@@ -67,13 +60,36 @@ def test_dropout_between_layers(mode: bool, training: bool | None, active: bool)
 
 def test_leading_rows_know_their_inputs_and_the_others_nothing() -> None:
     for name, leak in (("lstm", slice(5, 10)), ("gru", slice(5, 10)), ("rnn", slice(0, 5))):
-        (recurrence,) = find_recurrences(net(name))
-        weights, inputs = recurrence.weights(), FiniteSet(torch.eye(3).double())
-        exact, leading = drive_of(recurrence, inputs, weights), leading_drive_of(recurrence, inputs, weights)
+        recurrences, sources = find_recurrences(net(name)), {"": FiniteSet(torch.eye(3).double())}
+        exact, leading = (next(walk_layers(recurrences, sources, leading_only=only)).drive for only in (False, True))
         assert exact is not None
         assert leading is not None
         assert torch.equal(leading.high[leak], exact.high[leak])
         assert torch.equal(leading.low[leak], exact.low[leak])
         assert (leading.low <= exact.low).all()
         assert (leading.high >= exact.high).all()
-        assert leading_drive_of(recurrence, None, weights) is None
+        assert next(walk_layers(recurrences, {}, leading_only=True)).drive is None
+
+
+def test_a_layer_reads_what_a_projection_puts_below_it() -> None:
+    first, second = walk_layers(find_recurrences(net("proj", num_layers=2)), {"": SupNorm(1.0)}, projected=True)
+    first.replace_weights({"weight_hr": torch.full((3, 5), 0.1)})
+    assert isinstance(second.inputs, Box)
+    torch.testing.assert_close(second.inputs.high, torch.full((3,), 0.5, dtype=torch.float32).double())
+
+
+def test_replaced_weights_have_their_own_drive_and_output() -> None:
+    layer, _ = walk_layers(find_recurrences(net("relu", num_layers=2, scale=0.3)), {"": SupNorm(99.0)}, projected=True)
+    before = layer.output[0]
+    layer.replace_weights({"weight_ih": 3 * layer.weights["weight_ih"]})
+    assert before is not None
+    assert layer.output[0] is not None
+    assert (layer.output[0] > before).all()
+
+
+@pytest.mark.parametrize(
+    ("guarantees", "weakest"),
+    [([], "guaranteed"), (["guaranteed", "data"], "data"), (["data", "none", "guaranteed"], "none")],
+)
+def test_a_claim_is_worth_its_weakest_part(guarantees: list[str], weakest: str) -> None:
+    assert weakest_guarantee(guarantees) == weakest

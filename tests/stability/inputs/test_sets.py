@@ -2,6 +2,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -205,31 +206,44 @@ def test_descriptions(inputs: InputSet, words: str) -> None:
 
 @pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf, torch.tensor([1.0, -1.0]), torch.tensor([math.nan])])
 def test_a_bound_is_finite_and_nonnegative(bound: float | Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`input_bound` must be finite and nonnegative. Got"):
+    with pytest.raises(
+        ValueError, match=r"`input_bound` must be (finite and nonnegative|a number in \[-inf, inf\]). Got"
+    ):
         as_input_set(bound)
+
+
+def test_numbers_of_numpy_are_bounds() -> None:
+    assert as_input_set(np.float32(2.0)).describe() == "|x| <= 2"
 
 
 @pytest.mark.parametrize("value", ["2.0", True, None, [1.0], 1j])
 def test_other_things_are_no_bounds(value: object) -> None:
-    with pytest.raises(ValueError, match="`input_bound` must be a number, an input set"):
+    with pytest.raises(TypeError, match="`input_bound` must be a number, an input set"):
         as_input_set(value)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (-math.inf, 0.0), (0.0, math.nan)])
 def test_a_box_has_ordered_finite_ends(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=r"A box needs finite `low` <= `high`. Got"):
+    with pytest.raises(
+        ValueError, match=r"`(low|high)` must be (at most `high`, and both finite|a number in \[-inf, inf\]). Got"
+    ):
         Box(low, high)
+    with pytest.raises(ValueError, match=r"`low` must be at most `high`, and both finite. Got"):
+        Box(torch.tensor([low]), torch.tensor([high]))
 
 
 @pytest.mark.parametrize("radius", [-1.0, math.nan, math.inf])
 def test_a_ball_has_a_radius(radius: float) -> None:
-    with pytest.raises(ValueError, match=r"`radius` of an L2Ball must be finite and nonnegative. Got"):
+    with pytest.raises(ValueError, match=r"`radius` must be a number in \[0, inf\). Got"):
         L2Ball(radius)
 
 
-@pytest.mark.parametrize(("count", "height"), [(0, 1.0), (1.5, 1.0), (1, 0.0), (1, math.inf), (1, math.nan)])
-def test_active_entries_are_counted(count: int, height: float) -> None:
-    with pytest.raises(ValueError, match="of ActiveEntries must be"):
+@pytest.mark.parametrize(
+    ("count", "height", "error"),
+    [(0, 1.0, ValueError), (1.5, 1.0, TypeError), (1, 0.0, ValueError), (1, math.inf, ValueError)],
+)
+def test_active_entries_are_counted(count: int, height: float, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"`(count|height)` must be a"):
         ActiveEntries(count, height)
 
 
@@ -237,3 +251,7 @@ def test_active_entries_are_counted(count: int, height: float) -> None:
 def test_a_finite_set_has_points(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must have shape \(points, features\). Got"):
         FiniteSet(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"`points` must be a tensor"):
+        FiniteSet([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`drop_probability` must be a number in \[0, 1\). Got 1"):
+        FiniteSet(torch.zeros(1, 1), 1)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.training import training
-from lightning_stable.stability import Constraint, subspace
+from lightning_stable.stability import Constraint
+from lightning_stable.stability.projection import clip_subspace
 from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip, chebyshev_filter
 from lightning_stable.stability.projection.sets import clip_singular_values
 from tests.helpers import on_gpu
@@ -91,7 +92,7 @@ def test_a_direction_the_block_cannot_see_is_found_in_the_end() -> None:
     clip.vectors[:, :, half:] = 0
     weight[0, -1, -1] = 2.0
     assert clip(weight, BOUND)[0, -1, -1] == 2
-    for _ in range(subspace.RENEW_EVERY):
+    for _ in range(clip_subspace.RENEW_EVERY):
         clipped = clip(weight, BOUND)
     assert clipped[0, -1, -1] == pytest.approx(BOUND, rel=1e-5)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lightning_stable import certify
 from lightning_stable.recurrence import GatedRecurrence, find_recurrences
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.stability import Box, Constraint, FiniteSet, L2Ball, LayerNormOutput, subspace
+from lightning_stable.stability import Box, Constraint, FiniteSet, L2Ball, LayerNormOutput
 from lightning_stable.stability.inputs.resolve import resolve_sources
+from lightning_stable.stability.projection import clip_subspace
 from lightning_stable.stability.projection.every_step import FastProjection
 from lightning_stable.stability.projection.project import apply_updates, propose_updates
 from lightning_stable.stability.projection.projector import Projector
@@ -156,7 +157,7 @@ def test_the_short_budget_is_the_budget(cell: str, state_bound: float, leak_boun
 
 
 def test_large_matrices_are_clipped_together_with_a_subspace() -> None:
-    module = core("rnn", units=subspace.MIN_UNITS, bidirectional=True, scale=0.8)
+    module = core("rnn", units=clip_subspace.MIN_UNITS, bidirectional=True, scale=0.8)
     projector, generator = Projector(module, Constraint(RATE)), torch.Generator().manual_seed(0)
     for _ in range(8):
         other = copy.deepcopy(module)
@@ -221,7 +222,10 @@ def test_resumed_equals_uninterrupted(cell: str, reading: bool) -> None:
         projector._after_steps = FastProjection(reading=reading)
         return projector
 
-    model, generator = Words(cell, units=subspace.MIN_UNITS, num_layers=1, scale=0.8), torch.Generator().manual_seed(0)
+    model, generator = (
+        Words(cell, units=clip_subspace.MIN_UNITS, num_layers=1, scale=0.8),
+        torch.Generator().manual_seed(0),
+    )
     projector = fresh(model)
     for _ in range(5):
         projector.project(strict=False)
@@ -243,7 +247,7 @@ def test_resumed_equals_uninterrupted(cell: str, reading: bool) -> None:
 @on_gpu
 @pytest.mark.parametrize("cell", CELLS)
 def test_steps_can_be_captured_in_a_cuda_graph(cell: str) -> None:
-    model = Words(cell, units=subspace.MIN_UNITS, num_layers=1).cuda()
+    model = Words(cell, units=clip_subspace.MIN_UNITS, num_layers=1).cuda()
     projector = Projector(model, Constraint(RATE))
     for _ in range(3):
         projector.project(strict=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_stable.recurrence import Interval
 from lightning_stable.stability import Box, FiniteSet, InputSet, SupNorm
 from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
+from tests.nets import pairwise
 
 INPUTS = [SupNorm(2.0), Box(-3.0, -1.0), Box(1.0, 3.0)]
 
@@ -57,9 +58,7 @@ def test_the_gate_ends_at_the_bound_or_was_inside(
             assert torch.equal(old[inside], new[inside])
 
 
-@pytest.mark.parametrize("bias", [None, 0.0, 20.0])
-@pytest.mark.parametrize("scale", [0.2, 3.0])
-@pytest.mark.parametrize("inputs", INPUTS, ids=["sup", "negative", "positive"])
+@pytest.mark.parametrize(("inputs", "bias", "scale"), pairwise(INPUTS, [None, 0.0, 20.0], [0.2, 3.0]))
 def test_the_gate_moves_as_little_as_a_row_factor_and_biases_can(
     inputs: InputSet, scale: float, bias: float | None
 ) -> None:

@@ -15,6 +15,7 @@ from lightning_stable.stability import ActiveEntries, Box, Constraint, FiniteSet
 from lightning_stable.stability.projection import projector as projector_module
 from lightning_stable.stability.projection.projector import Projector
 from tests.helpers import CELLS, FEATURES, UNITS, equal, on_gpu, weights
+from tests.nets import pairwise
 
 RATE = 0.9
 CONSTRAINT = Constraint(RATE)
@@ -275,10 +276,15 @@ def test_on_a_gpu(cell: str) -> None:
 # Weights that are not finite ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", ["weight_hh_l1_reverse", "weight_ih_l0", "bias_hh_l1"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize(
+    ("cell", "name", "value", "on_cpu"),
+    pairwise(
+        list(CELLS),
+        ["weight_hh_l1_reverse", "weight_ih_l0", "bias_hh_l1"],
+        [math.nan, math.inf, -math.inf],
+        [True, False],
+    ),
+)
 def test_weights_that_are_not_finite(cell: str, name: str, value: float, on_cpu: bool) -> None:
     """No weight is changed; where the fast form does not ask, the certificate does."""
     model = Model(cell)

@@ -7,6 +7,7 @@ from torch import nn
 from lightning_stable import certify
 from lightning_stable.recurrence import GatedRecurrence, recurrences_of
 from lightning_stable.stability import SupNorm
+from lightning_stable.stability.inputs.resolve import walk_layers
 from lightning_stable.stability.projection.recurrence import Target, shrink
 from tests.nets import NORMS, net, set_
 
@@ -59,7 +60,8 @@ def test_shrinking_writes_to_nothing(name: str, exact: bool) -> None:
     weights = recurrence.weights()
     before = {role: value.clone() for role, value in weights.items()}
     target = Target(0.9, recurrence.norms[0], recurrence.methods[0], gate_bound=0.8, exact=exact)
-    changed = shrink(recurrence, weights, B, target)
+    (layer,) = walk_layers([recurrence], {"": B}, weights=lambda _: weights)
+    changed = shrink(layer, target)
     assert "weight_hh" in changed
     assert all(torch.equal(weights[role], value) for role, value in before.items())
     assert all(torch.equal(value, before[role]) for role, value in recurrence.weights().items())
@@ -73,16 +75,17 @@ def test_recurrent_rows_never_grow(name: str, method: str) -> None:
         module = net(name, scale=4, seed=seed)
         (recurrence,) = recurrences_of(module)
         weights = recurrence.weights()
-        changed = shrink(recurrence, weights, B, Target(0.9, "row", method, gate_bound=0.8))
+        (layer,) = walk_layers([recurrence], {"": B})
+        changed = shrink(layer, Target(0.9, "row", method, gate_bound=0.8))
         assert (recurrence.row_norms(weights | changed) <= recurrence.row_norms(weights) * (1 + 1e-12)).all()
 
 
 def test_the_three_methods_differ_as_documented() -> None:
     module = net("lstm", units=16, scale=4)
     (recurrence,) = recurrences_of(module)
-    weights, moved = recurrence.weights(), {}
+    (layer,), weights, moved = walk_layers([recurrence], {"": B}), recurrence.weights(), {}
     for method in ("shares", "euclidean", "rescale"):
-        changed = shrink(recurrence, weights, B, Target(0.9, "row", method, gate_bound=0.8))["weight_hh"]
+        changed = shrink(layer, Target(0.9, "row", method, gate_bound=0.8))["weight_hh"]
         moved[method] = (changed - weights["weight_hh"]).norm()
         if method == "rescale":  # one factor per unit, for all gates but the one the gate step changes
             factors = (changed / weights["weight_hh"]).view(4, 16, 16)[[0, 2, 3]]
