@@ -851,34 +851,9 @@ def test_only_logging_steps_look_at_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        *(
-            ({"rate": bad}, r"`rate` must be a number in \(0, 1\)\. Got ")
-            for bad in (0, 1, 1.5, -0.5, True, "0.9", None)
-        ),
-        ({"rate": float("nan")}, r"`rate` must .* Got nan"),
-        *(
-            ({"every_n_steps": bad}, rf"`every_n_steps` must be a positive integer\. Got {bad!r}")
-            for bad in (0, -1, True, 1.5, None)
-        ),
-        ({"gate_bound": 0.9, "rate": 0.8}, r"`gate_bound` must lie in \(0, rate\).* Got 0\.9"),
-        ({"state_bound": 0.5}, r"`state_bound` must .* Got 0\.5"),
-        ({"modules": []}, r"`modules` must .* Got \[\]"),
-    ],
-)
-def test_wrong_argument(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        StabilityProjectionCallback(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"modules": "decoder.*"}, r"`modules` pattern matches no recurrent module\. Got 'decoder\.\*'.*\['core'\]"),
         ({"norm": "l3"}, r"`norm` must be one of \('row', .*'core\.l0'\. Got 'l3'"),
         ({"method": "magic"}, r"`method` must be one of \('shares', .*'core\.l0'\. Got 'magic'"),
         ({"input_bound": {"cor": 1.0}}, r"`input_bound` names no recurrence\. Got key 'cor'.*'core'"),
-        ({"input_bound": "wide"}, r"`input_bound` must be a number, .* Got 'wide'"),
-        ({"input_bound": -1.0}, r"`input_bound` must be finite and nonnegative\. Got -1\.0"),
         ({"gate_bound": 0.4, "bias": False}, r"has no bias.*above 0\.5\. Got .*gate_bound=0\.4"),
     ],
 )
@@ -896,20 +871,36 @@ def test_argument_that_does_not_fit_the_model(
     assert not model.core._forward_pre_hooks
 
 
-def test_model_without_recurrence(tmp_path: Path) -> None:
-    class Linear(nn.Linear):
-        def forward(self, x: Tensor) -> Any:
-            return super().forward(x), None
-
-    with pytest.raises(ValueError, match=r"No recurrence found in Recurrent\. Got modules of types \['Lin.*register"):
-        trainer(tmp_path, projection()).fit(Recurrent(Linear(FEATURES, UNITS)), sequences())
+class NoRecurrence(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
 
 
-def test_parametrized_weights(tmp_path: Path) -> None:
-    model = Recurrent("lstm")
-    nn.utils.parametrizations.weight_norm(model.core, "weight_hh_l0")
-    with pytest.raises(ValueError, match=r"must be plain parameters\. Got .*'weight_hh_l0'.*remove_parametrizations"):
-        trainer(tmp_path, projection()).fit(model, sequences())
+def normed() -> nn.Module:
+    core = nn.LSTM(FEATURES, UNITS, batch_first=True)
+    nn.utils.parametrizations.weight_norm(core, "weight_hh_l0")
+    return core
+
+
+@pytest.mark.parametrize(
+    ("core", "modules", "message"),
+    [
+        (
+            lambda: NoRecurrence(FEATURES, UNITS),
+            None,
+            r"No recurrence found in Recurrent\. Got modules of types \['Lin",
+        ),
+        (normed, None, r"must be plain parameters\. Got .*'weight_hh_l0'.*remove_parametrizations"),
+        (lambda: "gru", "decoder.*", r"`modules` pattern matches no recurrent module\. Got 'decoder\.\*'.*\['core'\]"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_models_that_cannot_be_projected(core: Any, modules: Any, message: str, stage: str, tmp_path: Path) -> None:
+    model = Recurrent(core())
+    run = trainer(tmp_path, projection(modules=modules), num_sanity_val_steps=0)
+    with pytest.raises(MisconfigurationException, match=message):
+        run.fit(model, sequences()) if stage == "fit" else run.validate(model, sequences(), verbose=False)
+    assert not model.core._forward_pre_hooks
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])

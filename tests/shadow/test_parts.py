@@ -1,19 +1,16 @@
-"""Random states, optimizers, the trainer's stand-in and the watch on predictions."""
+"""Random states, batches, the trainer's stand-in and the watch on predictions."""
 
 import copy
 import random
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
-from torch.optim import SGD, lr_scheduler
 
+from lightning_stable.copying import parts_of
 from lightning_stable.shadow.batches import cloned, shallow, versions
-from lightning_stable.shadow.nested import parts_of
-from lightning_stable.shadow.optimizers import configured
 from lightning_stable.shadow.predictions import PredictionWatch, first_floating
 from lightning_stable.shadow.rng import RandomStates, isolated
 from lightning_stable.shadow.trainer import Proxy
@@ -32,46 +29,6 @@ def test_isolated_generators() -> None:
     with isolated(torch.device("cpu"), states):
         assert draw() == first
     assert draw() == second
-
-
-def forms() -> dict[str, Any]:
-    parameter = nn.Parameter(torch.ones(()))
-    optimizer = SGD([parameter], lr=1.0)
-    step = lr_scheduler.StepLR(optimizer, 1)
-    plateau = lr_scheduler.ReduceLROnPlateau(optimizer)
-    return {
-        "optimizer": (optimizer, []),
-        "list": ([optimizer], []),
-        "tuple": ((optimizer,), []),
-        "lists": (([optimizer], [step]), [(step, None)]),
-        "lists with dict": (([optimizer], [{"scheduler": plateau, "monitor": "x"}]), [(plateau, "x")]),
-        "one scheduler": (([optimizer], step), [(step, None)]),
-        "dict": ({"optimizer": optimizer}, []),
-        "dict with scheduler": ({"optimizer": optimizer, "lr_scheduler": step}, [(step, None)]),
-        "dict with options": ({"optimizer": optimizer, "lr_scheduler": {"scheduler": step}}, [(step, None)]),
-        "monitor": ({"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "x"}, [(plateau, "x")]),
-        "list of dict": ([{"optimizer": optimizer, "lr_scheduler": step}], [(step, None)]),
-    }
-
-
-@pytest.mark.parametrize("form", forms())
-def test_forms_of_configure_optimizers(form: str) -> None:
-    asked, expected = forms()[form]
-    model = Recurrent()
-    model.configure_optimizers = lambda: asked  # type: ignore[method-assign]
-    optimizer, schedules = configured(model)
-    assert isinstance(optimizer, SGD)
-    assert [type(s.scheduler) for s in schedules] == [type(scheduler) for scheduler, _ in expected]
-    assert [s.monitor for s in schedules] == [monitor for _, monitor in expected]
-
-
-@pytest.mark.parametrize("several", [list, tuple])
-def test_several_optimizers(several: Any) -> None:
-    model = Recurrent()
-    optimizers = several(SGD(model.parameters(), lr=1.0) for _ in range(2))
-    model.configure_optimizers = lambda: optimizers  # type: ignore[method-assign]
-    with pytest.raises(Exception, match="one optimizer"):
-        configured(model)
 
 
 def test_proxy_keeps_what_is_set() -> None:

@@ -332,13 +332,13 @@ def as_input_set(value: Any) -> InputSet:
     """A set as it is; a number or tensor as :class:`SupNorm`.
 
     Raises:
-        ValueError: If ``value`` is neither.
+        TypeError: If ``value`` is neither.
     """
     if isinstance(value, InputSet):
         return value
     if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
         return SupNorm(value)
-    raise ValueError(
+    raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
         f"those. Got {value!r}."
     )
