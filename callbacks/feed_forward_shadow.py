@@ -19,7 +19,7 @@ from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource,
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
 from lightning_stable.tensorboard.board import THEORY, last_step
-from lightning_stable.trainers import callbacks_of, check_strategy
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
 class FeedForwardShadowCallback(Callback):
@@ -105,7 +105,7 @@ class FeedForwardShadowCallback(Callback):
     ) -> None:
         window = checks.integer("window", window)
         # Modules are callable, too.
-        if not (twin is None or isinstance(twin, LightningModule) or (callable(twin) and not isinstance(twin, Module))):
+        if not (twin is None or lightning_class(twin) or (callable(twin) and not isinstance(twin, Module))):
             raise TypeError(
                 "`twin` must be a LightningModule, a function without arguments that makes one, or None for a copy. "
                 f"Got {twin!r}."

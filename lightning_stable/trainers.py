@@ -9,7 +9,7 @@ import sys
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 KindT = TypeVar("KindT")
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -44,15 +44,20 @@ def check_strategy(trainer: Trainer, who: str, need: str) -> None:
         MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel.
     """
     strategy = trainer.strategy
-    whole = isinstance(strategy, _strategies("SingleDeviceStrategy", "DDPStrategy"))
-    if not whole or isinstance(strategy, _strategies("DeepSpeedStrategy")):
+    whole = isinstance(strategy, _classes(".strategies", "SingleDeviceStrategy", "DDPStrategy"))
+    if not whole or isinstance(strategy, _classes(".strategies", "DeepSpeedStrategy")):
         raise MisconfigurationException(
             f"{who} needs {need}, which strategies that shard parameters or step in their own way do not give. "
             f"Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
         )
 
 
-def _strategies(*names: str) -> tuple[type, ...]:
-    """Return the classes of these names in both packages; a package that is not imported has made no trainer."""
-    modules = [sys.modules[f"{name}.strategies"] for name in _PACKAGES if f"{name}.strategies" in sys.modules]
+def lightning_class(module: object) -> type[LightningModule] | None:
+    """Return the LightningModule of the package that a module is made with; None if it is no LightningModule."""
+    return next((kind for kind in _classes("", "LightningModule") if isinstance(module, kind)), None)
+
+
+def _classes(submodule: str, *names: str) -> tuple[type[Any], ...]:
+    """Return the classes of these names in both packages; a package that is not imported has made no object."""
+    modules = [sys.modules[package + submodule] for package in _PACKAGES if package + submodule in sys.modules]
     return tuple(getattr(module, name) for module in modules for name in names)

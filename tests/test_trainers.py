@@ -4,12 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
+import lightning.pytorch as L
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import strategies as lightning_strategies
+from torch import nn
 
-from lightning_stable.trainers import callbacks_of, check_strategy, logging_interval
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval
 from tests.helpers import trainer
 
 
@@ -60,6 +62,13 @@ def test_strategies_of_both_packages(name: str) -> None:
                 MisconfigurationException, match=rf"^The asker needs whole matrices, .* Got strategy {name}; use"
             ):
                 check_strategy(run, "The asker", "whole matrices")
+
+
+def test_modules_of_both_packages() -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    for package in (L, other):
+        assert lightning_class(package.LightningModule()) is package.LightningModule
+    assert lightning_class(nn.Linear(1, 1)) is lightning_class(None) is None
 
 
 def test_a_strategy_of_ones_own_is_one_of_its_base() -> None:

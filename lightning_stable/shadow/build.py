@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MethodType
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_stable.copying import copied, parts_of
 from lightning_stable.recurrence import recurrent_modules
+from lightning_stable.trainers import lightning_class
 from lightning_stable.truncation import Windowed, window_
 
 TwinSource = LightningModule | Callable[[], LightningModule] | None
@@ -85,14 +87,14 @@ def twin_from(source: LightningModule | Callable[[], LightningModule], model: Li
         )
 
     try:
-        twin = source if isinstance(source, LightningModule) else source()
+        twin: Any = source() if lightning_class(source) is None else source
     except Exception as error:
         raise refused(f"{source!r}, which raised {type(error).__name__}: {error}") from error
     if twin is model:
         raise refused("the model itself")
-    if not isinstance(twin, LightningModule):
+    if lightning_class(twin) is None:
         raise refused(repr(twin))
-    return twin
+    return cast(LightningModule, twin)
 
 
 def prepare_given(twin: LightningModule, model: LightningModule, trainer: Trainer, window: int) -> None:

@@ -20,6 +20,7 @@ from lightning_stable.shadow.projection import TwinProjection
 from lightning_stable.shadow.rng import RandomStates, isolated
 from lightning_stable.shadow.trainer import TwinTrainer
 from lightning_stable.shadow.twin_guard import leaves_alone
+from lightning_stable.trainers import lightning_class
 
 
 class Twin:
@@ -157,7 +158,7 @@ class Twin:
         """Set the twin back to training, each part as it was."""
         with isolated(self._device):
             self.module.on_validation_end()
-            if is_overridden("on_validation_model_train", self.module):
+            if is_overridden("on_validation_model_train", self.module, parent=lightning_class(self.module)):
                 self.module.on_validation_model_train()
             else:
                 for module, training in self._modes:

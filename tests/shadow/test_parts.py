@@ -2,19 +2,24 @@
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
+from torch.optim import SGD
 
 from lightning_stable.copying import parts_of
 from lightning_stable.shadow.batches import cloned, shallow, versions
+from lightning_stable.shadow.logs import TwinLog
 from lightning_stable.shadow.predictions import PredictionWatch, first_floating
 from lightning_stable.shadow.rng import RandomStates, isolated
-from lightning_stable.shadow.trainer import Proxy
-from tests.helpers import FEATURES, TIME, Recurrent
+from lightning_stable.shadow.trainer import Proxy, TwinTrainer
+from tests.helpers import FEATURES, TIME, Recurrent, trainer
 
 
 def draw() -> tuple[float, ...]:
@@ -38,6 +43,31 @@ def test_proxy_keeps_what_is_set() -> None:
     assert (proxy.bounded, proxy.growth, proxy.core) == (False, 7.0, target.core)
     assert (target.bounded, target.growth) == (True, 1.0)
     assert copy.copy(proxy).growth == 7.0
+
+
+def test_the_twins_strategy_leaves_the_model_its_own(tmp_path: Path) -> None:
+    """Also where the model's optimizer is one that Lightning has wrapped, and its strategy averages models."""
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    model, twin = Recurrent(), Recurrent()
+    run = trainer(tmp_path, plugins=[plugin])
+    run.strategy.connect(model)
+    run.strategy.optimizers = [LightningOptimizer(SGD(model.parameters(), lr=1.0))]
+    run.strategy._model_averager = averager = object()
+    wrapped = list(run.strategy._lightning_optimizers)
+    log = TwinLog()
+    twin.trainer = stand_in = TwinTrainer(run, twin, log)  # type: ignore[assignment]
+    stand_in.set_up_optimizers()
+    assert type(stand_in.strategy) is type(run.strategy)
+    assert stand_in.strategy.lightning_module is stand_in.lightning_module is twin
+    assert stand_in.precision_plugin.scaler is not plugin.scaler
+    assert stand_in.strategy._model_averager is None
+    assert stand_in.callbacks == []
+    assert twin.optimizers().param_groups[0]["params"][0] is next(twin.parameters())
+    assert run.strategy.lightning_module is model
+    assert run.precision_plugin is plugin
+    assert run.strategy._model_averager is averager
+    assert run.strategy._lightning_optimizers == wrapped
+    assert wrapped[0]._strategy.lightning_module is model
 
 
 def test_shallow_copies_of_batches() -> None:
