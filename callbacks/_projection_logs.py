@@ -38,13 +38,13 @@ def metrics_of(report: StabilityReport, norms_before: Mapping[str, float], dista
 
 
 def log_after_step(
-    trainer: Trainer, module: LightningModule, callback: ModelProjectorCallback, metrics: dict[str, float]
+    trainer: Trainer, module: LightningModule, callback: ModelProjectorCallback, metrics: Mapping[str, float]
 ) -> None:
     """Log a callback's metrics after a training step, and show its target.
 
     Of several projection callbacks the last one logs ``stability/rate``, the largest of all.
     """
-    del metrics["stability/rate"]
+    metrics = {name: value for name, value in metrics.items() if name != "stability/rate"}
     if callback is projections_of(trainer)[-1]:  # all have certified by now, and the model has one rate
         metrics["stability/rate"] = max(report.rate for report in reports_of(trainer))
     # Lightning would drop values logged outside its own rhythm, which manual optimization does not keep to.

@@ -84,11 +84,11 @@ class FeedForwardShadowCallback(Callback):
 
     Raises:
         TypeError: If an argument has a wrong type; when they are compared, if ``predictions`` returns no tensor.
-        ValueError: If an argument is out of range; when training starts, if a layer has no windowed form.
+        ValueError: If an argument is out of range.
         MisconfigurationException: When training starts, for manual optimization, several optimizers, strategies that
-            shard parameters, a second callback with this window and name, a model without recurrence, one that cannot
-            be copied, one whose copy still uses it (functions that close over it), and a given twin of another
-            architecture; later, for parameters that were not there then.
+            shard parameters, a second callback with this window and name, a model without recurrence, one with a layer
+            that has no windowed form, one that cannot be copied, one whose copy still uses it (functions that close
+            over it), and a given twin of another architecture; later, for parameters that were not there then.
 
     Example:
         >>> shadow = FeedForwardShadowCallback(window=10)

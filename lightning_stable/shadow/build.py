@@ -1,4 +1,4 @@
-"""Making the twin: a windowed copy of the model, or a given module that starts from the model's weights."""
+"""Where the twin comes from: a windowed copy of the model, or a given module that starts from its weights."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def windowed_copy(model: LightningModule, window: int) -> LightningModule:
     """Return a deep copy whose recurrent layers see a window.
 
     Raises:
-        MisconfigurationException: If the model cannot be deep-copied, or the copy would call the model.
-        ValueError: If a layer has no windowed form.
+        MisconfigurationException: If the model cannot be deep-copied, the copy would call the model, or a layer has no
+            windowed form.
     """
     for name in ("forward", "training_step", "validation_step"):
         replaced = vars(model).get(name)
@@ -70,7 +70,7 @@ def windowed_copy(model: LightningModule, window: int) -> LightningModule:
             f"FeedForwardShadowCallback could not deep-copy {type(model).__name__}: pass `twin=`, a module of the same "
             f"architecture or a function that makes one. Got {type(error).__name__}: {error}"
         ) from error
-    _windowed(twin, window)
+    _give_window(twin, window)
     return twin
 
 
@@ -101,12 +101,12 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     """Set a given twin up as the trainer has set up the model, and give it the model's weights and modes.
 
     Raises:
-        MisconfigurationException: Naming the first parameter or buffer that the two do not share.
-        ValueError: If a layer has no windowed form.
+        MisconfigurationException: If the two do not share all parameters and buffers, naming the first, or a layer has
+            no windowed form.
     """
     twin.setup("fit")
     twin.configure_model()
-    _windowed(twin, window)
+    _give_window(twin, window)
     trainer.precision_plugin.convert_module(twin)
     twin.to(model.device)
     _check_shapes_known(model)
@@ -122,8 +122,11 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     twin.on_fit_start()
 
 
-def _windowed(twin: LightningModule, window: int) -> None:
-    window_(twin, window)
+def _give_window(twin: LightningModule, window: int) -> None:
+    try:
+        window_(twin, window)
+    except ValueError as error:
+        raise MisconfigurationException(f"FeedForwardShadowCallback cannot truncate the model. {error}") from error
     for module in twin.modules():
         for method in parts_of(MethodType, vars(module)):
             layer, name = method.__self__, method.__name__

@@ -45,7 +45,6 @@ class Twin:
 
     Raises:
         MisconfigurationException: If a twin cannot be made, or is not of the model's architecture.
-        ValueError: If a layer has no windowed form.
     """
 
     def __init__(self, trainer: Trainer, model: LightningModule, window: int, source: TwinSource) -> None:

@@ -199,6 +199,17 @@ class NoOptimizer(Noisy):
         return None
 
 
+class Residual(nn.LSTM):
+    def forward(self, *args: Any) -> Any:
+        output, state = super().forward(*args)
+        return output + 1, state
+
+
+class OwnForward(Noisy):
+    def __init__(self) -> None:
+        super().__init__(Residual(FEATURES, UNITS, batch_first=True))
+
+
 class Fetching(Noisy):
     def training_step(self, dataloader_iter: Any) -> Any:
         return self.loss(next(dataloader_iter)[0])
@@ -245,6 +256,7 @@ class Counted(Noisy):
         (Manual, r"needs automatic optimization: under manual .*rhythm\. Got `automatic_optimization=False`"),
         (NoRecurrence, r"needs a recurrent model\. Got NoRecurrence with modules of types \['Linear'.*register"),
         (NoOptimizer, r"`configure_optimizers` to return one optimizer, .* Got None"),
+        (OwnForward, r"cannot truncate the model\. A windowed form follows .* Got Residual"),
         (Fetching, r"Got a `training_step\(dataloader_iter\)`.*let it take `batch`"),
         (Uncopyable, r"could not deep-copy Uncopyable: pass `twin=`.* Got RuntimeError: no copies"),
         (Unfinished, r"call the model once.* Got 2 lazy ones without a shape, the first is 'late\.weight'"),
