@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from lightning_stable import cli
 from lightning_stable.commands.capacity import EXPERIMENTS
-from lightning_stable.experiments import capacity, cli
+from lightning_stable.experiments import capacity
 from lightning_stable.experiments.capacity import BUDGETS, Bits, Budget, Options, Reals, Trainability
 from lightning_stable.experiments.pool import Job
 from lightning_stable.models import CELLS

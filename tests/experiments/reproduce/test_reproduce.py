@@ -10,7 +10,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI, instantiate_class
 
-from lightning_stable import certify, cli, reproduce
+from lightning_stable import certify, cli
+from lightning_stable.experiments import reproduce
 from lightning_stable.experiments.files import write_text
 from lightning_stable.experiments.reproduce import Options
 from lightning_stable.experiments.reproduce.task import read_task
