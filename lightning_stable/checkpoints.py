@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lightning_stable import models
 from lightning_stable.stability import InputSet
@@ -60,6 +61,22 @@ def read_plain(path: Path) -> Any:
         raise ValueError(
             f"The file must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
         ) from error
+
+
+def read_tensor(path: Path, option: str) -> Tensor:
+    """Read the file of one tensor.
+
+    Args:
+        path: The file, which ``torch.save`` wrote.
+        option: The option that names the file, for messages.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, or holds anything else.
+    """
+    tensor = read_plain(path)
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"`{option}` must be the file of one tensor. Got {type(tensor).__name__} in {str(path)!r}.")
+    return tensor
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""Jobs side by side in processes of their own, with their progress."""
+"""Jobs side by side, each in its own process, with their progress."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def run_all(
 
 
 def default_processes() -> int:
-    """One job per core; an accelerator takes one after the other."""
+    """Return how many jobs run side by side: one per core; an accelerator takes one after the other."""
     import torch
 
     if torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -105,19 +105,27 @@ def default_processes() -> int:
     return cores()
 
 
+def one_thread() -> None:
+    """Let torch use one thread unless the environment says how many: processes share the cores among themselves."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:
-    """``12 minutes`` or ``40 seconds``."""
+    """Return a duration in words: ``12 minutes`` or ``40 seconds``."""
     return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it is gone, however it went."""
+    """End this process when the one that started it is gone, however it went."""
 
     def wait_for_parent() -> None:
         parent = multiprocessing.parent_process()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_stable import cli
-from lightning_stable.experiments.demo import _unused
+from lightning_stable.experiments.demo.demo import _unused
 from lightning_stable.models import LanguageModel
 
 

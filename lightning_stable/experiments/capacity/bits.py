@@ -11,11 +11,12 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
 from lightning_stable.experiments.capacity.figures import plot_lines
 from lightning_stable.experiments.capacity.fits import Line, fit_line
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Bits(Experiment):
@@ -74,23 +75,16 @@ class Bits(Experiment):
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(title=self.title, caption="Published: about 5 bits per parameter (Collins et al. 2017).")
-        for name in ("cell", "layers", "units", "parameters"):
-            table.add_column(name, justify="left" if name == "cell" else "right")
-        for name in ("bits", "bits, stable", "per parameter", "per parameter,\nstable"):
-            table.add_column(name, justify="right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["cell"]):
-                table.add_section()
-            previous = row["cell"]
-            table.add_row(
-                *(str(row[key]) for key in ("cell", "layers", "units", "parameters")),
-                *("" if each is None else f"{each['bits']:.0f}" for each in pair),
-                *("" if each is None else f"{each['bits_per_parameter']:.2f}" for each in pair),
-            )
+        table = paired_table(
+            rows,
+            title=self.title,
+            caption="Published: about 5 bits per parameter (Collins et al. 2017).",
+            keys=("cell", "layers", "units", "parameters"),
+            values={
+                "bits": lambda row: f"{row['bits']:.0f}",
+                "per parameter": lambda row: f"{row['bits_per_parameter']:.2f}",
+            },
+        )
         lines = Table(title="Fitted bits per parameter (slope), over all sizes")
         for name in ("cell", "layers", "slope", "R²", "slope, stable", "R², stable", "stability costs"):
             lines.add_column(name, justify="left" if name == "cell" else "right")

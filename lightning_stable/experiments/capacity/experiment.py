@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import optuna
 from rich.table import Table
 
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
+from lightning_stable.experiments.results import Row
 
 
 class Experiment(ABC):
@@ -92,6 +94,33 @@ def beside(rows: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:
     keys = list(dict.fromkeys(_key(row) for row in rows))
     found = {(_key(row), row["stable"]): row for row in rows}
     return [(found.get((key, False)), found.get((key, True))) for key in keys]
+
+
+def paired_table(
+    rows: Sequence[Row], *, title: str, caption: str, keys: Sequence[str], values: Mapping[str, Callable[[Row], str]]
+) -> Table:
+    """Return a table with a line for every network and the unconstrained value beside the stable one.
+
+    Args:
+        rows: The rows of the results.
+        title: The title of the table.
+        caption: The text below it.
+        keys: The first columns; a section begins where the first of them changes.
+        values: By the heading of a column, the text it shows of a row.
+    """
+    table = Table(title=title, caption=caption)
+    for name in keys:
+        table.add_column(name, justify="left" if name in ("task", "cell") else "right")
+    for name in values:
+        table.add_column(name, justify="right")
+        table.add_column(f"{name},\nstable", justify="right")
+    for _, section in groupby(beside(rows), key=lambda pair: (pair[0] or pair[1] or {})[keys[0]]):
+        table.add_section()
+        for pair in section:
+            row = pair[0] or pair[1] or {}
+            texts = ["" if each is None else text(each) for text in values.values() for each in pair]
+            table.add_row(*(str(row[key]) for key in keys), *texts)
+    return table
 
 
 def _key(row: Row) -> tuple[Any, ...]:

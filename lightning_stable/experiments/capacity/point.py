@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Params = dict[str, Any]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
 from lightning_stable.experiments.capacity.figures import plot_knees
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Reals(Experiment):
@@ -82,24 +83,16 @@ class Reals(Experiment):
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(
+        table = paired_table(
+            rows,
             title=self.title,
             caption="Published: about one per unit (Collins et al. 2017); a linear read-out cannot say more than one.",
+            keys=("cell", "layers", "units"),
+            values={
+                "reals": lambda row: f"{row['reals']:.2f}",
+                "per unit": lambda row: f"{row['reals_per_unit']:.2f}",
+            },
         )
-        for name in ("cell", "layers", "units", "reals", "reals, stable", "per unit", "per unit, stable"):
-            table.add_column(name, justify="left" if name == "cell" else "right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["cell"]):
-                table.add_section()
-            previous = row["cell"]
-            table.add_row(
-                *(str(row[key]) for key in ("cell", "layers", "units")),
-                *("" if each is None else f"{each['reals']:.2f}" for each in pair),
-                *("" if each is None else f"{each['reals_per_unit']:.2f}" for each in pair),
-            )
         return [table]
 
     @override

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +13,8 @@ from typing_extensions import override
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.experiments.capacity.point import Params, Point
 from lightning_stable.experiments.capacity.tasks import Task
+from lightning_stable.experiments.pool import one_thread
+from lightning_stable.quiet import quiet
 
 RATE = 0.99
 
@@ -47,6 +46,7 @@ def annealed(peak: float, step: int, steps: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
+@quiet()
 def train(
     task: Task, point: Point, params: Params, steps: int
 ) -> tuple[LightningModule, dict[str, float], float | None]:
@@ -61,7 +61,7 @@ def train(
     Returns:
         The model, its validation metrics, and the certified rate; None if the network is unconstrained.
     """
-    quiet()
+    one_thread()
     model = task.build(point.cell, point.layers, point.units)
     core = model.core
     assert isinstance(core, nn.Module)
@@ -93,13 +93,3 @@ def train(
     rate = None if projection is None or projection.report is None else projection.report.rate
     (metrics,) = trainer.validate(model, task.data, verbose=False)
     return model, dict(metrics), rate
-
-
-def quiet() -> None:
-    """One thread per process, and no advice from Lightning on every trial."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # processes share the cores among themselves
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in ("does not have many workers", "LeafSpec", "logging interval", "GPU available but not used"):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -12,10 +12,11 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
 from lightning_stable.experiments.capacity.figures import plot_shares
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Trainability(Experiment):
@@ -113,24 +114,16 @@ class Trainability(Experiment):
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(
+        table = paired_table(
+            rows,
             title="Trainability: share of good trials, and the best loss relative to learning nothing",
             caption="Good: at least half the way from learning nothing (1) to the best trial of all on the task.",
+            keys=("task", "cell", "layers", "units"),
+            values={
+                "good": lambda row: f"{row['good_fraction']:.0%}",
+                "best loss": lambda row: f"{row['best_loss']:.3f}",
+            },
         )
-        for name in ("task", "cell", "layers", "units", "good", "good, stable", "best loss", "best loss, stable"):
-            table.add_column(name, justify="left" if name in ("task", "cell") else "right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["task"]):
-                table.add_section()
-            previous = row["task"]
-            table.add_row(
-                *(str(row[key]) for key in ("task", "cell", "layers", "units")),
-                *("" if each is None else f"{each['good_fraction']:.0%}" for each in pair),
-                *("" if each is None else f"{each['best_loss']:.3f}" for each in pair),
-            )
         return [table]
 
     @override

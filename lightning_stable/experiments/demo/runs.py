@@ -23,6 +23,7 @@ from lightning_stable.callbacks import (
 )
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.diagnostics import truncation_profile
+from lightning_stable.experiments.demo.options import DemoOptions
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability import StabilityReport
 
@@ -86,39 +87,12 @@ class _AfterStep(Callback):
             optimizer.register_step_post_hook(lambda *_: self._function())
 
 
-@dataclass(frozen=True)
-class Options:
-    """What both trainings have in common, and what is asked of the stable one.
-
-    Attributes:
-        epochs: Epochs of each training.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        hidden_size: Recurrent units.
-        rate: Largest certified rate of the stable model.
-        gate_bound: As in :func:`lightning_stable.project_`.
-        window: Inputs the twins see.
-        distance_steps: Steps for which twins of several windows are compared.
-        seed: Seed of both trainings.
-        limit_batches: Batches per epoch and stage, for a quick look; None takes all.
-    """
-
-    epochs: int = 6
-    cell: str = "lstm"
-    hidden_size: int = 128
-    rate: float = 0.99
-    gate_bound: float | None = None
-    window: int = 10
-    distance_steps: int = 80
-    seed: int = 1
-    limit_batches: int | None = None
-
-
 def train(
     name: str,
     projection: StabilityProjectionCallback | None,
     data: PythonDocsDataModule,
     out: Path,
-    options: Options,
+    options: DemoOptions,
 ) -> Run:
     """Train a model and its twin, and test both at the model's best epoch."""
     run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
@@ -162,7 +136,7 @@ def distances_over_steps(
     projection: StabilityProjectionCallback | None,
     data: PythonDocsDataModule,
     out: Path,
-    options: Options,
+    options: DemoOptions,
 ) -> Distances:
     """Train twins of several windows beside one model for a short while."""
     shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
@@ -193,7 +167,7 @@ class _DistanceRecorder(Callback):
                 curve.append((trainer.global_step, value.item()))
 
 
-def _model(data: PythonDocsDataModule, options: Options) -> LanguageModel:
+def _model(data: PythonDocsDataModule, options: DemoOptions) -> LanguageModel:
     seed_everything(options.seed, verbose=False)
     # No dropout before the recurrence: the certificate would have to cover every mask.
     return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)

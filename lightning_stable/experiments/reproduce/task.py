@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_stable.experiments.reproduce.options import BudgetName
+
 Config = dict[str, Any]
-Budget = Literal["small", "paper"]
-BUDGETS: tuple[Budget, ...] = ("small", "paper")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Task:
     metric: Metric
     config: Config
     cells: dict[str, Config]
-    budgets: dict[Budget, Config]
+    budgets: dict[BudgetName, Config]
     note: str = ""
     baselines: dict[str, Config] = field(default_factory=dict)
     stable: Config = field(default_factory=dict)
@@ -116,8 +116,10 @@ class Task:
     published: tuple[Published, ...] = ()
     floor: float | str | None = None
 
-    def runs(self, budget: Budget, *, seed: int, data_dir: Path | None = None, baselines: bool = False) -> list[Run]:
-        """All models of a budget.
+    def runs(
+        self, budget: BudgetName, *, seed: int, data_dir: Path | None = None, baselines: bool = False
+    ) -> list[Run]:
+        """Return all models of a budget.
 
         Args:
             budget: ``"small"`` or ``"paper"``.

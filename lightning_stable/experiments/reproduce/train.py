@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import math
-import os
 import time
-import warnings
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -22,13 +18,12 @@ from lightning.pytorch.cli import LightningCLI, instantiate_class
 from typing_extensions import override
 
 from lightning_stable import certify
-from lightning_stable.experiments.files import write_text
-from lightning_stable.experiments.pool import Report
+from lightning_stable.experiments.pool import Report, one_thread
 from lightning_stable.experiments.reproduce.task import Config, Run, Task, filled, merged
+from lightning_stable.experiments.results import Row, write_text
 from lightning_stable.feedforward import ConvolutionalNet
+from lightning_stable.quiet import quiet
 from lightning_stable.trainers import callbacks_of
-
-Row = dict[str, Any]
 
 
 def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Path:
@@ -61,13 +56,14 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
     return path
 
 
+@quiet()
 def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> Row:
     """Train a model, test the best epoch, certify it, and write ``result.json`` into the folder of the run.
 
     Returns:
         What the results hold of it.
     """
-    _quiet()
+    one_thread()
     start = time.perf_counter()
     cli = LightningCLI(
         args=["--config", str(config)],
@@ -124,9 +120,9 @@ def make_data(config: Config) -> LightningDataModule:
     module, _, class_name = name.rpartition(".")
     parameter = inspect.signature(getattr(import_module(module), class_name)).parameters.get("data_dir")
     if parameter is None and given is not None:
-        raise ValueError(f"`data_dir` has no meaning for {class_name}, which makes its data itself. Got {given!r}.")
+        raise ValueError(f"`--data-dir` has no meaning for {class_name}, which makes its data itself. Got {given!r}.")
     if parameter is not None and parameter.default is parameter.empty and given is None:
-        raise ValueError(f"`data_dir` must be the folder with your copy of the data for {class_name}. Got None.")
+        raise ValueError(f"`--data-dir` must be the folder with your copy of the data for {class_name}. Got None.")
     data: LightningDataModule = instantiate_class((), {"init_args": {}} | config["data"])
     data.prepare_data()
     data.setup("fit")
@@ -149,19 +145,6 @@ def _certificate(model: LightningModule, input_bound: Config | None) -> Row:
 
 def _is_of(core: str, stable: bool | None, run: Run) -> bool:
     return core == run.core and run.window is None and (stable is None or stable == run.stable)
-
-
-def _quiet() -> None:
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # runs share the cores among themselves
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning against a newer torch
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    # The configuration is meant to say which optimizer; the command line is none of LightningCLI's.
-    warnings.filterwarnings("ignore", message=".*configure_optimizers.* will be overridden")
-    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
 
 
 class _Reporter(Callback):

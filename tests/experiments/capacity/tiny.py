@@ -13,7 +13,8 @@ from rich.table import Table
 from lightning_stable.experiments.capacity import search
 from lightning_stable.experiments.capacity.budgets import Budget
 from lightning_stable.experiments.capacity.experiment import Experiment, common
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
+from lightning_stable.experiments.results import Row
 
 POINT = Point("nothing", "rnn", 1, 3, 10, False)
 

@@ -1,0 +1,138 @@
+"""An experiment from end to end: search at every point of its grid, show and write what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning_stable.experiments.capacity.budgets import BUDGETS, Budget
+from lightning_stable.experiments.capacity.options import CapacityOptions
+
+try:
+    import optuna  # noqa: F401
+    import scipy  # noqa: F401
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"The experiments need optuna and scipy: pip install 'lightning-stable[capacity]'. Got no {error.name}."
+    ) from error
+
+from rich.console import Console
+
+from lightning_stable.experiments.capacity.bits import Bits
+from lightning_stable.experiments.capacity.experiment import Experiment
+from lightning_stable.experiments.capacity.point import Point, Trial
+from lightning_stable.experiments.capacity.reals import Reals
+from lightning_stable.experiments.capacity.search import open_storage, search_point, stored
+from lightning_stable.experiments.capacity.trainability import Trainability
+from lightning_stable.experiments.pool import Job, default_processes, duration, run_all
+from lightning_stable.experiments.results import Row, show, show_failures, write_csv, write_results
+from lightning_stable.models import CELLS
+
+
+def run(name: str, out: Path, options: CapacityOptions) -> int:
+    """Run one of the experiments ``bits``, ``reals`` and ``trainability``; see :func:`measure`.
+
+    Raises:
+        ValueError: If an option does not fit.
+    """
+    if name not in BUDGETS:
+        raise ValueError(f"`name` must be one of {list(BUDGETS)}. Got {name!r}.")
+    if options.data_dir is not None and name != "trainability":
+        raise ValueError(f"`--data-dir` has a meaning for trainability only. Got {str(options.data_dir)!r}.")
+    budget = BUDGETS[name][options.budget]
+    for cell in options.cells or ():
+        if cell not in CELLS:
+            raise ValueError(f"`--cells` must be among {list(CELLS)}. Got {cell!r}.")
+    wanted: dict[str, Any] = {"cells": options.cells, "trials": options.trials, "steps": options.steps}
+    budget = replace(budget, **{key: value for key, value in wanted.items() if value is not None})
+    experiment = Trainability(options.data_dir) if name == "trainability" else {"bits": Bits, "reals": Reals}[name]()
+    return measure(experiment, budget, out, options)
+
+
+def measure(experiment: Experiment, budget: Budget, out: Path, options: CapacityOptions) -> int:
+    """Search at every point of a grid, side by side, and write what was found.
+
+    Writes ``results.json``, ``results.csv``, ``trials.csv`` with every trial, and ``results.png`` into ``out``, and
+    keeps the searches in ``search.db`` there.
+
+    Returns:
+        The exit status: 0 if all points have a result, 1 otherwise.
+
+    Raises:
+        ValueError: If there are searches in ``out`` already and ``options.resume`` is False.
+    """
+    console = Console()
+    file = out / "search.db"
+    if file.exists() and not options.resume:
+        raise ValueError(f"`--out` must have no searches in it, unless --resume goes on with them. Got {str(file)!r}.")
+    out.mkdir(parents=True, exist_ok=True)
+    url = options.storage or f"sqlite:///{file.resolve()}"
+    storage = open_storage(url)  # the tables are made once, before processes share them
+    points = experiment.points(budget)
+    found: dict[Point, list[Trial]] = {}
+    for point in points:
+        found[point] = stored(experiment, point, storage, budget.steps, options.seed)
+    left = {point: max(0, budget.trials - len(found[point])) for point in points}
+    waiting = [point for point in points if left[point]]
+    seconds = {point: left[point] * experiment.seconds(point, budget.steps) for point in waiting}
+    jobs = options.jobs or default_processes()
+    done = sum(len(trials) for trials in found.values())
+    console.print(
+        f"{experiment.title}: {len(points)} networks, {sum(left.values())} trials to go, {jobs} at a time, "
+        f"about {duration(15 + sum(seconds.values()) / min(jobs, max(1, len(waiting))))} on {jobs} free cores"
+        + (f"; {done} are finished" if done else ""),
+        highlight=False,
+    )
+
+    def keep(name: str, trials: list[Trial]) -> str:
+        point = next(point for point in points if point.name == name)
+        found[point] = trials
+        _write(experiment, found, out)
+        good = [trial for trial in trials if trial.value is not None]
+        took = duration(sum(trial.seconds for trial in trials))
+        best = f"best {experiment.best(good).value:.4g} of " if good else ""
+        return f"{name}: {best}{len(trials)} trials, {took}"
+
+    work = (budget.trials, budget.steps, options.seed)
+    tasks = [Job(point.name, seconds[point], search_point, (experiment, point, url, work)) for point in waiting]
+    failures = run_all(tasks, jobs, keep, console, "networks")
+    rows = _write(experiment, found, out)
+    if rows:
+        for table in experiment.tables(rows):
+            Console(width=max(110, console.width)).print(table)
+        experiment.plot(rows, out / "results.png")
+        show(console, Results=out / "results.json", Trials=out / "trials.csv", Figure=out / "results.png")
+    show_failures(console, failures)
+    empty = [point for point in points if not any(trial.value is not None for trial in found[point])]
+    for point in empty:
+        errors = [trial.details["error"] for trial in found[point]]
+        console.print(f"{point.name} has no result: {errors[-1] if errors else 'no trial'}", style="red")
+    return 1 if failures or empty else 0
+
+
+def _write(experiment: Experiment, found: dict[Point, list[Trial]], out: Path) -> list[Row]:
+    known = {point: trials for point, trials in found.items() if any(trial.value is not None for trial in trials)}
+    rows = experiment.finish([experiment.row(point, trials) for point, trials in known.items()])
+    write_results(out, rows)
+    write_csv(out / "trials.csv", _trials(found))
+    return rows
+
+
+def _trials(found: dict[Point, list[Trial]]) -> Sequence[Row]:
+    return [
+        {
+            "point": point.name,
+            "trial": trial.number,
+            "seed": trial.seed,
+            "steps": trial.steps,
+            "seconds": trial.seconds,
+            "value": trial.value,
+            "hyperparameters": json.dumps(trial.params),
+            "details": json.dumps(trial.details),
+        }
+        for point, trials in found.items()
+        for trial in trials
+    ]
