@@ -6,7 +6,6 @@ import builtins
 import csv
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,23 +19,10 @@ from lightning_stable.experiments.capacity.budgets import BUDGETS, Budget
 from lightning_stable.experiments.capacity.options import CapacityOptions
 from lightning_stable.experiments.capacity.reals import Reals
 from lightning_stable.experiments.capacity.trainability import Trainability
-from lightning_stable.experiments.pool import Job
 from lightning_stable.models import CELLS
-from tests.experiments.capacity.tiny import Tiny, ignore
+from tests.experiments.capacity.tiny import Tiny
 
 COMMON = {"cell", "layers", "units", "parameters", "stable", "trials", "seconds", "seed", "hyperparameters"}
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All jobs in this process, which costs no start of another."""
-
-    def run_all(jobs: list[Job], processes: int, keep: Callable[[str, Any], str], *_: Any) -> dict[str, Exception]:
-        for job in jobs:
-            keep(job.name, job.function(*job.arguments, ignore))
-        return {}
-
-    monkeypatch.setattr(capacity, "run_all", run_all)
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -47,6 +33,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.usefixtures("here")
 def test_bits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     budget = Budget(("rnn",), (1,), (40, 80), 1, 3)
     assert capacity.measure(Bits(), budget, tmp_path, CapacityOptions(jobs=1)) == 0
