@@ -1,4 +1,4 @@
-"""The windows that the recurrent modules of a model need on the data that a command was given."""
+"""The windows that the recurrent modules of a model need on the data of a command."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _trainer(callback: Callback, batches: int, dtype: torch.dtype) -> Trainer:
 def profile_modules(
     model: LightningModule, inputs: dict[str, Any], input_bound: str | None, max_window: int, tolerance: float
 ) -> dict[str, ModuleProfile]:
-    """Measure and certify the windows of recurrent modules.
+    """Measure and certify the windows of recurrent modules, by the name of the module.
 
     Args:
         model: The model, in evaluation mode.

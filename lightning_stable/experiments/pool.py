@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# Called inside a job with what is done, of how much, and a text to show.
+# Called inside a job with how much is done, of how much, and a text to show.
 Report = Callable[[int, int, str], None]
 
 
@@ -24,8 +24,8 @@ class Job:
     """What one process does.
 
     Attributes:
-        name: Shown with its progress.
-        seconds: About how long it takes.
+        name: The name that is shown with its progress.
+        seconds: About how long the job takes.
         function: Called with the arguments and a :data:`Report`; it and they must survive pickling.
         arguments: The arguments.
     """
@@ -54,10 +54,10 @@ def run_all(
 
     Args:
         jobs: The jobs, of different names.
-        processes: Jobs at the same time.
+        processes: The number of jobs at the same time.
         keep: Called with the name and the result of every finished job; what it returns is printed.
         console: Shows the progress.
-        noun: What the jobs are, in the plural.
+        noun: The word for the jobs, in the plural.
 
     Returns:
         The errors of the jobs that failed, by name.
@@ -65,7 +65,7 @@ def run_all(
     failures: dict[str, Exception] = {}
     if not jobs:
         return failures
-    context = multiprocessing.get_context("spawn")  # what a fork of a process with threads does is undefined
+    context = multiprocessing.get_context("spawn")  # a process with threads must not be forked
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[value]}"))
     progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
     with context.Manager() as manager, progress:

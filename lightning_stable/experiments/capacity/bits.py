@@ -20,7 +20,7 @@ from lightning_stable.experiments.results import Row
 
 
 class Bits(Experiment):
-    """Patterns per parameter are searched with the rest: too few hold little, too many are not learned."""
+    """Searches the patterns per parameter with the rest: too few hold little, too many are not learned."""
 
     name = "bits"
     title = "Bits of random labels against parameters"
@@ -28,14 +28,14 @@ class Bits(Experiment):
     @override
     def points(self, budget: Budget) -> list[Point]:
         build = tasks.perceptron(1, 0).build
-        found = [
+        points = [
             Point("perceptron", cell, layers, *tasks.units_for(build, cell, layers, size), stable)
             for cell in budget.cells
             for layers in budget.layers
             for size in budget.sizes
             for stable in (False, True)
         ]
-        return list(dict.fromkeys(found))  # two sizes may be closest to the same network
+        return list(dict.fromkeys(points))  # two sizes may be closest to the same network
 
     @override
     def first(self, point: Point) -> list[Params]:
@@ -99,12 +99,12 @@ class Bits(Experiment):
 
 
 def slopes(rows: Sequence[Row], x: str = "parameters", y: str = "bits") -> dict[tuple[str, int], list[Line | None]]:
-    """The fitted lines of every cell and depth: unconstrained and stable."""
+    """Return the fitted lines of every cell and depth: unconstrained and stable."""
     keys = dict.fromkeys((row["cell"], row["layers"]) for row in rows)
 
     def line(key: tuple[str, int], stable: bool) -> Line | None:
-        own = [row for row in rows if (row["cell"], row["layers"]) == key and row["stable"] == stable]
-        return fit_line([row[x] for row in own], [row[y] for row in own])
+        sizes = [row for row in rows if (row["cell"], row["layers"]) == key and row["stable"] == stable]
+        return fit_line([row[x] for row in sizes], [row[y] for row in sizes])
 
     return {key: [line(key, False), line(key, True)] for key in keys}
 

@@ -53,7 +53,7 @@ def run(name: str, out: Path, options: CapacityOptions) -> int:
 
 
 def measure(experiment: Experiment, budget: Budget, out: Path, options: CapacityOptions) -> int:
-    """Search at every point of a grid, side by side, and write what was found.
+    """Search at every point of a grid, side by side, and write the results.
 
     Writes ``results.json``, ``results.csv``, ``trials.csv`` with every trial, and ``results.png`` into ``out``, and
     keeps the searches in ``search.db`` there.
@@ -72,14 +72,14 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
     url = options.storage or f"sqlite:///{file.resolve()}"
     storage = open_storage(url)  # the tables are made once, before processes share them
     points = experiment.points(budget)
-    found: dict[Point, list[Trial]] = {}
+    finished: dict[Point, list[Trial]] = {}
     for point in points:
-        found[point] = stored(experiment, point, storage, budget.steps, options.seed)
-    left = {point: max(0, budget.trials - len(found[point])) for point in points}
+        finished[point] = stored(experiment, point, storage, budget.steps, options.seed)
+    left = {point: max(0, budget.trials - len(finished[point])) for point in points}
     waiting = [point for point in points if left[point]]
     seconds = {point: left[point] * experiment.seconds(point, budget.steps) for point in waiting}
     jobs = options.jobs or default_processes()
-    done = sum(len(trials) for trials in found.values())
+    done = sum(len(trials) for trials in finished.values())
     console.print(
         f"{experiment.title}: {len(points)} networks, {sum(left.values())} trials to go, {jobs} at a time, "
         f"about {duration(15 + sum(seconds.values()) / min(jobs, max(1, len(waiting))))} on {jobs} free cores"
@@ -89,8 +89,8 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
 
     def keep(name: str, trials: list[Trial]) -> str:
         point = next(point for point in points if point.name == name)
-        found[point] = trials
-        _write(experiment, found, out)
+        finished[point] = trials
+        _write(experiment, finished, out)
         good = [trial for trial in trials if trial.value is not None]
         took = duration(sum(trial.seconds for trial in trials))
         best = f"best {experiment.best(good).value:.4g} of " if good else ""
@@ -99,29 +99,29 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
     work = (budget.trials, budget.steps, options.seed)
     tasks = [Job(point.name, seconds[point], search_point, (experiment, point, url, work)) for point in waiting]
     failures = run_all(tasks, jobs, keep, console, "networks")
-    rows = _write(experiment, found, out)
+    rows = _write(experiment, finished, out)
     if rows:
         for table in experiment.tables(rows):
             Console(width=max(110, console.width)).print(table)
         experiment.plot(rows, out / "results.png")
         show(console, Results=out / "results.json", Trials=out / "trials.csv", Figure=out / "results.png")
     show_failures(console, failures)
-    empty = [point for point in points if not any(trial.value is not None for trial in found[point])]
+    empty = [point for point in points if not any(trial.value is not None for trial in finished[point])]
     for point in empty:
-        errors = [trial.details["error"] for trial in found[point]]
+        errors = [trial.details["error"] for trial in finished[point]]
         console.print(f"{point.name} has no result: {errors[-1] if errors else 'no trial'}", style="red")
     return 1 if failures or empty else 0
 
 
-def _write(experiment: Experiment, found: dict[Point, list[Trial]], out: Path) -> list[Row]:
-    known = {point: trials for point, trials in found.items() if any(trial.value is not None for trial in trials)}
-    rows = experiment.finish([experiment.row(point, trials) for point, trials in known.items()])
+def _write(experiment: Experiment, trials: dict[Point, list[Trial]], out: Path) -> list[Row]:
+    good = {point: done for point, done in trials.items() if any(trial.value is not None for trial in done)}
+    rows = experiment.finish([experiment.row(point, done) for point, done in good.items()])
     write_results(out, rows)
-    write_csv(out / "trials.csv", _trials(found))
+    write_csv(out / "trials.csv", _trials(trials))
     return rows
 
 
-def _trials(found: dict[Point, list[Trial]]) -> Sequence[Row]:
+def _trials(trials: dict[Point, list[Trial]]) -> Sequence[Row]:
     return [
         {
             "point": point.name,
@@ -133,6 +133,6 @@ def _trials(found: dict[Point, list[Trial]]) -> Sequence[Row]:
             "hyperparameters": json.dumps(trial.params),
             "details": json.dumps(trial.details),
         }
-        for point, trials in found.items()
-        for trial in trials
+        for point, done in trials.items()
+        for trial in done
     ]

@@ -20,10 +20,10 @@ class Experiment(ABC):
     """Measures something at every point of a grid, with the hyperparameters that are best for it.
 
     Attributes:
-        name: On the command line.
-        title: Above its table and its figure.
-        direction: Whether more of the measured value is better.
-        random: Draw all hyperparameters at random, alike at all points, instead of searching for the best.
+        name: The name on the command line.
+        title: The title of the table and the figure.
+        direction: ``"maximize"`` if more of the measured value is better.
+        random: Whether all hyperparameters are drawn at random, alike at all points, instead of searched.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Experiment(ABC):
 
     @abstractmethod
     def points(self, budget: Budget) -> list[Point]:
-        """The grid, unconstrained and stable."""
+        """Return the grid, unconstrained and stable."""
 
     def first(self, point: Point) -> list[Params]:
-        """Hyperparameters that are tried first."""
+        """Return the hyperparameters that are tried first."""
         return []
 
     def suggest(self, trial: optuna.Trial) -> Params:
-        """Hyperparameters of a trial: the largest learning rate, and the scale of the first recurrent weights."""
+        """Draw the hyperparameters of a trial: the largest learning rate and the factor of the first weights."""
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True),
             "gain": trial.suggest_float("gain", 0.5, 2.0, log=True),
@@ -52,32 +52,32 @@ class Experiment(ABC):
 
     @abstractmethod
     def seconds(self, point: Point, steps: int) -> float:
-        """About how long a trial takes on a core of its own."""
+        """Return about how long a trial takes on one core."""
 
     @abstractmethod
     def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        """What the results hold of a point; of its trials at least one succeeded."""
+        """Return what the results hold of a point; at least one of its trials succeeded."""
 
     def finish(self, rows: list[Row]) -> list[Row]:
-        """Add to the rows what needs all of them."""
+        """Return the rows with what needs all of them added."""
         return rows
 
     @abstractmethod
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """What is printed."""
+        """Return the tables that are printed."""
 
     @abstractmethod
     def plot(self, rows: Sequence[Row], path: Path) -> Path:
-        """Draw the figure."""
+        """Draw the figure and return its path."""
 
     def best(self, trials: Sequence[Trial]) -> Trial:
-        """The trial with the best value."""
-        found = [trial for trial in trials if trial.value is not None]
-        return (max if self.direction == "maximize" else min)(found, key=lambda trial: trial.value or 0.0)
+        """Return the trial with the best value."""
+        successful = [trial for trial in trials if trial.value is not None]
+        return (max if self.direction == "maximize" else min)(successful, key=lambda trial: trial.value or 0.0)
 
 
 def common(point: Point, trials: Sequence[Trial], best: Trial) -> dict[str, Any]:
-    """What every row ends with."""
+    """Return what every row ends with."""
     return {
         "trials": len(trials),
         "failed": sum(trial.value is None for trial in trials),
@@ -90,10 +90,10 @@ def common(point: Point, trials: Sequence[Trial], best: Trial) -> dict[str, Any]
 
 
 def beside(rows: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:
-    """Pairs of the unconstrained and the stable row of the same cell, depth and size."""
+    """Return pairs of the unconstrained and the stable row of the same task, cell, depth and size."""
     keys = list(dict.fromkeys(_key(row) for row in rows))
-    found = {(_key(row), row["stable"]): row for row in rows}
-    return [(found.get((key, False)), found.get((key, True))) for key in keys]
+    by_key = {(_key(row), row["stable"]): row for row in rows}
+    return [(by_key.get((key, False)), by_key.get((key, True))) for key in keys]
 
 
 def paired_table(

@@ -28,7 +28,7 @@ def plot_lines(
     title: str,
     unit: str,
 ) -> Path:
-    """A panel per cell and depth: what was measured, and the fitted lines."""
+    """Draw a panel per cell and depth: what was measured, and the fitted lines."""
     figure, panels = _panels(list(lines), title)
     for panel, (key, fitted) in zip(panels, lines.items(), strict=True):
         for (stable, colour, label), line in zip(_KINDS, fitted, strict=True):
@@ -47,7 +47,7 @@ def plot_lines(
 
 
 def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
-    """A panel per cell and depth: the error of recall against values per unit; and the reals against the units."""
+    """Draw two panels per cell and depth: the error of recall against values per unit, and reals against units."""
     keys = list(dict.fromkeys((row["cell"], row["layers"]) for row in rows))
     figure, panels = _panels(keys, title, lines=2, shared=False)
     above, below = panels[: len(keys)], panels[len(keys) :]
@@ -63,14 +63,14 @@ def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
             for row in kind:
                 each = row["errors"]
                 shade = 0.35 + 0.65 * row["units"] / widest
-                # Who recalls more values better can do with fewer, too: the rest are trials that went wrong.
+                # A network that recalls more values better can recall fewer, too: other trials went wrong.
                 ahead = [
-                    found for index, found in enumerate(each) if found["error"] <= min(f["error"] for f in each[index:])
+                    entry for index, entry in enumerate(each) if entry["error"] <= min(e["error"] for e in each[index:])
                 ]
                 for trials, style in ((each, "."), (ahead, "o-")):
                     knee.plot(
-                        [found["values"] / row["units"] for found in trials],
-                        [found["error"] for found in trials],
+                        [entry["values"] / row["units"] for entry in trials],
+                        [entry["error"] for entry in trials],
                         style,
                         color=colour,
                         alpha=shade,
@@ -90,7 +90,7 @@ def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
 
 
 def plot_shares(rows: Sequence[Row], path: Path, *, title: str) -> Path:
-    """A panel per task: the share of good trials, and how far the best one came, of every cell and depth."""
+    """Draw two panels per task: the share of good trials of every cell and depth, and the best loss."""
     names = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = _panels([(name, None) for name in names], title, lines=2, shared=True)
     for column, name in enumerate(names):

@@ -19,7 +19,7 @@ from lightning_stable.experiments.results import Row
 
 
 class Reals(Experiment):
-    """Values per unit are searched with the rest; ``values (1 - normalised error)`` of them are held."""
+    """Searches the values per unit with the rest; a network holds ``values (1 - normalised error)`` of them."""
 
     name = "reals"
     title = "Recall of real numbers against units"

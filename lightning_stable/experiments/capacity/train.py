@@ -1,4 +1,4 @@
-"""Training one network with given hyperparameters."""
+"""The training of one network with one choice of hyperparameters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Anneal(Callback):
     """Warms the learning rate up over a twentieth of the steps, then lowers it to zero along a cosine.
 
     Args:
-        peak: Largest learning rate.
-        steps: Gradient steps in all.
+        peak: The largest learning rate.
+        steps: The number of gradient steps in all.
     """
 
-    # As a callback: every model can be annealed, and a scheduler of Lightning's costs more per step.
+    # A callback anneals every model, and a scheduler of Lightning's costs more per step.
 
     def __init__(self, peak: float, steps: int) -> None:
         self.peak, self.steps = peak, steps
@@ -39,7 +39,7 @@ class Anneal(Callback):
 
 
 def annealed(peak: float, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 0: linear up to the peak, then half a cosine down."""
+    """Return the learning rate of a step, counted from 0: linear up to the peak, then half a cosine down."""
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
@@ -53,10 +53,10 @@ def train(
     """Train a network and validate it.
 
     Args:
-        task: What to train on.
-        point: Which network.
+        task: The task to train on.
+        point: The network.
         params: ``learning_rate``, and ``gain``, the factor of the recurrent layers' initial weights.
-        steps: Gradient steps.
+        steps: The number of gradient steps.
 
     Returns:
         The model, its validation metrics, and the certified rate; None if the network is unconstrained.

@@ -20,12 +20,12 @@ from lightning_stable.experiments.results import Row
 
 
 class Trainability(Experiment):
-    """Loss relative to learning nothing: 1 is nothing, 0 is everything.
+    """Measures the loss relative to learning nothing: 1 is nothing, 0 is everything.
 
     A trial is good if it goes at least half the way from nothing to the best trial of any network on the task.
 
     Args:
-        data_dir: Folder with text8; None to take Python's own documentation as the text.
+        data_dir: The folder with text8; None takes Python's own documentation as the text.
     """
 
     name = "trainability"
@@ -37,7 +37,7 @@ class Trainability(Experiment):
         self.data_dir = data_dir
 
     def task(self, name: str, parameters: int, seed: int) -> tasks.Task:
-        """A task by its name, with as many patterns or values as fit the size of the network.
+        """Return a task by its name, with as many patterns or values as fit the size of the network.
 
         Raises:
             ValueError: If there is no such task.
@@ -58,15 +58,15 @@ class Trainability(Experiment):
 
     @override
     def points(self, budget: Budget) -> list[Point]:
-        found = []
+        points = []
         for name in budget.tasks:
             build = self.task(name, 1, 0).build
             for cell in budget.cells:
                 for layers in budget.layers:
                     for size in budget.sizes:
                         units, parameters = tasks.units_for(build, cell, layers, size)
-                        found += [Point(name, cell, layers, units, parameters, stable) for stable in (False, True)]
-        return list(dict.fromkeys(found))
+                        points += [Point(name, cell, layers, units, parameters, stable) for stable in (False, True)]
+        return list(dict.fromkeys(points))
 
     @override
     def suggest(self, trial: optuna.Trial) -> Params:
@@ -80,7 +80,7 @@ class Trainability(Experiment):
         task = self.task(point.task, point.parameters, seed)
         _, metrics, rate = train(task, point, params, steps)
         loss = metrics.get("val_loss", float("inf"))
-        # Worse than nothing is no better to know than nothing, and a search cannot keep what is not finite.
+        # How much worse than nothing it was does not matter, and a search cannot keep what is not finite.
         return Outcome(min(1.0, loss / task.floor) if loss == loss else 1.0, {"floor": task.floor, "rate": rate})
 
     @override

@@ -1,4 +1,4 @@
-"""The demo's trainings."""
+"""The trainings of the demo."""
 
 from __future__ import annotations
 
@@ -29,28 +29,41 @@ from lightning_stable.stability import StabilityReport
 
 TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 100, 40
 DISTANCE_WINDOWS = (2, 5, 10, 20)
-# By window, (step, relative weight distance) in order.
+# By window: step and relative weight distance, in order.
 Distances = dict[int, list[tuple[int, float]]]
 
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """What one training left behind.
+
+    Attributes:
+        name: ``"unconstrained"`` or ``"stable"``.
+        perplexity: The validation perplexity after every epoch.
+        rates: The certified rate after every epoch.
+        step_seconds: The duration of every training step.
+        projection_seconds: The duration of every projection; empty for an unconstrained model.
+        test_perplexity: The test perplexity of the best epoch.
+        twin_perplexity: The test perplexity of the twin of that epoch.
+        required_window: The measured window for :data:`TOLERANCE`; None if it is longer than any measured.
+        metrics: What the callbacks had logged at the end.
+        report: The certificate of the best epoch.
+    """
 
     name: str
-    perplexity: list[float] = field(default_factory=list)  # validation, after every epoch
-    rates: list[float] = field(default_factory=list)  # certified, after every epoch
+    perplexity: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     projection_seconds: list[float] = field(default_factory=list)
     test_perplexity: float = float("nan")
     twin_perplexity: float = float("nan")
-    required_window: int | None = None  # measured, for TOLERANCE
-    metrics: dict[str, float] = field(default_factory=dict)  # at the end
+    required_window: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     report: StabilityReport | None = None
 
     @property
     def best(self) -> float:
-        """Best validation perplexity; the epoch that is tested."""
+        """The best validation perplexity, whose epoch is tested."""
         return min(self.perplexity)
 
 
@@ -138,7 +151,7 @@ def distances_over_steps(
     out: Path,
     options: DemoOptions,
 ) -> Distances:
-    """Train twins of several windows beside one model for a short while."""
+    """Train twins of several windows beside one model for a few steps; return their relative weight distances."""
     shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
     recorder = _DistanceRecorder()
     callbacks = [TQDMProgressBar(refresh_rate=10), *([projection] if projection else []), *shadows, recorder]
@@ -169,7 +182,7 @@ class _DistanceRecorder(Callback):
 
 def _model(data: PythonDocsDataModule, options: DemoOptions) -> LanguageModel:
     seed_everything(options.seed, verbose=False)
-    # No dropout before the recurrence: the certificate would have to cover every mask.
+    # Dropout before the recurrence would make the certificate cover every mask.
     return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
 
 
@@ -186,7 +199,7 @@ def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[
 
 @torch.no_grad()
 def _required_window(model: LanguageModel, data: PythonDocsDataModule) -> int | None:
-    """Window from which on the outputs of the recurrence on test text are off by at most ``TOLERANCE``."""
+    """Return the window from which on the recurrence is off by at most ``TOLERANCE`` on test text."""
     text = data.stream("test")[: 5 * 256].view(5, 256)
     profile = truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW)
     return profile.required_window(TOLERANCE)

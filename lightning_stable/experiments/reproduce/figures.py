@@ -20,9 +20,9 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
     figure, (panel,) = axes((7.5, 1.3 + 0.16 * len(rows) + 0.3 * len(cores)))
     height, middles = 0.0, []
     for core in cores:
-        own = [row for row in rows if row["core"] == core]
-        middles.append(height + (len(own) - 1) / 2)
-        for row in own:
+        of_core = [row for row in rows if row["core"] == core]
+        middles.append(height + (len(of_core) - 1) / 2)
+        for row in of_core:
             family = (
                 "convolutional" if row["recurrent_norm"] is None else "stable" if row["stable"] else "unconstrained"
             )

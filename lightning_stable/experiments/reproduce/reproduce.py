@@ -36,8 +36,8 @@ def reproduce(task: Task, out: Path, options: ReproduceOptions) -> int:
     configs = {run.name: prepare(task, run, folders[run.name], data) for run in runs}
     rows: dict[str, Row] = {}
     if options.resume:
-        found = {run.name: finished(folders[run.name], configs[run.name]) for run in runs}
-        rows = {name: row for name, row in found.items() if row is not None}
+        earlier = {run.name: finished(folders[run.name], configs[run.name]) for run in runs}
+        rows = {name: row for name, row in earlier.items() if row is not None}
     waiting = [run for run in runs if run.name not in rows]
     jobs = options.jobs or default_processes()
     console.print(
@@ -58,7 +58,7 @@ def reproduce(task: Task, out: Path, options: ReproduceOptions) -> int:
     if ordered:
         write_results(out, ordered, published=describe_published)
         floor = getattr(data, task.floor) if isinstance(task.floor, str) else task.floor
-        # Wrapped by the terminal, if it must be: numbers cut to fit say less.
+        # A narrow terminal may wrap it: numbers cut to fit say less.
         Console(width=max(110, console.width)).print(results_table(task, ordered, floor))
         if task.note:
             console.print(task.note.strip(), highlight=False)

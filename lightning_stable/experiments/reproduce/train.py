@@ -1,4 +1,4 @@
-"""Training one model from its configuration, in a process of its own."""
+"""The training of one model from its configuration."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
     Args:
         task: The task.
         run: The run.
-        folder: Folder for everything the run writes.
-        data: Its data module, set up.
+        folder: The folder for everything the run writes.
+        data: The data module, set up.
     """
     monitor = f"val_{task.metric.name}"
     checkpoint = {
@@ -61,7 +61,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
     """Train a model, test the best epoch, certify it, and write ``result.json`` into the folder of the run.
 
     Returns:
-        What the results hold of it.
+        The row of the run in the results.
     """
     one_thread()
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
 
 
 def finished(folder: Path, config: Path) -> Row | None:
-    """The row of a run that was finished with this very configuration; None otherwise."""
+    """Return the row of a run that was finished with this very configuration; None otherwise."""
     path = folder / "result.json"
     if not path.is_file():
         return None
@@ -110,18 +110,18 @@ def finished(folder: Path, config: Path) -> Row | None:
 
 
 def make_data(config: Config) -> LightningDataModule:
-    """The data module of a configuration, set up.
+    """Return the data module of a configuration, set up.
 
     Raises:
         ValueError: If it needs a folder with the data set, or has no use for one.
     """
     name: str = config["data"]["class_path"]
-    given = config["data"].get("init_args", {}).get("data_dir")
+    data_dir = config["data"].get("init_args", {}).get("data_dir")
     module, _, class_name = name.rpartition(".")
     parameter = inspect.signature(getattr(import_module(module), class_name)).parameters.get("data_dir")
-    if parameter is None and given is not None:
-        raise ValueError(f"`--data-dir` has no meaning for {class_name}, which makes its data itself. Got {given!r}.")
-    if parameter is not None and parameter.default is parameter.empty and given is None:
+    if parameter is None and data_dir is not None:
+        raise ValueError(f"`--data-dir` has no meaning for {class_name}, which makes its own data. Got {data_dir!r}.")
+    if parameter is not None and parameter.default is parameter.empty and data_dir is None:
         raise ValueError(f"`--data-dir` must be the folder with your copy of the data for {class_name}. Got None.")
     data: LightningDataModule = instantiate_class((), {"init_args": {}} | config["data"])
     data.prepare_data()
@@ -148,7 +148,7 @@ def _is_of(core: str, stable: bool | None, run: Run) -> bool:
 
 
 class _Reporter(Callback):
-    """Passes the validation metric on after every epoch."""
+    """Reports the validation metric after every epoch."""
 
     def __init__(self, monitor: str, scale: float, report: Report) -> None:
         self._monitor, self._scale, self._report = monitor, scale, report
