@@ -62,16 +62,3 @@ def duration(function: Callable[[], object], device: str = "cpu") -> float:
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def interleave(
-    baseline: Callable[[], object], ours: Callable[[], object], seconds: float = 1.0, device: str = "cpu"
-) -> tuple[float, float]:
-    """Run both in turn for about ``seconds`` in total (at least 5 times) and return the medians."""
-    baseline(), ours()
-    durations: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(durations[0]) < 5:
-        for function, seconds_of_side in zip((baseline, ours), durations, strict=True):
-            seconds_of_side.append(duration(function, device))
-    return median(durations[0]), median(durations[1])

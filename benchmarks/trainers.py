@@ -65,7 +65,6 @@ def step_times(
     steps: int = 12,
     processes: int = 1,
     device: str = "cpu",
-    log_every: int | None = None,
 ) -> list[float]:
     """Return the seconds of every step of a fresh run but the last.
 
@@ -80,7 +79,6 @@ def step_times(
         steps: The number of steps of the run.
         processes: The number of processes on this machine; on CPUs they are forked and use gloo.
         device: ``cpu`` or ``cuda``.
-        log_every: The steps between log lines; None logs nothing.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -106,7 +104,7 @@ def step_times(
             enable_progress_bar=False,
             enable_model_summary=False,
             gradient_clip_val=0.25,
-            log_every_n_steps=log_every or steps + 1,
+            log_every_n_steps=steps + 1,
             default_root_dir=os.fspath(folder),
         )
         trainer.fit(model, loader)

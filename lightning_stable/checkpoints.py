@@ -35,31 +35,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ValueError: If there is no such file, it is damaged or no checkpoint of Lightning's, or it holds anything else.
     """
-    checkpoint = read_plain(path)
+    checkpoint = _read_plain(path, "The checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"The file must be a checkpoint that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
+        raise ValueError(f"The checkpoint must be one that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
     return checkpoint
 
 
-def read_plain(path: Path) -> Any:
-    """Read what ``torch.save`` wrote onto the CPU, if it consists of tensors and plain values only.
-
-    Raises:
-        ValueError: If there is no such file, it is damaged, or holds anything else.
-    """
+def _read_plain(path: Path, who: str) -> Any:
+    """Read what ``torch.save`` wrote onto the CPU, if it consists of tensors and plain values only."""
     if not path.is_file():
-        raise ValueError(f"The file must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
+        raise ValueError(f"{who} must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on where the damage lies
         refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if refused:
             raise ValueError(
-                "The file must hold tensors and plain values only, as nothing in it is run. "
+                f"{who} must hold tensors and plain values only, as nothing in it is run. "
                 f"Got {refused[1]} in {str(path)!r}."
             ) from error
         raise ValueError(
-            f"The file must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
+            f"{who} must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
         ) from error
 
 
@@ -73,7 +69,7 @@ def read_tensor(path: Path, option: str) -> Tensor:
     Raises:
         ValueError: If there is no such file, it is damaged, or holds anything else.
     """
-    tensor = read_plain(path)
+    tensor = _read_plain(path, f"The file of `{option}`")
     if not isinstance(tensor, Tensor):
         raise ValueError(f"`{option}` must be the file of one tensor. Got {type(tensor).__name__} in {str(path)!r}.")
     return tensor

@@ -102,7 +102,8 @@ def default_processes() -> int:
 
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
-    return cores()
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def one_thread() -> None:
@@ -111,12 +112,6 @@ def one_thread() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ except ImportError as error:
 
 from rich.console import Console
 
+from lightning_stable import checks
 from lightning_stable.experiments.capacity.bits import Bits
 from lightning_stable.experiments.capacity.experiment import Experiment
 from lightning_stable.experiments.capacity.point import Point, Trial
@@ -38,14 +39,12 @@ def run(name: str, out: Path, options: CapacityOptions) -> int:
     Raises:
         ValueError: If an option does not fit.
     """
-    if name not in BUDGETS:
-        raise ValueError(f"`name` must be one of {list(BUDGETS)}. Got {name!r}.")
+    name = checks.choice("name", name, list(BUDGETS))
     if options.data_dir is not None and name != "trainability":
         raise ValueError(f"`--data-dir` has a meaning for trainability only. Got {str(options.data_dir)!r}.")
     budget = BUDGETS[name][options.budget]
     for cell in options.cells or ():
-        if cell not in CELLS:
-            raise ValueError(f"`--cells` must be among {list(CELLS)}. Got {cell!r}.")
+        checks.choice("--cells", cell, list(CELLS))
     wanted: dict[str, Any] = {"cells": options.cells, "trials": options.trials, "steps": options.steps}
     budget = replace(budget, **{key: value for key, value in wanted.items() if value is not None})
     experiment = Trainability(options.data_dir) if name == "trainability" else {"bits": Bits, "reals": Reals}[name]()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_stable import checks
 from lightning_stable.experiments.reproduce.options import BudgetName
 
 Config = dict[str, Any]
@@ -163,8 +164,7 @@ def load_task(name: str) -> Task:
     Raises:
         ValueError: If there is no such task.
     """
-    if name not in task_names():
-        raise ValueError(f"`task` must be one of {task_names()}. Got {name!r}.")
+    name = checks.choice("task", name, task_names())
     return read_task(_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 

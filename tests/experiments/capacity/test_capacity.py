@@ -133,7 +133,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bits", "--cells", "transformer"], "`--cells` must be among"),
+        (["bits", "--cells", "transformer"], "`--cells` must be one of"),
         (["bits", "--data-dir", "data"], "`--data-dir` has a meaning for trainability only"),
     ],
 )
