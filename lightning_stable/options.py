@@ -9,15 +9,14 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from types import NoneType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    ClassVar,
     Literal,
-    Protocol,
+    TypeAlias,
     TypeVar,
     get_args,
     get_origin,
@@ -27,16 +26,10 @@ from typing import (
 from lightning_stable import checks
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from _typeshed import DataclassInstance
 
-
-class Dataclass(Protocol):
-    """Any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-OptionsT = TypeVar("OptionsT", bound=Dataclass)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+OptionsT = TypeVar("OptionsT", bound="DataclassInstance")
 _WIDTH = 100
 
 
@@ -80,7 +73,7 @@ def add_command(
 TRACEBACK = "show the whole traceback of an error"
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[Dataclass]) -> None:
+def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
     """Add an argument for every field of a dataclass.
 
     A field without a default is positional. Its type gives parser or choices, its entry under ``Attributes:`` in the

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning_stable.experiments.capacity.options import CapacityOptions
-from lightning_stable.options import add_command
-
-if TYPE_CHECKING:
-    from lightning_stable.options import Commands
+from lightning_stable.options import Commands, add_command
 
 ExperimentName = Literal["bits", "reals", "trainability"]
 

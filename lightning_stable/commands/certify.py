@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
-from lightning_stable.options import add_command
+from lightning_stable.options import Commands, add_command
 
 if TYPE_CHECKING:
-    from lightning_stable.options import Commands
     from lightning_stable.stability import StabilityReport
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lightning_stable.experiments.demo.options import DemoOptions
-from lightning_stable.options import add_command
-
-if TYPE_CHECKING:
-    from lightning_stable.options import Commands
+from lightning_stable.options import Commands, add_command
 
 
 def add(commands: Commands) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
-from lightning_stable.options import Positive, add_command, between
+from lightning_stable.options import Commands, Positive, add_command, between
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_stable.export import Exported
-    from lightning_stable.options import Commands
     from lightning_stable.stability import StabilityReport
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lightning_stable.options import Commands
+from lightning_stable.options import Commands
 
 COMMANDS = ("fit", "validate", "test", "predict")
 # What jsonargparse says about a value around the reason why it was refused.

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lightning_stable.commands._checkpoint import CheckpointOptions
-from lightning_stable.options import Positive, add_command, between
+from lightning_stable.options import Commands, Positive, add_command, between
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_stable.commands._windows import ModuleProfile
-    from lightning_stable.options import Commands
 
 
 @dataclass(frozen=True, kw_only=True)

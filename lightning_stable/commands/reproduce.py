@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning_stable.experiments.reproduce.options import ReproduceOptions
-from lightning_stable.options import add_command
-
-if TYPE_CHECKING:
-    from lightning_stable.options import Commands
+from lightning_stable.options import Commands, add_command
 
 TaskName = Literal["jsb", "nottingham", "atis", "wikitext2", "ptb-char", "ptb-word", "copy", "adding"]
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_lines
 from lightning_stable.experiments.capacity.fits import Line, fit_line
 from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
@@ -58,19 +58,12 @@ class Bits(Experiment):
         return steps * ((7e-3 if point.stable else 3e-3) + 2e-7 * patterns * point.units * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         bits = best.value or 0.0
         return {
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "bits": round(bits, 2),
             "bits_per_parameter": round(bits / point.parameters, 4),
             "patterns": best.details["patterns"],
-            **common(point, trials, best),
         }
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +55,23 @@ class Experiment(ABC):
     def seconds(self, point: Point, steps: int) -> float:
         """Return about how long a trial takes on one core."""
 
-    @abstractmethod
     def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        """Return what the results hold of a point; at least one of its trials succeeded."""
+        """Return the row of a point in the results; at least one of its trials succeeded."""
+        best = self.best(trials)
+        return asdict(point) | {
+            **self.values(point, trials, best),
+            "trials": len(trials),
+            "failed": sum(trial.value is None for trial in trials),
+            "steps": best.steps,
+            "seconds": round(sum(trial.seconds for trial in trials), 1),
+            "rate": best.details.get("rate"),
+            "seed": best.seed,
+            "hyperparameters": best.params,
+        }
+
+    @abstractmethod
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
+        """Return what the row of a point holds of its own measurement."""
 
     def finish(self, rows: list[Row]) -> list[Row]:
         """Return the rows with what needs all of them added."""
@@ -74,19 +89,6 @@ class Experiment(ABC):
         """Return the trial with the best value."""
         successful = [trial for trial in trials if trial.value is not None]
         return (max if self.direction == "maximize" else min)(successful, key=lambda trial: trial.value or 0.0)
-
-
-def common(point: Point, trials: Sequence[Trial], best: Trial) -> dict[str, Any]:
-    """Return what every row ends with."""
-    return {
-        "trials": len(trials),
-        "failed": sum(trial.value is None for trial in trials),
-        "steps": best.steps,
-        "seconds": round(sum(trial.seconds for trial in trials), 1),
-        "rate": best.details.get("rate"),
-        "seed": best.seed,
-        "hyperparameters": best.params,
-    }
 
 
 def beside(rows: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:
@@ -124,4 +126,4 @@ def paired_table(
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return row.get("task"), row["cell"], row["layers"], row["units"]
+    return row["task"], row["cell"], row["layers"], row["units"]

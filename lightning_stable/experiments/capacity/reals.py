@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_knees
 from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
@@ -61,8 +61,7 @@ class Reals(Experiment):
         return steps * ((6e-3 if point.stable else 4e-3) + 2e-4 * point.units * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         reals = best.value or 0.0
         errors: dict[int, float] = {}
         for trial in trials:
@@ -70,15 +69,9 @@ class Reals(Experiment):
                 values, error = trial.details["values"], trial.details["error"]
                 errors[values] = min(error, errors.get(values, 1.0))
         return {
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "reals": round(reals, 3),
             "reals_per_unit": round(reals / point.units, 4),
             "errors": [{"values": values, "error": round(errors[values], 4)} for values in sorted(errors)],
-            **common(point, trials, best),
         }
 
     @override

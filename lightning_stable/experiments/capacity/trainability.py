@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, common, paired_table
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_shares
 from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
@@ -89,18 +89,10 @@ class Trainability(Experiment):
         return 1.0 + steps * ((6e-3 if point.stable else 4e-3) + 2e-4 * length * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         return {
-            "task": point.task,
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "best_loss": round(best.value or 0.0, 4),
             "losses": [1.0 if trial.value is None else round(trial.value, 4) for trial in trials],
-            **common(point, trials, best),
         }
 
     @override
