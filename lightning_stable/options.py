@@ -6,6 +6,7 @@ Torch is not imported here, and neither is jsonargparse: the help of a command h
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -117,8 +118,8 @@ def attribute_docs(options: type) -> dict[str, str]:
     """Return what the ``Attributes:`` sections of a class and its bases say, as help texts, by attribute."""
     docs: dict[str, str] = {}
     for part in reversed(options.__mro__):
-        section = (part.__doc__ or "").partition("Attributes:\n")[2]
-        for name, text in re.findall(r"^ {8}(\w+): (.*?)(?=\n {0,8}\S|\s*\Z)", section, flags=re.DOTALL | re.MULTILINE):
+        section = inspect.cleandoc(part.__doc__ or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^ {4}(\w+): (.*?)(?=\n {0,4}\S|\s*\Z)", section, flags=re.DOTALL | re.MULTILINE):
             first, rest = text[0], " ".join(text.split())[1:].removesuffix(".")
             docs[name] = (first.lower() + rest).replace("%", "%%")
     return docs
@@ -148,9 +149,8 @@ def _checked(parse: Callable[[], ValueT], wanted: str, text: str) -> ValueT:
 
 def _type_arguments(hint: Any) -> dict[str, Any]:
     """Return the arguments of ``add_argument`` that a type implies; the None of an optional type says nothing."""
-    alternatives = [part for part in get_args(hint) if part is not NoneType]
     if NoneType in get_args(hint):
-        (hint,) = alternatives
+        (hint,) = (part for part in get_args(hint) if part is not NoneType)
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return {"type": parts[1]}

@@ -108,7 +108,9 @@ def train(
     options: DemoOptions,
 ) -> Run:
     """Train a model and its twin, and test both at the model's best epoch."""
-    run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
+    run = Run(name)
+    starts: list[float] = []
+    ends: list[float] = []
     checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
     shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
@@ -153,12 +155,13 @@ def distances_over_steps(
 ) -> Distances:
     """Train twins of several windows beside one model for a few steps; return their relative weight distances."""
     shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
-    recorder = _DistanceRecorder()
+    every = max(1, min(5, options.distance_steps // 2))
+    recorder = _DistanceRecorder(every)
     callbacks = [TQDMProgressBar(refresh_rate=10), *([projection] if projection else []), *shadows, recorder]
     trainer = Trainer(
         max_steps=options.distance_steps,
         limit_val_batches=0,
-        log_every_n_steps=max(1, min(5, options.distance_steps // 2)),
+        log_every_n_steps=every,
         enable_checkpointing=False,
         **_trainer_arguments(f"{name}-windows", out, callbacks),
     )
@@ -167,14 +170,15 @@ def distances_over_steps(
 
 
 class _DistanceRecorder(Callback):
-    """Reads what the shadows before it have logged."""
+    """Keeps the relative weight distances that the shadows before it have logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self._every = every
         self.distances: Distances = {window: [] for window in DISTANCE_WINDOWS}
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % self._every == 0:
             for window, curve in self.distances.items():
                 value = trainer.callback_metrics[f"shadow/k={window}/weight_distance_relative"]
                 curve.append((trainer.global_step, value.item()))
