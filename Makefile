@@ -2,14 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics test_checks.py test_copying.py test_linalg.py)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-torchtext lint types docs bench clean
+.PHONY: demo test test-core test-slow test-torchtext lint types docs bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
 test: $(STAMP)  ## the fast test suite, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not gpu"
+
+test-core: $(STAMP)  ## a verdict on the core, within a minute
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -q -m "not slow and not gpu" $(CORE)
 
 test-slow: $(STAMP)  ## everything this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of two sides, interleaved in one run, medians."""
+"""Benchmarks: medians of the ratios of two sides that are measured in turn in one run."""

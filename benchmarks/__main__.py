@@ -14,7 +14,6 @@ from rich.table import Table
 from benchmarks import certificates, overhead, profile, projection, scaling, shadow, truncation
 from benchmarks.timing import Comparison
 
-# Those of the projection run for any sizes.
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
     "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
@@ -34,7 +33,7 @@ ON_CPUS_ONLY = ("certificates", "processes", MEMORY)
 
 
 def main() -> None:
-    """Run the benchmarks named, print tables, write JSON and figures if asked."""
+    """Run the named benchmarks, print tables, and write JSON and figures where an option says so."""
     names = [*BENCHMARKS, MEMORY]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(names)} (default: all)")
@@ -46,7 +45,7 @@ def main() -> None:
         help="units of the cells of projections and certificates",
     )
     parser.add_argument("--device", default="cpu", help=f"cpu or cuda; {', '.join(ON_CPUS_ONLY)} run on CPUs only")
-    parser.add_argument("--processes", type=int, default=1, help="for callbacks: processes of a run, by DDP")
+    parser.add_argument("--processes", type=int, default=1, help="processes of a run of callbacks, by DDP")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument(
         "--plot", type=Path, help="draw ratios into this file, and curves of costs into one named after it, -curves"
@@ -57,11 +56,11 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     chosen = options.names or [name for name in names if options.device == "cpu" or name not in ON_CPUS_ONLY]
-    found: dict[str, list[Comparison]] = {}
+    rows_by_name: dict[str, list[Comparison]] = {}
     for name in (name for name in chosen if name != MEMORY):
         with console.status(f"{name} ..."):
-            found[name] = list(BENCHMARKS[name](options))
-        console.print(_table(found[name], name))
+            rows_by_name[name] = list(BENCHMARKS[name](options))
+        console.print(_table(rows_by_name[name], name))
     if MEMORY in chosen:
         sides = dict(truncation.peak_memory())
         console.print(
@@ -69,13 +68,13 @@ def main() -> None:
             f"truncated {sides['windowed']:.0f} MiB, {sides['naive'] / sides['windowed']:.1f} times less"
         )
     if options.json:
-        options.json.write_text(json.dumps([row.to_dict() for rows in found.values() for row in rows], indent=1))
+        options.json.write_text(json.dumps([row.to_dict() for rows in rows_by_name.values() for row in rows], indent=1))
     if options.plot:
         from benchmarks.figures import draw_curves, draw_ratios  # the slowest import by far
 
-        if ratios := [row for name, rows in found.items() if name not in CURVES for row in rows]:
+        if ratios := [row for name, rows in rows_by_name.items() if name not in CURVES for row in rows]:
             draw_ratios(ratios, options.plot)
-        if curves := [row for name, rows in found.items() if name in CURVES for row in rows]:
+        if curves := [row for name, rows in rows_by_name.items() if name in CURVES for row in rows]:
             draw_curves(curves, options.plot.with_stem(f"{options.plot.stem}-curves"))
 
 

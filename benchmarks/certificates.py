@@ -17,7 +17,10 @@ _RATE = 0.99
 
 
 def certificates(sizes: tuple[int, ...] = SIZES, rounds: int = 7) -> Iterator[Comparison]:
-    """``error`` is how far an RNN's rate lies above its spectral norm; gated cells are measured against a step."""
+    """Time certificates: of RNNs against an SVD, of gated cells against a training step.
+
+    ``error`` is how far the rate of an RNN lies above its spectral norm.
+    """
     for size in sizes:
         (model, projector) = next(training("rnn", size, Constraint(_RATE)))
         projector.project(strict=True)

@@ -22,10 +22,10 @@ _WARM_UP = 4
 def overhead(
     cases: tuple[tuple[str, int, int, int, int], ...] = CASES, device: str = "cpu", runs: int = 10
 ) -> Iterator[Comparison]:
-    """Runs without and with the callback in turn, then single steps; ``ratio`` below 1 is what the projection costs.
+    """Time runs without and with the callback in turn, then single steps; a ratio below 1 is the cost.
 
-    Runs are apart by seconds, in which a shared machine becomes faster or slower. ``every other step`` compares steps
-    that follow each other in one run, of which the second is projected.
+    Two runs are seconds apart, and a shared machine becomes faster or slower meanwhile. ``every other step`` compares
+    steps that follow each other in one run, of which the second is projected.
     """
     for cell, units, features, vocabulary, steps in cases:
         settings: dict[str, Any] = {
@@ -43,7 +43,7 @@ def overhead(
 
 
 def _runs_in_turn(runs: int, **settings: Any) -> list[tuple[float, float]]:
-    """Step times of pairs of runs, in turn the plain one and the other first."""
+    """Return the step times of pairs of runs; the plain one and the other come first in turn."""
     pairs, projected = [], partial(_projection, 1)
     for index in range(runs):
         if index % 2:

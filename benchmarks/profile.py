@@ -23,7 +23,7 @@ def profile_against_runs(
     cells: Sequence[str] = tuple(CELLS),
     device: str = "cpu",
 ) -> Iterator[Comparison]:
-    """All windows up to 32; ``error`` is the largest difference of the errors found."""
+    """Time the errors of all windows up to 32; ``error`` is the largest difference of the measured errors."""
     for name in cells:
         layer, inputs = case(CELLS[name], time, batch, units, device=device)
         inputs = inputs.detach()
@@ -31,8 +31,8 @@ def profile_against_runs(
         runs = partial(_one_run_each, layer, inputs, twins)
         profile = partial(truncation_profile, layer, inputs, _WINDOWS)
         error = (profile().max_error - torch.tensor(runs(), dtype=torch.float64)).abs().max().item()
-        found = in_turn({"runs": runs, "profile": profile}, rounds, device)
-        pairs = list(zip(found["runs"], found["profile"], strict=True))
+        seconds = in_turn({"runs": runs, "profile": profile}, rounds, device)
+        pairs = list(zip(seconds["runs"], seconds["profile"], strict=True))
         yield compared(f"profile {name} K={_WINDOWS} T={time}", units, device, "one run per window", pairs, error)
 
 

@@ -22,14 +22,14 @@ _RATE = 0.99
 
 
 def svd_clamp(weight: Tensor, bound: float) -> Tensor:
-    """The textbook projection."""
+    """``U min(S, bound) V^T``: return the textbook projection."""
     left, values, right = torch.linalg.svd(weight)
     clamped: Tensor = (left * values.clamp(max=bound)) @ right
     return clamped
 
 
 def spectral(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 30) -> Iterator[Comparison]:
-    """Clipping singular values, in a closed loop: each method adds the training's updates to what it left itself.
+    """Time the clipping of singular values in a closed loop: each method adds the updates to what it left itself.
 
     Errors are the largest distance from the same loop in float64, relative to the weights.
     """
@@ -54,12 +54,12 @@ def spectral(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 3
                 distance = (current[name].double() - reference).norm() / reference.norm()
                 errors[name] = max(errors[name], distance.item())
         for name in methods:
-            # The first call of all loads what is loaded once, and the subspace begins with a whole decomposition.
+            # The first call loads what is loaded once, and the subspace begins with a whole decomposition.
             yield compared(f"rnn l2 {name}", size, device, "svd clamp", pairs[name][1:], errors[name])
 
 
 def _updates(size: int, steps: int, device: str) -> tuple[Tensor, list[Tensor]]:
-    """Recurrent weights, and what the optimizer adds to them at every step of a projected training."""
+    """Return recurrent weights, and what the optimizer adds to them at every step of a projected training."""
     updates: list[Tensor] = []
     before: Tensor | None = None
     start: Tensor | None = None
@@ -77,7 +77,7 @@ def _updates(size: int, steps: int, device: str) -> tuple[Tensor, list[Tensor]]:
 
 
 def gated(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 20) -> Iterator[Comparison]:
-    """The projection after a step of a gated model with an embedding table, against the plain one without memory.
+    """Time the projection after a step of a gated model, against the plain projection without memory.
 
     Errors are largest distances of recurrent weights from the plain projection in float64, relative to the weights.
     """
@@ -107,6 +107,6 @@ def _plain(model: torch.nn.Module, constraint: Constraint) -> Callable[[], None]
 
 
 def projection(sizes: tuple[int, ...] = SIZES, device: str = "cpu") -> Iterator[Comparison]:
-    """Every method."""
+    """Time every method."""
     yield from spectral(sizes, device)
     yield from gated(sizes, device)

@@ -1,4 +1,4 @@
-"""How costs grow, and what each callback adds to a step on one process or several."""
+"""How costs grow with the size, and what each callback adds to a step, on one process or several."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scaling(
     rounds: int = 5,
     device: str = "cpu",
 ) -> Iterator[Comparison]:
-    """Forward and backward along each axis, the others as in ``base``; against the smallest size of the axis.
+    """Time forward and backward along each axis, the others as in ``base``, against the smallest size.
 
     The names carry the exponent ``p`` fitted to ``seconds ~ size ** p``.
     """
@@ -54,25 +54,25 @@ def scaling(
             shapes = (shape["time"], shape["batch"], shape["units"], shape["layers"])
             layer, inputs = case(CELLS[cell], *shapes, device=device)
             sides[str(size)] = partial(train, truncate(layer, shape["window"], share=True), inputs)
-        found = in_turn(dict(sides), rounds, device)
-        yield from _along(axis, {size: found[str(size)] for size in sizes}, f"truncated {cell}", device)
+        seconds_by_size = in_turn(dict(sides), rounds, device)
+        yield from _along(axis, {size: seconds_by_size[str(size)] for size in sizes}, f"truncated {cell}", device)
 
 
 def world_sizes(sizes: tuple[int, ...] = (1, 2), rounds: int = 5, units: int = 200) -> Iterator[Comparison]:
-    """Steps of an LSTM language model with projection and twin, by DDP on the cores of this machine."""
-    found: dict[int, list[float]] = {size: [] for size in sizes}
+    """Time steps of an LSTM language model with projection and twin, by DDP on the cores of this machine."""
+    seconds_by_size: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
             seconds = step_seconds(_projection_and_twin, units=units, vocabulary=1750, steps=16, processes=size)
-            found[size].append(seconds)
-    yield from _along("processes", found, "projection and twin", "cpu")
+            seconds_by_size[size].append(seconds)
+    yield from _along("processes", seconds_by_size, "projection and twin", "cpu")
 
 
-def _along(axis: str, found: Mapping[int, list[float]], what: str, device: str) -> Iterator[Comparison]:
-    exponent = fitted_exponent({size: median(seconds) for size, seconds in found.items()})
-    smallest = min(found)
-    for size, seconds in found.items():
-        pairs = list(zip(found[smallest], seconds, strict=True))
+def _along(axis: str, seconds_by_size: Mapping[int, list[float]], what: str, device: str) -> Iterator[Comparison]:
+    exponent = fitted_exponent({size: median(seconds) for size, seconds in seconds_by_size.items()})
+    smallest = min(seconds_by_size)
+    for size, seconds in seconds_by_size.items():
+        pairs = list(zip(seconds_by_size[smallest], seconds, strict=True))
         name = f"{what} over {axis} (exponent {exponent:.2f})"
         yield compared(name, size, device, f"{axis} {smallest}", pairs, 0.0)
 
@@ -82,7 +82,7 @@ def _projection_and_twin() -> Sequence[L.Callback]:
 
 
 def fitted_exponent(seconds: dict[int, float]) -> float:
-    """Slope of the logarithm of the time over that of the size."""
+    """``p`` in ``seconds ~ size ** p``: return the slope of the logarithms."""
     points = [(math.log(size), math.log(value)) for size, value in seconds.items()]
     return linear_regression(*zip(*points, strict=True)).slope
 
@@ -95,9 +95,9 @@ def callbacks(
     steps: int = 24,
     device: str = "cpu",
 ) -> Iterator[Comparison]:
-    """Training steps of an LSTM language model with each callback and without, in turn."""
+    """Time training steps of an LSTM language model with each callback and without, in turn."""
     step = partial(step_seconds, units=units, vocabulary=vocabulary, steps=steps, processes=processes, device=device)
-    for name, made in CALLBACKS.items():
-        pairs = [(step(nothing), step(made)) for _ in range(runs)]
+    for name, callback in CALLBACKS.items():
+        pairs = [(step(nothing), step(callback)) for _ in range(runs)]
         noun = "process" if processes == 1 else "processes"
         yield compared(f"{name} with {processes} {noun}", units, device, "plain trainer", pairs, 0.0)

@@ -1,4 +1,4 @@
-"""What the feed-forward twin adds to a training step: that of a word-level language model."""
+"""What the feed-forward twin adds to a training step of a word-level language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shadow(
     steps: int = 12,
     device: str = "cpu",
 ) -> Iterator[Comparison]:
-    """Runs without and with the twin in turn (batch 20, 35 tokens); ``1 / ratio`` is how many times a step costs."""
+    """Time runs without and with the twin in turn (batch 20, 35 tokens); ``1 / ratio`` is the factor of the cost."""
     for cell, window in cases:
         step = partial(step_seconds, cell=cell, units=units, vocabulary=vocabulary, steps=steps, device=device)
         twin = partial(_twin, window)

@@ -13,9 +13,18 @@ import torch
 
 @dataclass(frozen=True)
 class Comparison:
-    """Medians of an interleaved run, in seconds; ``ratio`` is baseline over ours, so above 1 means faster.
+    """The medians of an interleaved run.
 
-    ``spread`` is the distance of the quartiles of the pairs' ratios, 0 where there are no pairs.
+    Attributes:
+        name: What was measured.
+        size: Its size.
+        device: Where it ran.
+        baseline: What it was compared with.
+        baseline_seconds: The median time of the baseline.
+        ours_seconds: The median time of ours.
+        ratio: The median of baseline over ours: above 1 ours is faster.
+        error: How far ours is from what it should equal; NaN if there is nothing to equal.
+        spread: The distance of the quartiles of the ratios; 0 for a single pair.
     """
 
     name: str
@@ -29,14 +38,14 @@ class Comparison:
     spread: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return the values, ready for JSON."""
         return asdict(self)
 
 
 def compared(
     name: str, size: int, device: str, baseline: str, pairs: list[tuple[float, float]], error: float
 ) -> Comparison:
-    """From pairs of durations, baseline and ours, measured right after each other: the median of their ratios."""
+    """Return the comparison of pairs of durations, baseline and ours, measured right after each other."""
     ratios = [pair[0] / pair[1] for pair in pairs]
     quarters = quantiles(ratios, n=4) if len(ratios) > 1 else [0.0, 0.0, 0.0]
     theirs, ours = (median(side) for side in zip(*pairs, strict=True))
@@ -44,7 +53,7 @@ def compared(
 
 
 def duration(function: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call, its work on the device included."""
+    """Return the seconds of one call, its work on the device included."""
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.synchronize()
@@ -53,16 +62,3 @@ def duration(function: Callable[[], object], device: str = "cpu") -> float:
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def interleave(
-    baseline: Callable[[], object], ours: Callable[[], object], seconds: float = 1.0, device: str = "cpu"
-) -> tuple[float, float]:
-    """Run both in turn for about ``seconds`` in total (at least 5 times) and return the medians."""
-    baseline(), ours()
-    durations: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(durations[0]) < 5:
-        for function, found in zip((baseline, ours), durations, strict=True):
-            found.append(duration(function, device))
-    return median(durations[0]), median(durations[1])

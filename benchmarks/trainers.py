@@ -26,7 +26,7 @@ _FIRST_STEPS = 3
 
 
 class _Clock(L.Callback):
-    """From the beginning of one batch to that of the next; the first process leaves the times in a file."""
+    """Times steps from the start of one batch to that of the next; the first process leaves the times in a file."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.path, self.device = path, device
@@ -44,12 +44,12 @@ class _Clock(L.Callback):
 
 
 def nothing() -> Sequence[L.Callback]:
-    """A plain trainer."""
+    """Return no callbacks, for a plain trainer."""
     return ()
 
 
 def step_seconds(callbacks: Callbacks, **settings: Any) -> float:
-    """Median seconds of a step of a fresh run, see :func:`step_times`; the first few are not counted."""
+    """Return the median seconds of a step of a fresh run, see :func:`step_times`; the first few do not count."""
     return median(step_times(callbacks, **settings)[_FIRST_STEPS:])
 
 
@@ -65,22 +65,20 @@ def step_times(
     steps: int = 12,
     processes: int = 1,
     device: str = "cpu",
-    log_every: int | None = None,
 ) -> list[float]:
-    """Seconds of every step of a fresh run but the last.
+    """Return the seconds of every step of a fresh run but the last.
 
     Args:
-        callbacks: Makes those of the trainer.
-        cell: Of the language model.
-        units: Of the language model.
-        features: Of its embedding; None for as many as units.
-        vocabulary: Of the language model.
-        batch: Sequences per step.
-        time: Tokens of a sequence.
-        steps: Of the run.
-        processes: On this machine; forked, with gloo, on CPUs.
+        callbacks: Makes the callbacks of the trainer.
+        cell: The cell of the language model.
+        units: The number of its units.
+        features: The size of its embedding; None takes as many as units.
+        vocabulary: The size of its vocabulary.
+        batch: The number of sequences per step.
+        time: The number of tokens of a sequence.
+        steps: The number of steps of the run.
+        processes: The number of processes on this machine; on CPUs they are forked and use gloo.
         device: ``cpu`` or ``cuda``.
-        log_every: Steps between log lines; None for none.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -106,7 +104,7 @@ def step_times(
             enable_progress_bar=False,
             enable_model_summary=False,
             gradient_clip_val=0.25,
-            log_every_n_steps=log_every or steps + 1,
+            log_every_n_steps=steps + 1,
             default_root_dir=os.fspath(folder),
         )
         trainer.fit(model, loader)

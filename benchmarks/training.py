@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from lightning_stable.models import LanguageModel
 from lightning_stable.stability.projection.project import Constraint
 from lightning_stable.stability.projection.projector import Projector
 
-# After so many steps singular values have gathered at the bound.
+# Steps after which singular values have gathered at the bound.
 WARM_UP = 10
+
+
+@cache
+def _data() -> PythonDocsDataModule:
+    data = PythonDocsDataModule()
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
 def training(
@@ -24,9 +33,7 @@ def training(
 
     Dropout before the recurrence is off, so that a gated model has the embedding table as its input set.
     """
-    data = PythonDocsDataModule()
-    data.prepare_data()
-    data.setup("fit")
+    data = _data()
     torch.manual_seed(0)
     model = LanguageModel(len(data.vocab), cell=cell, hidden_size=units, input_dropout=0.0).to(device)
     projector = Projector(model, constraint)

@@ -18,13 +18,13 @@ from lightning_stable.arithmetic import product
 
 Function = Callable[[Tensor], Any]
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-# Time, batch, units, window: a long sequence and those of a language model; on a GPU, what parallel windows are for.
+# Time, batch, units, window: a long sequence and those of a language model; parallel windows are made for GPUs.
 SHAPES = ((256, 20, 128, 25), (35, 20, 200, 10), (35, 20, 200, 25))
 GPU_SHAPES = ((1024, 8, 256, 25), *SHAPES)
 
 
 def naive_windows(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
-    """Every whole window laid out as a sequence of its own and run through torch's layer; exact."""
+    """Run every whole window through torch's layer as a separate sequence; exact."""
     time, batch, features = inputs.shape
     head = layer(inputs[:window])[0]
     windows = inputs[1:].unfold(0, window, 1).permute(3, 0, 1, 2).reshape(window, (time - window) * batch, features)
@@ -33,9 +33,9 @@ def naive_windows(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
 
 
 def every_window(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
-    """The shorter way to write it: zeros in front, and ``time * batch`` windows of one length.
+    """Do the same in fewer lines: with zeros in front, and ``time * batch`` windows of one length.
 
-    Not exact before the first whole window, where biases make states out of the zeros.
+    It is not exact before the first whole window, where biases make states out of the zeros.
     """
     time, batch, features = inputs.shape
     padded = torch.cat((inputs.new_zeros(window - 1, batch, features), inputs))
@@ -47,13 +47,16 @@ def every_window(layer: nn.RNNBase, inputs: Tensor, window: int) -> Tensor:
 def truncation_against_naive(
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES, rounds: int = 9, device: str = "cpu"
 ) -> Iterator[Comparison]:
-    """Shapes are ``(time, batch, units, window)``; one row for each side that is compared, all in turn.
+    """Time truncated layers against other evaluations, all in turn; one row for each pair.
 
     ``naive windows`` lays out the windows behind the first whole one and runs what is before as it stands; ``every
-    window`` lays out all of them, ``time * batch``.
+    window`` lays out all of them, ``time * batch``. ``matrix products`` are those of the recurrence alone, in blocks
+    as large as ours: the ratio to them is the fraction of that floor.
 
-    Against ``matrix products``, those of the recurrence alone in blocks as large as ours, the ratio is the fraction
-    of that floor.
+    Args:
+        shapes: Shapes as ``(time, batch, units, window)``.
+        rounds: The number of times that every side is measured.
+        device: ``cpu`` or ``cuda``.
     """
     for time, batch, units, window in shapes:
         for name, cell in CELLS.items():
@@ -69,29 +72,29 @@ def truncation_against_naive(
                 "whole recurrence": partial(train, layer, inputs),
                 "matrix products": partial(products, layer, (time - window) * batch, window),
             }
-            found = in_turn(sides, rounds, device)
+            durations = in_turn(sides, rounds, device)
             label = f"truncated {name} T={time} k={window}"
             for variant in ("kept", "recomputed"):
                 for baseline in ("naive windows", "every window", "whole recurrence", "matrix products"):
-                    pairs = list(zip(found[baseline], found[variant], strict=True))
-                    known = error if baseline == "naive windows" else float("nan")
-                    yield compared(f"{label} {variant}", units, device, baseline, pairs, known)
+                    pairs = list(zip(durations[baseline], durations[variant], strict=True))
+                    difference = error if baseline == "naive windows" else float("nan")
+                    yield compared(f"{label} {variant}", units, device, baseline, pairs, difference)
 
 
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Durations of all sides, one after the other in every round; a round to warm up is not counted."""
+    """Return the durations of all sides, one after the other in every round; a first round does not count."""
     for function in sides.values():
         function()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    durations: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, function in sides.items():
-            found[name].append(duration(function, device))
-    return found
+            durations[name].append(duration(function, device))
+    return durations
 
 
 @torch.no_grad()
 def products(layer: nn.RNNBase, rows: int, window: int, block: int = 500) -> None:
-    """The recurrent products of a forward and backward pass; the first step of a window has none."""
+    """Compute the recurrent products of a forward and backward pass; the first step of a window has none."""
     weight = layer.get_parameter("weight_hh_l0")
     for low in range(0, rows, block):
         states = weight.new_ones(min(block, rows - low), weight.shape[1])
@@ -102,7 +105,7 @@ def products(layer: nn.RNNBase, rows: int, window: int, block: int = 500) -> Non
 
 
 def peak_memory(time: int = 256, batch: int = 20, units: int = 128, window: int = 25) -> Iterator[tuple[str, float]]:
-    """Peak resident memory, in MiB, that one forward and backward pass of an LSTM adds, a process for each side."""
+    """Measure the memory, in MiB, that a forward and backward pass of an LSTM adds, each side in a new process."""
     for side in ("naive", "windowed"):
         command = [sys.executable, "-m", "benchmarks.truncation", side, *map(str, (time, batch, units, window))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -122,7 +125,7 @@ def _added_memory(side: str, time: int, batch: int, units: int, window: int) -> 
 
 
 def _peak_resident() -> int:
-    """In KiB; Linux, where getrusage would report the peak of the process that started this one."""
+    """Return the peak in KiB, on Linux, where getrusage reports that of the process that started this one."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -130,14 +133,14 @@ def _peak_resident() -> int:
 def case(
     cell: type[nn.RNNBase], time: int, batch: int, units: int, layers: int = 1, device: str = "cpu"
 ) -> tuple[nn.RNNBase, Tensor]:
-    """A layer with random weights, and inputs with as many features as it has units."""
+    """Return a layer with random weights, and inputs with as many features as it has units."""
     torch.manual_seed(0)
     layer = cell(units, units, layers)  # type: ignore[arg-type]
     return layer.to(device), torch.randn(time, batch, units).to(device).requires_grad_()
 
 
 def train(function: Function, inputs: Tensor) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     output = function(inputs)
     (output[0] if isinstance(output, tuple) else output).sum().backward()
 

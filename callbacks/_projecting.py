@@ -1,4 +1,4 @@
-"""The projector of the model a callback watches, and what is known of it when no run is on."""
+"""The projector of the model that a callback watches, and what is known of the model between runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences, module_patterns
 from lightning_stable.stability import Constraint, InputSet, StabilityReport
 from lightning_stable.stability.projection.every_step import State
 from lightning_stable.stability.projection.projector import Projector
@@ -23,17 +24,30 @@ _AUTOCAST_MARGIN = {"bf16-mixed": 2.0**-8, "16-mixed": 2.0**-10}
 
 
 class ModelProjectorCallback(Callback):
-    """A callback with a projector of the trainer's model; when it projects is for the subclass to say."""
+    """A callback with a projector of the trainer's model; its subclass says when to project.
+
+    Args:
+        constraint: The stable set.
+        modules: Patterns of the names of the recurrent modules to project; None takes all.
+        input_bound: What is known about the inputs, see :func:`lightning_stable.certify`.
+
+    Attributes:
+        constraint: The stable set.
+        modules: The patterns as a list; None for all modules.
+        input_bound: What is known about the inputs.
+        report: The latest certificate; None before the first one, and after a run that failed.
+        followers: Functions that are called whenever the weights were projected between steps (validation,
+            checkpoints, the end of an epoch); a second model beside the trainer's adds its own, until the fit ends.
+    """
 
     def __init__(self, constraint: Constraint, modules: str | Iterable[str] | None, input_bound: Any) -> None:
         self.constraint = constraint
-        self.modules = [modules] if isinstance(modules, str) else modules if modules is None else list(modules)
-        if self.modules == []:
-            raise ValueError("`modules` must name at least one pattern, or be None for all modules. Got [].")
-        self.input_bound = input_bound
+        self.modules = module_patterns(modules)
+        self.input_bound = checked_input_bound(input_bound)
         self.followers: list[Callable[[], None]] = []
-        self._hooks: list[RemovableHandle] = []
+        # There is a projector, and hooks of the optimizers, only while a model is watched.
         self._projector: Projector | None = None
+        self._hooks: list[RemovableHandle] = []
         self._forget()
 
     @property
@@ -42,20 +56,25 @@ class ModelProjectorCallback(Callback):
         return self._input_ranges if self._projector is None else self._projector.monitor.ranges
 
     def known_inputs(self, module_name: str) -> InputSet | None:
-        """The input set of a recurrent module, where it is given or follows from the model; None outside of runs."""
+        """Return the input set of a recurrent module, if it is given or follows from the model; None between runs."""
         return None if self._projector is None else self._projector.known_inputs(module_name)
 
     def projector_for(
         self, trainer: Trainer, module: nn.Module, *, training: bool = True, ranges: Mapping[str, Tensor] | None = None
     ) -> Projector:
-        """A projector with this callback's settings for any module, such as a second model beside the trainer's.
+        """Return a projector with this callback's settings for any module, such as a second model.
 
         Args:
-            trainer: Its precision and number of processes count.
+            trainer: The trainer, whose precision and number of processes count.
             module: A module in which ``modules`` finds recurrences.
             training: Whether dropout counts as active.
-            ranges: Input ranges known already, by module name.
+            ranges: Input ranges recorded before, by module name.
+
+        Raises:
+            MisconfigurationException: If the module has no recurrences to project.
+            ValueError: If an argument does not fit their cells.
         """
+        fitting_recurrences(module, self.modules)
         return Projector(
             module,
             self.constraint,
@@ -69,7 +88,7 @@ class ModelProjectorCallback(Callback):
 
     @contextmanager
     def recording_paused(self) -> Iterator[None]:
-        """A block in which inputs of the model are neither recorded nor compared with their sets."""
+        """Neither record the model's inputs nor compare them with their sets inside the block."""
         if self._projector is None:
             yield
             return
@@ -87,6 +106,7 @@ class ModelProjectorCallback(Callback):
         return self._projector
 
     def _forget(self) -> None:
+        """Begin a new run: nothing is known of its model."""
         self.report: StabilityReport | None = None
         self._input_ranges: dict[str, Tensor] = {}
         self._projector_state: State = {}
@@ -95,7 +115,8 @@ class ModelProjectorCallback(Callback):
     def _watch(self, trainer: Trainer, module: nn.Module, *, training: bool) -> Projector:
         self._projector = self.projector_for(trainer, module, training=training, ranges=self._input_ranges)
         self._projector.load_state_dict(self._projector_state)
-        self._projector.monitor.recording = not training  # only what the model trains on
+        # In a fit only training batches are recorded, and the subclass says when.
+        self._projector.monitor.recording = not training
         self._projector.attach()
         return self._projector
 
@@ -133,14 +154,19 @@ class ModelProjectorCallback(Callback):
 
 
 def projections_of(trainer: Trainer) -> list[ModelProjectorCallback]:
-    """Those of a trainer's callbacks that project its model, in their order."""
+    """Return the trainer's callbacks that project its model, in their order."""
     return callbacks_of(trainer, ModelProjectorCallback)
 
 
+def reports_of(trainer: Trainer) -> list[StabilityReport]:
+    """Return the latest certificates of the trainer's projection callbacks, of those that have one."""
+    return [callback.report for callback in projections_of(trainer) if callback.report is not None]
+
+
 def known_inputs(trainer: Trainer, module_name: str) -> InputSet | None:
-    """What the projection callbacks of a trainer know about the inputs of a recurrent module."""
-    found = (callback.known_inputs(module_name) for callback in projections_of(trainer))
-    return next((inputs for inputs in found if inputs is not None), None)
+    """Return what the trainer's projection callbacks know about the inputs of a recurrent module."""
+    known = (callback.known_inputs(module_name) for callback in projections_of(trainer))
+    return next((inputs for inputs in known if inputs is not None), None)
 
 
 def _reduce_max(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_stable.callbacks._projecting import ModelProjectorCallback, projections_of
+from lightning_stable.callbacks._projecting import ModelProjectorCallback, projections_of, reports_of
 from lightning_stable.stability import StabilityReport
 from lightning_stable.stability.projection.projector import Projector
 from lightning_stable.tensorboard import boards_of, writes_to_tensorboard
@@ -17,7 +17,13 @@ from lightning_stable.tensorboard.charts import TARGET
 
 
 def metrics_of(report: StabilityReport, norms_before: Mapping[str, float], distance: Tensor | None) -> dict[str, float]:
-    """What is logged of a certificate, given the norms before the first projection and the last measured distance."""
+    """Return what is logged of a certificate.
+
+    Args:
+        report: The certificate.
+        norms_before: Frobenius norms of the recurrent weights before the first projection, by layer.
+        distance: How far the last measured projection moved the weights; None before one.
+    """
     metrics = {"stability/rate": report.rate, "stability/input_excess": report.input_excess}
     for layer in report.layers:
         metrics[f"stability/{layer.name}/rate"] = layer.rate
@@ -32,15 +38,17 @@ def metrics_of(report: StabilityReport, norms_before: Mapping[str, float], dista
 
 
 def log_after_step(
-    trainer: Trainer, module: LightningModule, callback: ModelProjectorCallback, metrics: dict[str, float]
+    trainer: Trainer, module: LightningModule, callback: ModelProjectorCallback, metrics: Mapping[str, float]
 ) -> None:
-    """Log a callback's metrics after a training step, and show its target."""
-    del metrics["stability/rate"]
-    together = projections_of(trainer)
-    if callback is together[-1]:  # all have certified by now, and the model has one rate
-        metrics["stability/rate"] = max(c.report.rate for c in together if c.report is not None)
+    """Log a callback's metrics after a training step, and show its target.
+
+    Of several projection callbacks the last one logs ``stability/rate``, the largest of all.
+    """
+    metrics = {name: value for name, value in metrics.items() if name != "stability/rate"}
+    if callback is projections_of(trainer)[-1]:  # all have certified by now, and the model has one rate
+        metrics["stability/rate"] = max(report.rate for report in reports_of(trainer))
     # Lightning would drop values logged outside its own rhythm, which manual optimization does not keep to.
-    # Its axis are steps or, under manual optimization, batches.
+    # Its axis counts steps or, under manual optimization, batches.
     step = trainer.global_step - 1 if module.automatic_optimization else trainer.fit_loop.total_batch_idx
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)
@@ -49,14 +57,20 @@ def log_after_step(
 
 
 def show_target(trainer: Trainer, callback: ModelProjectorCallback, step: int) -> None:
-    """As for the rate: the largest of all callbacks, once."""
-    together = projections_of(trainer)
-    for board in boards_of(trainer) if callback is together[-1] else []:
-        board.scalars({TARGET: max(c.constraint.rate for c in together)}, step, THEORY)
+    """Show the target rate in TensorBoard; of several callbacks the last one shows the largest."""
+    callbacks = projections_of(trainer)
+    for board in boards_of(trainer) if callback is callbacks[-1] else []:
+        board.scalars({TARGET: max(each.constraint.rate for each in callbacks)}, step, THEORY)
 
 
 def show_spectra(trainer: Trainer, projector: Projector, every_n_epochs: int | None) -> None:
-    """Histograms of singular values or unit rates, at the validations of every n-th epoch."""
+    """Write histograms of singular values or unit rates, if they are due in this epoch.
+
+    Args:
+        trainer: The trainer.
+        projector: The projector of its model.
+        every_n_epochs: The number of epochs from one writing to the next; None never writes.
+    """
     if every_n_epochs is not None and trainer.current_epoch % every_n_epochs == 0 and writes_to_tensorboard(trainer):
         # In all processes: they agree on the ranges of the inputs.
         spectra = {f"stability/{name}": values for name, values in projector.spectra().items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,12 +13,13 @@ from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
-from lightning_stable.shadow import Comparison, Twin, TwinProjection, TwinSource, check_model
+from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
 from lightning_stable.tensorboard.board import THEORY, last_step
-from lightning_stable.trainers import callbacks_of, check_strategy
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
 class FeedForwardShadowCallback(Callback):
@@ -61,7 +61,8 @@ class FeedForwardShadowCallback(Callback):
     called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
     model's alone. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
     a model changes its batches in place, the twin sees the first of them as it was left, with a warning. Under
-    ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here.
+    ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here. ``self.trainer`` of the
+    twin has the twin's own strategy, optimizers and metrics, and neither callbacks nor loggers.
 
     A checkpoint holds the twin, and a resumed run goes on exactly. One thing it cannot hold: of a state in a registered
     buffer, which depends on how far the model has come, the unfinished windows are not saved. The resumed twin goes on
@@ -82,11 +83,12 @@ class FeedForwardShadowCallback(Callback):
         twin: The twin, during and after a fit; None before. Afterwards an ordinary module, without a trainer.
 
     Raises:
-        ValueError: For arguments out of range; when training starts, if a layer has no windowed form.
-        MisconfigurationException: For ``twin`` and ``predictions`` of a wrong type; when training starts, for manual
-            optimization, several optimizers, strategies that shard parameters, a second callback with this window and
-            name, a model without recurrence, one that cannot be copied, one whose copy still uses it (functions that
-            close over it), and a given twin of another architecture; later, for parameters that were not there then.
+        TypeError: If an argument has a wrong type; when they are compared, if ``predictions`` returns no tensor.
+        ValueError: If an argument is out of range.
+        MisconfigurationException: When training starts, for manual optimization, several optimizers, strategies that
+            shard parameters, a second callback with this window and name, a model without recurrence, one with a layer
+            that has no windowed form, one that cannot be copied, one whose copy still uses it (functions that close
+            over it), and a given twin of another architecture; later, for parameters that were not there then.
 
     Example:
         >>> shadow = FeedForwardShadowCallback(window=10)
@@ -103,67 +105,63 @@ class FeedForwardShadowCallback(Callback):
     ) -> None:
         window = checks.integer("window", window)
         # Modules are callable, too.
-        if not (twin is None or isinstance(twin, LightningModule) or (callable(twin) and not isinstance(twin, Module))):
-            raise MisconfigurationException(
+        if not (twin is None or lightning_class(twin) or (callable(twin) and not isinstance(twin, Module))):
+            raise TypeError(
                 "`twin` must be a LightningModule, a function without arguments that makes one, or None for a copy. "
                 f"Got {twin!r}."
             )
         if not (predictions is None or callable(predictions)):
-            raise MisconfigurationException(
-                f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}."
-            )
+            raise TypeError(f"`predictions` must be a function of a module and a batch, or None. Got {predictions!r}.")
         self.window, self.predictions, self.name = window, predictions, checks.text("name", name)
         self.source = twin
         self.twin: LightningModule | None = None
-        self._comparison: Comparison | None = None
-        self._state: dict[str, Any] = {}
-        self._restored: dict[str, Any] = {}
+        self._run: ShadowRun | None = None  # while a fit trains
+        self._state: dict[str, Any] = {}  # of the last fit, for checkpoints made after it
+        self._restored: dict[str, Any] = {}  # from a checkpoint, until the twin is made
 
     @property
     @override
     def state_key(self) -> str:
+        """Name with the window and the prefix, as several of these can watch one run."""
         origin = "copy" if self.source is None else "given"
         return f"{type(self).__qualname__}(window={self.window}, name={self.name!r}, twin={origin!r})"
 
     # ------------------------------------------------------------ start and end
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies that shard parameters and a callback that logs under the same names; begin a new run."""
         if stage != "fit":
             return
         check_strategy(trainer, "FeedForwardShadowCallback", "a whole model on every device, to train a second one")
-        same = [
-            c
-            for c in callbacks_of(trainer, FeedForwardShadowCallback)
-            if (c.name, c.window) == (self.name, self.window)
-        ]
-        if len(same) > 1:
+        names = [(shadow.name, shadow.window) for shadow in callbacks_of(trainer, FeedForwardShadowCallback)]
+        if (count := names.count((self.name, self.window))) > 1:
             raise MisconfigurationException(
                 "FeedForwardShadowCallbacks of one trainer must differ in `window` or `name`, under which they log. "
-                f"Got {len(same)} with `window={self.window}` and `name={self.name!r}`."
+                f"Got {count} with `window={self.window}` and `name={self.name!r}`."
             )
-        # A new run; what a checkpoint knows is restored after this.
+        # What a checkpoint knows is restored after this.
         self.twin, self._state, self._restored = None, {}, {}
         begin_table(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse models that a twin cannot follow."""
         check_model(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
         twin = Twin(trainer, pl_module, self.window, self.source)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
-        self._comparison = Comparison(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
+        self._run = ShadowRun(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
         with isolated(pl_module.device):
             for callback in projecting:
                 projector = callback.projector_for(trainer, twin.module, ranges=callback.input_ranges)
-                twin.projections[callback.state_key] = followed = TwinProjection(
-                    projector, callback.every_n_steps, partial(getattr, callback, "steps"), twin.optimizer
-                )
-                callback.followers.append(followed.settle)
+                twin.projections[callback.state_key] = TwinProjection(projector, callback, twin.optimizer)
+                callback.followers.append(twin.projections[callback.state_key].settle)
         if self._restored:
             twin.load_state_dict(self._restored)
             self._restored = {}
@@ -173,55 +171,60 @@ class FeedForwardShadowCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.catch_up()
-            self._comparison.twin.hook("on_train_end")
+        """Let the twin catch up, and end its training."""
+        if self._run is not None:
+            self._run.catch_up()
+            self._run.twin.hook("on_train_end")
         end_table(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning runs no teardown after an exception.
+        """Leave the model as it was: Lightning runs no teardown after an exception."""
         self._finish()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._comparison is not None:
-            self._comparison.twin.hook("teardown", stage)
+        """Leave the model as it was."""
+        if self._run is not None:
+            self._run.twin.hook("teardown", stage)
         self._finish()
         flush(trainer)
 
     def _finish(self) -> None:
-        if self._comparison is not None:
-            comparison, self._comparison = self._comparison, None
-            self._state = comparison.twin.state_dict()  # for checkpoints made after the fit
-            comparison.detach()
+        if self._run is not None:
+            run, self._run = self._run, None
+            self._state = run.twin.state_dict()
+            run.detach()
 
     # ---------------------------------------------------------------- training
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.catch_up()
-            self._comparison.twin.hook("on_train_epoch_start")
+        """Let the twin catch up, and begin its epoch."""
+        if self._run is not None:
+            self._run.catch_up()
+            self._run.twin.hook("on_train_epoch_start")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._comparison is not None:
-            self._comparison.start_batch(batch, batch_idx)
+        """Note what the twin will need of this batch."""
+        if self._run is not None:
+            self._run.start_batch(batch, batch_idx)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._comparison is None:
+        """Train the twin on this batch, and log where a log line is due."""
+        if self._run is None:
             return
-        for callback in callbacks_of(trainer, FeedForwardShadowCallback):
-            if callback._comparison is not None:  # the first one's twin is no part of the model's time
-                callback._comparison.clock.model_done()
-        values = self._comparison.end_batch(outputs, batch)
+        for shadow in callbacks_of(trainer, FeedForwardShadowCallback):
+            if shadow._run is not None:  # the first one's twin is no part of the model's time
+                shadow._run.step_time.model_done()
+        values = self._run.end_batch(outputs, batch)
         if values:
             prefix = self._prefix(trainer)
             metrics = {f"{prefix}/{name}": value for name, value in values.items()}
-            # Lightning would drop values logged outside its own rhythm; its axis are steps.
+            # Lightning would drop values logged outside its own rhythm; its axis counts steps.
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
             pl_module.log_dict(metrics, logger=False)
@@ -229,29 +232,32 @@ class FeedForwardShadowCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.catch_up()
-            self._comparison.twin.end_epoch("train", "on_train_epoch_end")
+        """Let the twin catch up, and end its epoch."""
+        if self._run is not None:
+            self._run.catch_up()
+            self._run.twin.end_epoch("train", "on_train_epoch_end")
 
     # -------------------------------------------------------------- validation
-    # There is no twin in the sanity check and in `trainer.validate`.
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.start_validation()
+        """Begin a validation of the twin; there is no twin in the sanity check and in ``trainer.validate``."""
+        if self._run is not None:
+            self._run.start_validation()
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.twin.hook("on_validation_epoch_start")
+        """Call the twin's hook."""
+        if self._run is not None:
+            self._run.twin.hook("on_validation_epoch_start")
 
     # Lightning passes the index of the data loader only if there are several, and so must we.
     @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *dataloader_idx: int
     ) -> None:
-        if self._comparison is not None:
-            self._comparison.start_validation_batch(batch, batch_idx)
+        """Note what the twin will need of this batch."""
+        if self._run is not None:
+            self._run.start_validation_batch(batch, batch_idx)
 
     @override
     def on_validation_batch_end(
@@ -263,60 +269,62 @@ class FeedForwardShadowCallback(Callback):
         batch_idx: int,
         *dataloader_idx: int,
     ) -> None:
-        if self._comparison is not None:
-            self._comparison.end_validation_batch(outputs, batch, *dataloader_idx)
+        """Evaluate the twin on this batch."""
+        if self._run is not None:
+            self._run.end_validation_batch(outputs, batch, *dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            prefix, values = self._prefix(trainer), self._comparison.end_validation_epoch()
+        """Log the twin's loss and how far it is from the model."""
+        if self._run is not None:
+            prefix, values = self._prefix(trainer), self._run.end_validation_epoch()
             pl_module.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, sync_dist=True)
             self._show(trainer, values)
             for board in boards_of(trainer):
-                logged = self._comparison.twin.recorder.finished
+                logged = self._run.twin.log.finished
                 board.scalars({n: float(v) for n, v in logged.items() if v.numel() == 1}, last_step(trainer), prefix)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._comparison is not None:
-            self._comparison.twin.end_validation()
+        """Set the twin back to training."""
+        if self._run is not None:
+            self._run.twin.end_validation()
 
     # -------------------------------------------------------------- checkpoints
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._comparison is None:
+        """Return the twin's state; between fits, the last one's."""
+        if self._run is None:
             return self._restored or self._state
-        self._comparison.catch_up()
-        return self._comparison.twin.state_dict()
+        self._run.catch_up()
+        return self._run.twin.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The twin is made when training starts, which is later with every strategy.
+        """Keep the state for the twin, which is made when training starts: later, with every strategy."""
         self._restored = state_dict
 
     # ------------------------------------------------------------- TensorBoard
     def table_entries(self, trainer: Trainer) -> Entries:
-        """The window, and the final gaps and distances, for TensorBoard's table of runs."""
+        """Return the window and the tags of the final gaps and distances, for TensorBoard's table of runs."""
         names = ("val_loss_gap", "val_weight_distance_relative", "val_prediction_distance_relative")
         tags = [f"{self._prefix(trainer)}/{name}" for name in names]
         return Entries({"window": self.window}, (f"{self.name}/compared/val_loss", *tags))
 
     def _show(self, trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
-        """The model, the twin and what theory expects, as runs of their own under one tag."""
+        """Show the model, the twin and what theory expects in TensorBoard, as runs of their own under one tag."""
         boards = boards_of(trainer)
         if not boards:
             return
-        reports = [c.report for c in callbacks_of(trainer, StabilityProjectionCallback)]
-        rate = max((report.rate for report in reports if report is not None), default=1.0)
+        rate = max((report.rate for report in reports_of(trainer)), default=1.0)
         level = rate**self.window if rate < 1 else None
         model, twin, theory = compared({name: float(value) for name, value in values.items()}, level)
         prefix = self._prefix(trainer)
         runs = {"": model, prefix: twin, THEORY + prefix.removeprefix(self.name): theory}
         for board in boards:
-            for run, found in runs.items():
-                board.scalars(
-                    {f"{self.name}/compared/{name}": value for name, value in found.items()}, last_step(trainer), run
-                )
+            for run, scalars in runs.items():
+                tagged = {f"{self.name}/compared/{name}": value for name, value in scalars.items()}
+                board.scalars(tagged, last_step(trainer), run)
 
     def _prefix(self, trainer: Trainer) -> str:
         alone = sum(callback.name == self.name for callback in callbacks_of(trainer, FeedForwardShadowCallback)) == 1
@@ -325,7 +333,7 @@ class FeedForwardShadowCallback(Callback):
 
 @contextmanager
 def _not_recording(callbacks: list[StabilityProjectionCallback]) -> Iterator[None]:
-    """Inputs of these forwards are no training inputs."""
+    """Keep the inputs inside the block from being recorded: they are no training inputs."""
     with ExitStack() as stack:
         for callback in callbacks:
             stack.enter_context(callback.recording_paused())

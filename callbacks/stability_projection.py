@@ -20,7 +20,7 @@ from lightning_stable.hooks import Hook
 from lightning_stable.stability import Constraint, StabilityReport
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
 from lightning_stable.tensorboard.board import last_step
-from lightning_stable.trainers import check_strategy
+from lightning_stable.trainers import check_strategy, logging_interval
 
 
 class StabilityProjectionCallback(ModelProjectorCallback):
@@ -32,12 +32,16 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     validation, for every checkpoint and at the end. The certificate is in the callback's state in the checkpoint and
     in :attr:`report`; the model's own ``state_dict`` is untouched by all this.
 
-    Logs, every ``trainer.log_every_n_steps`` steps and at every validation: ``stability/rate``,
-    ``stability/<layer>/rate``, ``stability/<layer>/recurrent_norm/<gate>`` (Frobenius norms: a certified network must
-    not be an emptied one), ``stability/<layer>/recurrent_norm_kept`` (over the norm before the first projection), and
-    ``stability/projection_distance`` (how far the last step's projection moved the weights). A TensorBoardLogger gets
-    the page "Stability" of its custom scalars and, at validations, histograms: ``stability/<layer>/singular_values``
-    of the recurrent weights of an RNN, ``stability/<layer>/unit_rates`` (whose largest is the rate) of a gated cell.
+    Logs, every ``trainer.log_every_n_steps`` steps and at every validation:
+
+    - ``stability/rate``, the largest rate, and ``stability/<layer>/rate``,
+    - ``stability/<layer>/recurrent_norm/<gate>``, Frobenius norms, as a certified network must not be an emptied one,
+    - ``stability/<layer>/recurrent_norm_kept``, the norm over the norm before the first projection,
+    - ``stability/projection_distance``, how far the last projection moved the weights.
+
+    A TensorBoardLogger gets the page "Stability" of its custom scalars and, at validations, histograms:
+    ``stability/<layer>/singular_values`` of the recurrent weights of an RNN and ``stability/<layer>/unit_rates``,
+    whose largest is the rate, of a gated cell.
 
     Callbacks that replace weights (averaging, swapping) belong before this one, so that what they leave is projected.
     With Lightning's WeightAveraging the averaged weights are projected when a validation begins: those evaluated, and
@@ -62,15 +66,19 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         histograms_every_n_epochs: Write the histograms at the validations of every n-th epoch; None writes none.
 
     Attributes:
-        report: The latest :class:`~lightning_stable.stability.StabilityReport`; None after a run that failed.
+        report: The latest :class:`~lightning_stable.stability.StabilityReport`; None before the first one, and after
+            a run that failed.
         num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
-        followers: Called whenever the weights were projected between steps (validation, checkpoints, the end of an
-            epoch), until the fit ends.
+        followers: Functions that are called whenever the weights were projected between steps (validation,
+            checkpoints, the end of an epoch), until the fit ends.
 
     Raises:
-        ValueError: For arguments out of range; when training starts, if no recurrence is found, a pattern matches
-            nothing, or recurrent weights are parametrized; during training, if weights become NaN or infinite.
-        MisconfigurationException: If the strategy shards parameters (FSDP, DeepSpeed, model parallel).
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range; when training starts, if an argument does not fit the cells that
+            it is for; during training, if weights become NaN or infinite.
+        MisconfigurationException: When training starts, if the model has no recurrence, no module that ``modules``
+            matches or parametrized recurrent weights, or the strategy shards parameters (FSDP, DeepSpeed, model
+            parallel).
 
     Example:
         >>> trainer = Trainer(callbacks=[StabilityProjectionCallback(rate=0.99)])
@@ -89,39 +97,45 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         state_bound: float = 1.0,
         histograms_every_n_epochs: int | None = 1,
     ) -> None:
-        every_n_steps = checks.integer("every_n_steps", every_n_steps)
-        if histograms_every_n_epochs is not None:
-            checks.integer("histograms_every_n_epochs", histograms_every_n_epochs)
         super().__init__(Constraint(rate, norm, method, gate_bound, state_bound), modules, input_bound)
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = checks.integer("every_n_steps", every_n_steps)
+        if histograms_every_n_epochs is not None:
+            histograms_every_n_epochs = checks.integer("histograms_every_n_epochs", histograms_every_n_epochs)
         self.histograms_every_n_epochs = histograms_every_n_epochs
-        self._steps = self.num_projections = self._log_interval = 0
-        self._log_due = False
-        self._steps_before = self._global_step = 0  # when the present batch began
-        self._has_caught_up = False  # warned once
-        self._distance: Tensor | None = None
-        self._norms_before: dict[str, float] = {}
+        self._log_interval = 0  # the trainer's, from the start of a fit
+        self._start_counting()
 
     @property
     @override
     def state_key(self) -> str:
+        """Name with the patterns, as several of these can project one model."""
         return f"{type(self).__qualname__}(modules={self.modules})"
 
     # ------------------------------------------------------------ start and end
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies that shard parameters, and begin a new run."""
         if stage in ("fit", "validate"):
             check_strategy(trainer, "StabilityProjectionCallback", "whole recurrent matrices on every device")
-        if stage == "fit":  # a new run; what a checkpoint knows is restored after this
+        if stage == "fit":  # what a checkpoint knows is restored after this
             self._forget()
-            self._steps = self.num_projections = 0
-            self._distance, self._log_due, self._norms_before = None, False, {}
+            self._start_counting()
             begin_table(trainer, pl_module)
+
+    def _start_counting(self) -> None:
+        self._steps = self.num_projections = 0
+        self._log_due = False
+        self._steps_before = self._global_step = 0  # as the present batch began
+        self._has_caught_up = False  # and has warned, once
+        # Of the last measured projection, and by layer before the first one; there is none yet.
+        self._distance: Tensor | None = None
+        self._norms_before: dict[str, float] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project and certify the model before its first step."""
         projector = self._watch(trainer, pl_module, training=True)
-        self._log_interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._log_interval = logging_interval(trainer)
         self._norms_before = self._norms_before or projector.recurrent_norms()
         report = self._settle()
         for board in boards_of(trainer):
@@ -129,6 +143,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the optimizers' steps and checkpoints of the weights only."""
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
         if trainer.world_size == 1:
             # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
@@ -138,11 +153,12 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # For callbacks that monitor the rate, also without a validation set.
+        """Project, certify and log, for callbacks that monitor the rate without a validation."""
         pl_module.log_dict(self._metrics(self._settle()), logger=False, sync_dist=True, reduce_fx="max")
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project and certify the final weights."""
         self._settle()
         if unseen := self._attached.unseen_inputs():
             rank_zero_warn(
@@ -153,12 +169,14 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning runs no teardown after an exception. Other processes may be alive: no collective operation here.
+        """Stop watching the model: Lightning runs no teardown after an exception."""
+        # Other processes may be alive: no collective operation here.
         self.report = None
         self._unwatch()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching the model."""
         self._unwatch()
         flush(trainer)
 
@@ -169,7 +187,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     # ------------------------------------------------------- after every step
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Torch's step_post_hook: called after each step an optimizer really made, also under manual optimization."""
+        """Project after a step that an optimizer really made, also under manual optimization: torch's own hook."""
         self._steps += 1
         self._log_due |= self._log_interval > 0 and self._steps % self._log_interval == 0
         if self._steps % self.every_n_steps == 0:
@@ -181,6 +199,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch the inputs, the start states and the weights of this batch."""
         monitor = self._attached.monitor
         monitor.recording = monitor.checking = True
         # Products of inputs and weights tell more, and cost as much as they do: only where a report follows.
@@ -192,6 +211,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Project what was moved past torch's hooks; certify and log where a log line is due."""
         self._catch_up(trainer)
         if self._log_due:
             self._log_due = False
@@ -221,6 +241,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     # ----------------------------------------------- validation and checkpoints
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project the weights for a validation of a fit; watch the model for one that stands alone."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._project_between_steps()
             self._attached.monitor.recording = False
@@ -230,6 +251,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project the weights once more: they may be averages by now."""
         # Lightning's WeightAveraging has put averaged weights in place by now, if it stands before this callback.
         # An average of stable weights need not be stable, and it is what is evaluated and saved.
         if trainer.state.fn == TrainerFn.FITTING:
@@ -237,6 +259,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Certify and log the validated weights."""
         metrics = self._metrics(self._certify())
         if not trainer.sanity_checking:
             pl_module.log_dict(metrics, sync_dist=True, reduce_fx="max")
@@ -245,7 +268,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # Lightning asks for this while it makes a checkpoint, holding references to the weights.
+        """Project and certify the weights that are saved, and return the certificate and what a resumed run needs."""
+        # Lightning asks for this while it makes a checkpoint and holds references to the weights.
         if self._hooks:
             self._settle()
         return {
@@ -260,18 +284,19 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
         self._steps = state_dict["steps"]
         self.num_projections = state_dict["num_projections"]
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
-        self._projector_state = state_dict.get("projector", {})
+        self._projector_state = state_dict["projector"]
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
             self._projector.load_state_dict(self._projector_state)
             self._settle()
 
     def table_entries(self, trainer: Trainer) -> Entries:
-        """The target rate and the certified one, for TensorBoard's table of runs."""
+        """Return the target rate and the tag of the certified one, for TensorBoard's table of runs."""
         return Entries({"rate": self.constraint.rate}, ("stability/rate",))
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:

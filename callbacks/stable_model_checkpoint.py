@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
@@ -27,11 +28,11 @@ _WEIGHT_AVERAGING: type[Callback] = getattr(pl_callbacks, "WeightAveraging", typ
 class StableModelCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
-    Weights are certified in float64 as they are validated, in evaluation mode, averaged ones included; and anew, as
-    they are saved, when they are averaged or a checkpoint is due at a step that was not validated. With one or more
-    :class:`StabilityProjectionCallback` on the trainer, their certificates are asked: for the recurrences they project,
-    their norms, their input sets and the inputs they have seen. Without one the whole model is certified, and
-    ``stability/rate`` logged at every validation.
+    Weights, averaged ones included, are certified in float64 and in evaluation mode when they are validated. They are
+    certified once more when they are saved, if they are averaged or a checkpoint is due at a step that was not
+    validated. With one or more :class:`StabilityProjectionCallback` on the trainer, the certificate is theirs: it is
+    for the recurrences they project, by their norms, their input sets and the inputs they have seen. Without one the
+    whole model is certified, and ``stability/rate`` is logged at every validation.
 
     A checkpoint that is not certified leaves all files as they are; whether ``save_last`` is written then depends on
     the version of Lightning. To resume a run, put a plain ModelCheckpoint beside this one.
@@ -39,16 +40,19 @@ class StableModelCheckpoint(ModelCheckpoint):
     Args:
         monitor: Name of the logged value by which certified checkpoints are compared.
         rate: Largest certified rate that is kept, in (0, 1]; it must be below 1 in any case.
-        guaranteed: Keep only certificates which hold for every admissible input: none that rests on the inputs seen.
-        input_bound: See :func:`lightning_stable.certify`; given here, the whole model is certified for it.
+        guaranteed: Whether to keep only what is certified for every admissible input, not for the inputs seen.
+        input_bound: What is known about the inputs, see :func:`lightning_stable.certify`. If it is given here, the
+            whole model is certified for it.
         **kwargs: Arguments of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
 
     Attributes:
-        report: The latest :class:`~lightning_stable.stability.StabilityReport`.
+        report: The latest :class:`~lightning_stable.stability.StabilityReport`; None before the first one.
 
     Raises:
-        MisconfigurationException: For arguments out of range; when training starts, if the strategy shards parameters.
-        ValueError: When the first certificate is made, if there is no recurrence.
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        MisconfigurationException: If an argument of a ModelCheckpoint is; when training starts, if the strategy shards
+            parameters or the model has no recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[StableModelCheckpoint(monitor="val_loss", save_top_k=3)])
@@ -65,25 +69,35 @@ class StableModelCheckpoint(ModelCheckpoint):
     ) -> None:
         super().__init__(monitor=checks.text("monitor", monitor), **kwargs)
         self.rate = checks.number("rate", rate, "(0, 1]")
-        self.guaranteed, self.input_bound = checks.boolean("guaranteed", guaranteed), input_bound
+        self.guaranteed = checks.boolean("guaranteed", guaranteed)
+        self.input_bound = checked_input_bound(input_bound)
         self.report: StabilityReport | None = None
-        self._certified_step: int | None = None
+        self._certified_step: int | None = None  # the ``global_step`` of the report
 
     @property
     @override
-    def state_key(self) -> str:  # several of these can watch one run
+    def state_key(self) -> str:
+        """Name with the arguments, as several of these can watch one run."""
         return f"{super().state_key}(rate={self.rate}, guaranteed={self.guaranteed}, input_bound={self.input_bound!r})"
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies that shard parameters, and forget the last fit's report."""
         check_strategy(trainer, "StableModelCheckpoint", "whole recurrent matrices on every device")
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.report, self._certified_step = None, None
 
-    # Checkpoint callbacks run last: the weights are projected, or averaged and projected, by now.
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a model without a recurrence; a projection callback refuses it itself."""
+        super().on_fit_start(trainer, pl_module)
+        if not callbacks_of(trainer, StabilityProjectionCallback):
+            fitting_recurrences(pl_module, None)
+
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Certify the weights that are validated; projected and averaged by now, as checkpoint callbacks run last."""
         super().on_validation_epoch_start(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -93,6 +107,7 @@ class StableModelCheckpoint(ModelCheckpoint):
 
     @override
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether to keep a checkpoint: the certified ones are compared as ModelCheckpoint does."""
         averaging = callbacks_of(trainer, _WEIGHT_AVERAGING)
         if averaging or self._certified_step != trainer.global_step:
             with _as_saved(trainer, () if self.save_weights_only else averaging):
@@ -103,12 +118,13 @@ class StableModelCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if nothing was kept."""
         super().on_train_end(trainer, pl_module)
         if self.report is not None and not self.best_model_path:
             rank_zero_warn(
-                "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. The last report:\n"
-                f"{self.report}\nProject the model with StabilityProjectionCallback, or pass `input_bound` if the "
-                "inputs are not known."
+                "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. Project the model with "
+                "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown. Got as last report:\n"
+                f"{self.report}"
             )
 
     def _accepts(self) -> bool:
@@ -138,7 +154,7 @@ class StableModelCheckpoint(ModelCheckpoint):
 
 @contextmanager
 def _as_saved(trainer: Trainer, averaging: Iterable[Callback]) -> Iterator[None]:
-    """A block with averaged weights in place, which a checkpoint holds unless it is one of the weights only."""
+    """Put averaged weights in place inside the block, as a full checkpoint holds them."""
     for callback in averaging:
         callback.on_validation_epoch_start(trainer, trainer.lightning_module)
     try:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._arguments import checked_input_bound
 from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
 from lightning_stable.diagnostics import StateGradients, measure_state_gradients
@@ -86,7 +87,7 @@ class StateGradientCallback(Callback):
         if loss is not None:
             checks.text("loss", loss)
         self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
-        self.loss, self.input_bound = loss, input_bound
+        self.loss, self.input_bound = loss, checked_input_bound(input_bound)
         self.modules = checks.patterns("modules", modules)
         self.figures = check_folder(figures)
         self.reports: dict[str, StateGradients] = {}

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._arguments import checked_input_bound
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.precision import full_precision
@@ -75,7 +76,7 @@ class TruncationProfileCallback(Callback):
         checks.number("tolerance", tolerance, "(0, inf)")
         self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
         self.modules = checks.patterns("modules", modules)
-        self.input_bound, self.figures = input_bound, check_folder(figures)
+        self.input_bound, self.figures = checked_input_bound(input_bound), check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}
         self._seen: dict[str, Any] = {}
         self._hooks: list[RemovableHandle] = []

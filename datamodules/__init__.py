@@ -14,6 +14,8 @@ from lightning_stable.datamodules.bucketing import BucketBatchSampler
 from lightning_stable.datamodules.chorales import ChoralesDataModule
 from lightning_stable.datamodules.copy_memory import CopyMemoryDataModule
 from lightning_stable.datamodules.download import DownloadError, fetch
+from lightning_stable.datamodules.fixed_patterns import FixedPatternsDataModule
+from lightning_stable.datamodules.generated import GeneratedDataModule
 from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
 from lightning_stable.datamodules.linear_system import LinearSystem, LinearSystemDataModule
 from lightning_stable.datamodules.memory_throughput import MemoryThroughputDataModule
@@ -41,6 +43,8 @@ __all__ = [
     "CopyMemoryDataModule",
     "DictVocabulary",
     "DownloadError",
+    "FixedPatternsDataModule",
+    "GeneratedDataModule",
     "LanguageModelingDataModule",
     "LinearSystem",
     "LinearSystemDataModule",

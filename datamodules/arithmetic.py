@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lightning_stable import checks
-from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
+from lightning_stable.datamodules.generated import Batch, GeneratedDataModule
 
 PLUS, EQUALS, BLANK = 10, 11, 12
 
@@ -18,46 +20,22 @@ class ArithmeticDataModule(GeneratedDataModule):
     by hand. Inputs and targets are ids in int64, ``(batch, 3 * digits + 3)``: digits, 10 for plus, 11 for equals, 12
     for blank. Inputs are blank after the equals sign; targets are blank until then and hold the ``digits + 1`` digits
     of the sum after it. Source: the task of Collins, Sohl-Dickstein & Sussillo, Capacity and Trainability in Recurrent
-    Neural Networks (2017), in sizes of its own.
+    Neural Networks (2017); the sizes are not theirs.
 
     Args:
-        digits: Of each number.
+        digits: Digits of each number, at most 17, so that a sum fits 64 bits.
         train_size: Training sequences.
-        valid_size: Validation sequences.
-        test_size: Test sequences.
-        batch_size: Sequences per batch and device.
-        seed: Seed of everything that is drawn.
+        kwargs: The other arguments of :class:`~lightning_stable.datamodules.GeneratedDataModule`.
 
     Attributes:
         num_classes: Class ids of inputs and targets, 13.
-
-    Raises:
-        ValueError: Naming the argument that has a wrong type or range.
     """
 
     num_classes = 13
 
-    def __init__(
-        self,
-        *,
-        digits: int = 3,
-        train_size: int = 50_000,
-        valid_size: int = 1000,
-        test_size: int = 1000,
-        batch_size: int = 32,
-        seed: int = 0,
-    ) -> None:
-        checks.integer("digits", digits)
-        if digits > 17:
-            raise ValueError(f"`digits` must be at most 17, or a sum does not fit 64 bits. Got {digits}.")
-        super().__init__(
-            train_size=train_size,
-            valid_size=valid_size,
-            test_size=test_size,
-            batch_size=batch_size,
-            generator=seeded(seed),
-        )
-        self.digits = digits
+    def __init__(self, *, digits: int = 3, train_size: int = 50_000, **kwargs: Any) -> None:
+        super().__init__(train_size=train_size, **kwargs)
+        self.digits = checks.integer("digits", digits, 1, 17)
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """Draw the numbers and lay out the sums."""
@@ -72,5 +50,5 @@ class ArithmeticDataModule(GeneratedDataModule):
 
 
 def _digits(numbers: Tensor, count: int) -> Tensor:
-    """The smallest place first, ``(batch, count)``."""
+    """Return the digits, the smallest place first, ``(batch, count)``."""
     return numbers // 10 ** torch.arange(count) % 10

@@ -1,18 +1,20 @@
 """Slot filling on the Airline Travel Information System corpus (ATIS)."""
 
+from __future__ import annotations
+
 import csv
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from lightning_stable import checks
-from lightning_stable.datamodules.language_modeling import Split
 from lightning_stable.datamodules.padded import Pair
 from lightning_stable.datamodules.sequences import SequenceDataModule
-from lightning_stable.datamodules.text import find_file, read_lines
+from lightning_stable.datamodules.splits import Split
+from lightning_stable.datamodules.text_files import find_file, read_lines
 from lightning_stable.datamodules.vocabulary import DictVocabulary
 
 STEMS: dict[Split, tuple[str, ...]] = {
@@ -43,11 +45,11 @@ def read_utterances(path: Path) -> list[Utterance]:
     utterance instead of ``O``. Blank lines are skipped.
 
     Args:
-        path: the file; one that ends in ``.csv`` is read as CSV.
+        path: The file; one that ends in ``.csv`` is read as CSV.
 
     Raises:
-        ValueError: naming the line, if it has no tags, as many words as it has no tags, or tags of another scheme;
-            or if the file is empty, not UTF-8 or lacks a column.
+        ValueError: If a line, which the message names, has no tags, another number of words than of tags, or tags of
+            another scheme; or if the file is empty, is not UTF-8 or lacks a column.
     """
     rows = _csv_rows(path) if path.suffix == ".csv" else _iob_rows(path)
     utterances = [_utterance(f"{path}, line {line}", text, slots) for line, text, slots in rows]
@@ -64,7 +66,7 @@ def _iob_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    # The reader is given the line ends, which a quoted field may hold.
+    # The reader gets lines with their ends, which a quoted field may hold.
     reader = csv.DictReader(f"{line}\n" for line in read_lines("data_dir", path))
     if missing := {"text", "slots"} - set(reader.fieldnames or ()):
         raise ValueError(f"{str(path)!r} must have the columns text and slots. Got none named {sorted(missing)}.")
@@ -96,7 +98,7 @@ def _labels(utterances: Iterable[Utterance]) -> set[str]:
 
 
 class ATISDataModule(SequenceDataModule):
-    """Which slot does each word of a spoken request fill?
+    """Labels each word of a spoken request with the slot it fills.
 
     Words are lower-cased, and those that training does not have become ``<unk>``. Batches are
     :class:`~lightning_stable.datamodules.padded.PaddedBatch`: ``inputs`` word ids, ``targets`` label ids, int64 of
@@ -109,55 +111,41 @@ class ATISDataModule(SequenceDataModule):
     The corpus is not downloaded: put its files into ``data_dir``.
 
     Args:
-        data_dir: folder with ``atis-2.train.iob``, ``atis-2.dev.iob`` and ``atis.test.iob``, or ``train``, ``dev`` (or
+        data_dir: Folder with ``atis-2.train.iob``, ``atis-2.dev.iob`` and ``atis.test.iob``, or ``train``, ``dev`` (or
             ``valid``) and ``test`` with ``.iob`` or ``.csv``; see :func:`read_utterances` for both formats. Without a
             file for validation every tenth training utterance is kept for it.
-        batch_size: utterances per batch and device in training.
-        eval_batch_size: utterances per batch and device in validation and test; as ``batch_size`` if None.
-        min_frequency: words that are rarer in training become ``<unk>``.
-        digits: write every digit as 0, so that a flight number or time unseen in training is known by its form.
-        bucket: put utterances of similar length into a batch.
-        seed: seed of the order of training.
+        min_frequency: Words that are rarer in training become ``<unk>``.
+        digits: Write every digit as 0, so that the form of a flight number or time unseen in training is familiar.
+        kwargs: The arguments of :class:`~lightning_stable.datamodules.SequenceDataModule`.
 
     Attributes:
-        vocab: after ``setup``: the words of training.
-        labels: after ``setup``: the labels by id, O first, those of training before the others.
+        vocab: After ``setup``: the words of training.
+        labels: After ``setup``: the labels by id, O first, those of training before the others.
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range; in ``setup``, if a file is missing or empty, or
-            a line is wrong.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if a file is missing or
+            empty, or a line is wrong.
     """
 
     target_padding = -100.0
     vocab: DictVocabulary
     labels: list[str]
 
-    def __init__(
-        self,
-        data_dir: str | Path,
-        *,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        min_frequency: int = 1,
-        digits: bool = True,
-        bucket: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, bucket=bucket, seed=seed)
-        checks.integer("min_frequency", min_frequency)
-        checks.boolean("digits", digits)
-        self.data_dir = Path(data_dir)
-        self.min_frequency = min_frequency
-        self.digits = digits
+    def __init__(self, data_dir: str | Path, *, min_frequency: int = 1, digits: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = checks.path("data_dir", data_dir)
+        self.min_frequency = checks.integer("min_frequency", min_frequency)
+        self.digits = checks.boolean("digits", digits)
 
     @property
     def vocab_size(self) -> int:
-        """Number of word ids."""
+        """The number of word ids."""
         return len(self.vocab)
 
     @property
     def num_labels(self) -> int:
-        """Number of labels of all splits."""
+        """The number of labels of all splits."""
         return len(self.labels)
 
     def read(self) -> dict[Split, list[Pair]]:

@@ -1,5 +1,7 @@
 """Which sequences make up a batch: shuffled, dealt out to devices, and optionally put beside others of their length."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice, pairwise
 
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from lightning_stable import checks
+from lightning_stable.datamodules.seeded import seeded
 
 # Before sorting, the lengths are multiplied by random factors from 1 to this: batches that change with the epoch.
 SPREAD = 1.1
@@ -24,16 +27,17 @@ class BucketBatchSampler(Sampler[list[int]]):
     The plan depends on the lengths, the seed and the epoch alone.
 
     Args:
-        lengths: length of each sequence.
-        batch_size: sequences per batch and process.
-        bucket: put sequences of similar length together. Without ``shuffle`` they come from short to long.
-        shuffle: a new order in each epoch.
-        seed: seed of the order.
-        rank: index of this process.
-        world_size: number of processes.
+        lengths: Length of each sequence.
+        batch_size: Sequences per batch and process.
+        bucket: Put sequences of similar length together. Without ``shuffle`` they come from short to long.
+        shuffle: Take a new order in each epoch.
+        seed: Seed of the order.
+        rank: Index of this process.
+        world_size: Number of processes.
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range.
     """
 
     def __init__(
@@ -48,35 +52,33 @@ class BucketBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        checks.integer("batch_size", batch_size)
-        checks.integer("world_size", world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must lie in 0 .. world_size - 1 = {world_size - 1}. Got {rank}.")
-        if len(lengths) == 0:
-            raise ValueError("`lengths` must hold at least one sequence. Got none.")
+        if not isinstance(lengths, Sequence) or isinstance(lengths, str):
+            raise TypeError(f"`lengths` must be a sequence of integers. Got {lengths!r}.")
+        if not lengths:
+            raise ValueError(f"`lengths` must hold at least one sequence. Got {lengths!r}.")
         self.lengths = torch.as_tensor(lengths, dtype=torch.float64)
-        self.batch_size = batch_size
-        self.bucket = bucket
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.bucket = checks.boolean("bucket", bucket)
+        self.shuffle = checks.boolean("shuffle", shuffle)
+        self.seed = checks.seed("seed", seed)
+        self.world_size = checks.integer("world_size", world_size)
+        self.rank = checks.integer("rank", rank, 0, self.world_size - 1)
         self.epoch = 0
 
     @property
-    def sampler(self) -> "BucketBatchSampler":
-        """Itself: Lightning calls the ``set_epoch`` of what a batch sampler has under this name."""
+    def sampler(self) -> BucketBatchSampler:
+        """The sampler itself: Lightning calls the ``set_epoch`` of what a batch sampler has under this name."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, counted from 0; Lightning does so before each."""
+        """Choose the order of an epoch, counted from 0; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
+        generator = seeded(self.seed, self.epoch)
         order: list[int] = self._order(generator).tolist()
         steps = len(self)
         order = list(islice(cycle(order), max(len(order), steps * self.world_size)))

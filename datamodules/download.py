@@ -1,5 +1,7 @@
 """Downloads that are whole and checked, or leave nothing behind."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import sys
@@ -16,7 +18,7 @@ BLOCK = 1 << 16
 
 
 class DownloadError(RuntimeError):
-    """A file that could not be had, or was not what it should be."""
+    """A file could not be downloaded, or was not what it should be."""
 
 
 def cache_dir() -> Path:
@@ -34,22 +36,22 @@ def fetch(
 ) -> Path:
     """Download a file, unless it is there.
 
-    The bytes go to a file of another name in the same folder, unique to this call, which takes its place only when it
-    is complete and passes the checks. So what bears the name is whole, whatever interrupts a download and however many
-    processes try at once; what was loaded by halves is thrown away.
+    The bytes go to a file of another name in the same folder, unique to this call, which is renamed only when it is
+    complete and passes the checks. So a file of this name is whole, whatever interrupts a download and however many
+    processes try at once; an incomplete file is removed.
 
     Args:
-        url: address of the file.
-        path: where it shall be; folders above it are made.
-        sha256: its checksum, in hexadecimal digits.
-        check: called with the path of the loaded file, for data without a checksum; whatever it raises refuses them.
-        timeout: seconds of silence after which the server is given up.
+        url: Address of the file.
+        path: Where to put it; missing folders are made.
+        sha256: Its checksum, in hexadecimal digits.
+        check: Called with the path of the loaded file, for data without a checksum; an exception refuses the file.
+        timeout: Seconds of silence after which the server is given up.
 
     Returns:
         The path.
 
     Raises:
-        DownloadError: if the server cannot be reached, does not have the file, stops in the middle, or sends something
+        DownloadError: If the server cannot be reached, does not have the file, stops in the middle, or sends something
             that fails a check. The message says which file to put where instead.
     """
     path = Path(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_stable import checks
-from lightning_stable.datamodules.generated import Batch, seeded
+from lightning_stable.datamodules.generated import Batch
+from lightning_stable.datamodules.seeded import seeded
 
 
 class Repeated:
@@ -22,7 +23,8 @@ class Repeated:
     """
 
     def __init__(self, batch: Batch, times: int) -> None:
-        self.batch, self.times = batch, times
+        self.batch = batch
+        self.times = times
 
     def __len__(self) -> int:
         return self.times
@@ -32,10 +34,10 @@ class Repeated:
             yield self.batch
 
 
-class FixedPatternsDataModule(LightningDataModule):
-    """A fixed set of random sequences, each with a random answer; a subclass draws the answers.
+class FixedPatternsDataModule(LightningDataModule, ABC):
+    """Draws a fixed set of random sequences, each with a random answer; a subclass draws the answers.
 
-    What is measured is how much a model remembers, so training, validation and test see the same patterns. Inputs are
+    The task measures how much a model remembers, so training, validation and test see the same patterns. Inputs are
     -1 or 1, each with probability 1/2, of shape ``(patterns, length, input_size)``; a batch holds all of them. They
     depend on ``seed`` alone, and the global random state is left as it is.
 
@@ -43,27 +45,23 @@ class FixedPatternsDataModule(LightningDataModule):
         patterns: Sequences.
         length: Time steps of a sequence.
         input_size: Features per time step.
-        steps_per_epoch: Times an epoch shows all patterns.
+        steps_per_epoch: How often an epoch shows all patterns.
         seed: Seed of everything that is drawn.
 
     Raises:
-        ValueError: Naming the argument that has a wrong type or range.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range.
     """
 
     def __init__(
         self, *, patterns: int = 1000, length: int = 5, input_size: int = 8, steps_per_epoch: int = 100, seed: int = 0
     ) -> None:
         super().__init__()
-        checks.integer("patterns", patterns)
-        checks.integer("length", length)
-        checks.integer("input_size", input_size)
-        checks.integer("steps_per_epoch", steps_per_epoch)
-        checks.seed("seed", seed)
-        self.patterns = patterns
-        self.length = length
-        self.input_size = input_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
+        self.patterns = checks.integer("patterns", patterns)
+        self.length = checks.integer("length", length)
+        self.input_size = checks.integer("input_size", input_size)
+        self.steps_per_epoch = checks.integer("steps_per_epoch", steps_per_epoch)
+        self.seed = checks.seed("seed", seed)
         self._batch: Batch | None = None
 
     @abstractmethod
@@ -79,23 +77,23 @@ class FixedPatternsDataModule(LightningDataModule):
             self._batch = inputs, self.answers(generator)
 
     def tensors(self) -> Batch:
-        """All patterns, ``(inputs, targets)``.
+        """Return all patterns, ``(inputs, targets)``.
 
         Raises:
             ValueError: If ``setup`` has not run.
         """
         if self._batch is None:
-            raise ValueError("The patterns are drawn by `setup()`; call that first. Got no patterns yet.")
+            raise ValueError("The patterns are drawn by `setup()`, which must be called first. Got nothing yet.")
         return self._batch
 
     def train_dataloader(self) -> Repeated:
-        """All patterns, ``steps_per_epoch`` times."""
+        """Return all patterns, ``steps_per_epoch`` times."""
         return Repeated(self.tensors(), self.steps_per_epoch)
 
     def val_dataloader(self) -> Repeated:
-        """All patterns, once."""
+        """Return all patterns, once."""
         return Repeated(self.tensors(), 1)
 
     def test_dataloader(self) -> Repeated:
-        """All patterns, once."""
+        """Return all patterns, once."""
         return Repeated(self.tensors(), 1)

@@ -10,26 +10,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_stable import checks
-from lightning_stable.datamodules.language_modeling import SPLITS, Split
+from lightning_stable.datamodules.seeded import seeded
+from lightning_stable.datamodules.splits import SPLITS, Split, of_split
 
 Batch = tuple[Tensor, Tensor]
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator of its own, so that the global random state is left as it is.
-
-    Raises:
-        ValueError: If ``seed`` cannot seed one.
-    """
-    checks.seed("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 class Rows(TensorDataset):
     """A TensorDataset whose batches are taken in one piece, not put together from single sequences."""
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """The sequences of a batch; ``DataLoader`` asks for them in this form first."""
+        """Return the sequences of a batch; ``DataLoader`` asks for them in this form first."""
         return [tensor[indices] for tensor in self.tensors]
 
 
@@ -39,34 +30,49 @@ def whole(batch: list[Tensor]) -> list[Tensor]:
 
 
 class GeneratedDataModule(LightningDataModule, ABC):
-    """Pairs ``(inputs, targets)`` drawn at random, in memory; a subclass says how they are drawn.
+    """Draws pairs ``(inputs, targets)`` at random, in memory; a subclass says how.
+
+    Sequences and the order of the training batches depend on ``seed`` alone. The global random state is left as it is,
+    and no split changes with the size of another.
 
     Args:
         train_size: Training sequences.
         valid_size: Validation sequences.
         test_size: Test sequences.
         batch_size: Sequences per batch and device.
-        generator: Source of the seeds of the splits and of the order of training.
+        seed: Seed of everything that is drawn.
 
     Raises:
-        ValueError: Naming the argument that has a wrong type or range.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range.
     """
 
     def __init__(
-        self, *, train_size: int, valid_size: int, test_size: int, batch_size: int, generator: torch.Generator
+        self,
+        *,
+        train_size: int = 10_000,
+        valid_size: int = 1000,
+        test_size: int = 1000,
+        batch_size: int = 32,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        checks.integer("train_size", train_size)
-        checks.integer("valid_size", valid_size)
-        checks.integer("test_size", test_size)
-        checks.integer("batch_size", batch_size)
-        self.sizes: dict[Split, int] = {"train": train_size, "valid": valid_size, "test": test_size}
-        self.batch_size = batch_size
-        # A seed of its own for each, so that no split changes with the size of another.
+        self.sizes: dict[Split, int] = {
+            "train": checks.integer("train_size", train_size),
+            "valid": checks.integer("valid_size", valid_size),
+            "test": checks.integer("test_size", test_size),
+        }
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.seed = checks.seed("seed", seed)
+        generator = seeded(self.seed)
+        self.draw_shared(generator)
         seeds: list[int] = torch.randint(2**62, (len(SPLITS) + 1,), generator=generator).tolist()
         *split_seeds, self._shuffle_seed = seeds
         self._split_seeds = dict(zip(SPLITS, split_seeds, strict=True))
         self._splits: dict[Split, Rows] = {}
+
+    def draw_shared(self, generator: torch.Generator) -> None:
+        """Draw what all splits have in common, before the splits are drawn; nothing, unless a subclass says so."""
 
     @abstractmethod
     def draw(self, size: int, generator: torch.Generator) -> Batch:
@@ -80,34 +86,30 @@ class GeneratedDataModule(LightningDataModule, ABC):
             }
 
     def tensors(self, split: Split) -> Batch:
-        """All sequences of a split, ``(inputs, targets)``.
+        """Return all sequences of a split, ``(inputs, targets)``.
 
         Raises:
             ValueError: If there is no such split or ``setup`` has not run.
         """
-        inputs, targets = self._dataset(split).tensors
+        inputs, targets = self._rows(split).tensors
         return inputs, targets
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled batches of the training split."""
+        """Return shuffled batches of the training split."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of the validation split."""
+        """Return the batches of the validation split."""
         return self._loader("valid")
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of the test split."""
+        """Return the batches of the test split."""
         return self._loader("test")
 
-    def _dataset(self, split: Split) -> Rows:
-        if split not in SPLITS:
-            raise ValueError(f"`split` must be one of {SPLITS}. Got {split!r}.")
-        if not self._splits:
-            raise ValueError("The sequences are drawn by `setup()`; call that first. Got no sequences yet.")
-        return self._splits[split]
+    def _rows(self, split: Split) -> Rows:
+        return of_split(self._splits, split, "The sequences are drawn")
 
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-        # Without a generator of its own even a loader that does not shuffle draws from the global random state.
+        # Without its own generator even a loader that does not shuffle draws from the global random state.
         generator = seeded(self._shuffle_seed)
-        return DataLoader(self._dataset(split), self.batch_size, shuffle=shuffle, generator=generator, collate_fn=whole)
+        return DataLoader(self._rows(split), self.batch_size, shuffle=shuffle, generator=generator, collate_fn=whole)

@@ -1,5 +1,7 @@
 """From three texts to batches of consecutive tokens: what all language modelling data modules share."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
@@ -9,27 +11,32 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_stable import checks
+from lightning_stable.datamodules.processes import processes
+from lightning_stable.datamodules.splits import SPLITS, Split, of_split
 from lightning_stable.datamodules.stream import ColumnStream
 from lightning_stable.datamodules.unigram import unigram_perplexity
 from lightning_stable.datamodules.vocabulary import DictVocabulary, Vocabulary
 
 END_OF_LINE = "<eos>"
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Tokenizer = Callable[[str], Sequence[str]]
 
 
+def split_words(line: str) -> list[str]:
+    """Return the words of a line, cut at white space."""
+    return line.split()
+
+
 def tokenize(lines: Iterable[str], tokenizer: Tokenizer) -> list[str]:
-    """Return the tokens of all lines, each line (a blank one too) closed by ``<eos>``.
+    """Return the tokens of all lines; ``<eos>`` closes each line, blank ones included.
 
     Raises:
-        ValueError: if the tokenizer returns anything but a sequence of strings.
+        TypeError: If the tokenizer returns anything but a sequence of strings.
     """
     tokens: list[str] = []
     for line in lines:
         words = tokenizer(line)
         if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(w, str) for w in words):
-            raise ValueError(f"`tokenizer` must return a list of strings. Got {words!r} for the line {line!r}.")
+            raise TypeError(f"`tokenizer` must return a list of strings. Got {words!r} for the line {line!r}.")
         tokens += [*words, END_OF_LINE]
     return tokens
 
@@ -38,15 +45,15 @@ def encode(tokens: list[str], vocab: Vocabulary) -> Tensor:
     """Return the ids of the tokens, shape ``(tokens,)``.
 
     Raises:
-        ValueError: if the vocabulary neither holds a token nor maps it to an unknown token.
+        ValueError: If the vocabulary neither holds a token nor maps it to an unknown token.
     """
     try:
         return torch.tensor(vocab(tokens), dtype=torch.long)
     except (LookupError, RuntimeError) as error:  # a dict raises the first, torchtext the second
         missing = sorted(set(tokens) - set(vocab.get_itos()))
         raise ValueError(
-            "`vocab` has no unknown token for words it does not hold; give it one (in torchtext: "
-            f"`vocab.set_default_index(vocab['<unk>'])`) or add the words. Got {missing[:5]}."
+            "`vocab` must hold every word or have an unknown token; add one (in torchtext: "
+            f"`vocab.set_default_index(vocab['<unk>'])`) or add the words. Got none for {missing[:5]}."
         ) from error
 
 
@@ -58,24 +65,25 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
     strategy every device reads its own ``batch_size`` columns of ``world_size * batch_size``.
 
     Args:
-        tokenizer: turns a line into its tokens; ``<eos>`` is added after each line.
-        vocab: a ready vocabulary; by default one is built in ``setup``.
-        vocab_from: build the vocabulary from the ``"train"`` split or from ``"all"`` three.
-        min_frequency: rarer tokens are left out of a vocabulary that is built.
-        batch_size: columns per device in training.
-        eval_batch_size: columns per device in validation and test.
-        chunk_length: time steps per batch.
-        vary_length: let the batches of training vary around this length; see :class:`ColumnStream`.
-        seed: seed of these lengths.
+        tokenizer: Turns a line into its tokens; ``<eos>`` is added after each line.
+        vocab: A ready vocabulary, such as a ``torchtext.vocab.Vocab``; None builds one in ``setup``.
+        vocab_from: Build the vocabulary from the ``"train"`` split or from ``"all"`` three.
+        min_frequency: Tokens that are rarer are left out of a vocabulary that is built.
+        batch_size: Columns per device in training.
+        eval_batch_size: Columns per device in validation and test.
+        chunk_length: Time steps per batch.
+        vary_length: Let the lengths of the training batches vary around ``chunk_length``; see :class:`ColumnStream`.
+        seed: Seed of these lengths.
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range.
     """
 
     def __init__(
         self,
         *,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer = split_words,
         vocab: Vocabulary | None = None,
         vocab_from: Literal["train", "all"] = "all",
         min_frequency: int = 1,
@@ -87,25 +95,17 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if not callable(tokenizer):
-            raise ValueError(f"`tokenizer` must be a callable from a line to its tokens. Got {tokenizer!r}.")
+            raise TypeError(f"`tokenizer` must be a callable from a line to its tokens. Got {tokenizer!r}.")
         if vocab is not None and not isinstance(vocab, Vocabulary):
-            raise ValueError(f"`vocab` must have __call__, __len__ and get_itos. Got {type(vocab).__name__}.")
-        if vocab_from not in ("train", "all"):
-            raise ValueError(f"`vocab_from` must be 'train' or 'all'. Got {vocab_from!r}.")
-        checks.integer("min_frequency", min_frequency)
-        checks.integer("batch_size", batch_size)
-        checks.integer("eval_batch_size", eval_batch_size)
-        checks.integer("chunk_length", chunk_length)
-        checks.boolean("vary_length", vary_length)
-        checks.seed("seed", seed)
+            raise TypeError(f"`vocab` must have __call__, __len__ and get_itos. Got {vocab!r}.")
         self.tokenizer = tokenizer
-        self.vocab_from = vocab_from
-        self.min_frequency = min_frequency
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.chunk_length = chunk_length
-        self.vary_length = vary_length
-        self.seed = seed
+        self.vocab_from = checks.choice("vocab_from", vocab_from, ("train", "all"))
+        self.min_frequency = checks.integer("min_frequency", min_frequency)
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.eval_batch_size = checks.integer("eval_batch_size", eval_batch_size)
+        self.chunk_length = checks.integer("chunk_length", chunk_length)
+        self.vary_length = checks.boolean("vary_length", vary_length)
+        self.seed = checks.seed("seed", seed)
         self._vocab = vocab
         self._streams: dict[Split, Tensor] = {}
 
@@ -115,29 +115,29 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
 
     @property
     def vocab(self) -> Vocabulary:
-        """The vocabulary, given or built.
+        """The vocabulary, passed or built.
 
         Raises:
-            ValueError: if it is to be built and ``setup`` has not run.
+            ValueError: If it is to be built and ``setup`` has not run.
         """
         if self._vocab is None:
-            raise ValueError("`vocab` is built by `setup()`; call that first. Got no vocabulary yet.")
+            raise ValueError("`vocab` is built by `setup()`, which must be called first. Got no vocabulary yet.")
         return self._vocab
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """The number of token ids."""
         return len(self.vocab)
 
     def build_vocab(self, tokens: Iterable[str]) -> Vocabulary:
-        """Return the vocabulary of the text it is built from; ``setup`` calls this unless one was given."""
+        """Return the vocabulary of the text it is built from; ``setup`` calls this unless one was passed."""
         return DictVocabulary.build(tokens, min_frequency=self.min_frequency, specials=[END_OF_LINE])
 
     def setup(self, stage: str | None = None) -> None:
         """Read, tokenize and encode all splits, once; every stage needs the same vocabulary.
 
         Raises:
-            ValueError: if a given vocabulary lacks ``<eos>`` or an unknown token it needs.
+            ValueError: If the vocabulary that was passed lacks ``<eos>`` or an unknown token it needs.
         """
         if self._streams:
             return
@@ -154,16 +154,12 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         """Return the token ids of a split, shape ``(tokens,)``, in reading order.
 
         Raises:
-            ValueError: if there is no such split or ``setup`` has not run.
+            ValueError: If there is no such split or ``setup`` has not run.
         """
-        if split not in SPLITS:
-            raise ValueError(f"`split` must be one of {SPLITS}. Got {split!r}.")
-        if not self._streams:
-            raise ValueError("The text is read by `setup()`; call that first. Got no text yet.")
-        return self._streams[split]
+        return of_split(self._streams, split, "The text is read")
 
     def unigram_perplexity(self, split: Split = "test") -> float:
-        """Perplexity on a split of the token frequencies of the training split: what a model has to beat."""
+        """Return the perplexity on a split of the token frequencies of training, which a model has to beat."""
         return unigram_perplexity(self.stream("train"), self.stream(split), len(self.vocab))
 
     # The streams themselves are the loaders: the text lies in memory, so there is nothing for DataLoader workers to
@@ -182,10 +178,11 @@ class LanguageModelingDataModule(LightningDataModule, ABC):
         return self._columns("test", self.eval_batch_size)
 
     def _columns(self, split: Split, batch_size: int, *, vary_length: bool = False) -> ColumnStream:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        stream = self.stream(split)
+        rank, world_size = processes(self)
         try:
             return ColumnStream(
-                self.stream(split),
+                stream,
                 batch_size,
                 self.chunk_length,
                 rank=rank,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stable import checks
-from lightning_stable.datamodules.generated import Batch, GeneratedDataModule, seeded
+from lightning_stable.datamodules.generated import Batch, GeneratedDataModule
 
 
 class LinearSystem(NamedTuple):
-    """``h_t = A h_{t-1} + B x_t``, ``y_t = C h_t + D x_t``, from ``h_0 = 0``; float64.
+    """The system ``h_t = A h_{t-1} + B x_t``, ``y_t = C h_t + D x_t`` from ``h_0 = 0``, in float64.
 
     Attributes:
         A: Shape ``(state_size, state_size)``.
@@ -57,7 +57,14 @@ class LinearSystem(NamedTuple):
         )
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Noiseless outputs, ``(sequences, length, output_size)``, for ``(sequences, length, input_size)``."""
+        """Return ``y``, without noise, for inputs ``x``.
+
+        Args:
+            inputs: Shape ``(sequences, length, input_size)``.
+
+        Returns:
+            Shape ``(sequences, length, output_size)``, float64.
+        """
         driven = inputs.to(self.A) @ self.B.T
         states, state = [], torch.zeros_like(driven[:, 0])
         for drive in driven.unbind(1):
@@ -69,14 +76,14 @@ class LinearSystem(NamedTuple):
 class LinearSystemDataModule(GeneratedDataModule):
     """Sequence regression on one random linear system: predict ``y_1 .. y_T`` from ``x_1 .. x_T``.
 
-    Inputs are standard normal, ``y_t = C h_t + D x_t`` plus Gaussian noise, and all splits come from the same system.
-    What happened ``k`` steps ago weighs about ``rate ** k``: below 1 a window of the last inputs is enough, at or above
-    1 the system is unstable and its outputs grow with time. Miller & Hardt, Stable Recurrent Models, use linear
-    systems to show what the one and the other mean for training.
+    Inputs are standard normal, targets are ``y_t = C h_t + D x_t`` plus Gaussian noise, and all splits
+    come from the same system.
+    An input of ``k`` steps ago weighs about ``rate ** k``: below 1 a window of the last inputs is enough; at or above 1
+    the system is unstable and its outputs grow with time. Miller & Hardt, Stable Recurrent Models, use linear systems
+    to show what either means for training.
 
     Batches are pairs ``(x, y)`` in float32, of shape ``(batch, length, input_size)`` and ``(batch, length,
-    output_size)``. System, sequences and the order of the training batches depend on ``seed`` alone, and the global
-    random state is left as it is.
+    output_size)``.
 
     Args:
         rate: Spectral radius of the system, its contraction per step in the long run; may be 1 and more.
@@ -84,16 +91,17 @@ class LinearSystemDataModule(GeneratedDataModule):
         input_size: Entries of ``x_t``.
         output_size: Entries of ``y_t``.
         length: Time steps of a sequence.
+        noise: Standard deviation of the noise on ``y``.
         train_size: Training sequences.
         valid_size: Validation sequences.
         test_size: Test sequences.
-        noise: Standard deviation of the noise on ``y``.
-        batch_size: Sequences per batch and device.
-        seed: Seed of everything that is drawn.
+        kwargs: The other arguments of :class:`~lightning_stable.datamodules.GeneratedDataModule`.
 
-    Raises:
-        ValueError: Naming the argument that has a wrong type or range.
+    Attributes:
+        system: The system, drawn from the seed as well.
     """
+
+    system: LinearSystem
 
     def __init__(
         self,
@@ -103,34 +111,23 @@ class LinearSystemDataModule(GeneratedDataModule):
         input_size: int = 4,
         output_size: int = 2,
         length: int = 64,
+        noise: float = 0.1,
         train_size: int = 512,
         valid_size: int = 128,
         test_size: int = 128,
-        noise: float = 0.1,
-        batch_size: int = 32,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        checks.number("rate", rate, "[0, inf)")
-        checks.integer("state_size", state_size)
-        checks.integer("input_size", input_size)
-        checks.integer("output_size", output_size)
-        checks.integer("length", length)
-        checks.number("noise", noise, "[0, inf)")
-        generator = seeded(seed)
-        system = LinearSystem.random(rate, state_size, input_size, output_size, generator)
-        super().__init__(
-            train_size=train_size,
-            valid_size=valid_size,
-            test_size=test_size,
-            batch_size=batch_size,
-            generator=generator,
-        )
-        self.system = system
-        self.rate = rate
-        self.length = length
-        self.input_size = input_size
-        self.output_size = output_size
-        self.noise = noise
+        self.rate = checks.number("rate", rate, "[0, inf)")
+        self.state_size = checks.integer("state_size", state_size)
+        self.input_size = checks.integer("input_size", input_size)
+        self.output_size = checks.integer("output_size", output_size)
+        self.length = checks.integer("length", length)
+        self.noise = checks.number("noise", noise, "[0, inf)")
+        super().__init__(train_size=train_size, valid_size=valid_size, test_size=test_size, **kwargs)
+
+    def draw_shared(self, generator: torch.Generator) -> None:
+        """Draw the system."""
+        self.system = LinearSystem.random(self.rate, self.state_size, self.input_size, self.output_size, generator)
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """Draw inputs, and the outputs of the system with noise.

@@ -1,5 +1,7 @@
 """Sequences of different lengths as one batch: padding, lengths and a mask."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ class PaddedBatch(NamedTuple):
     lengths: Tensor
     mask: Tensor
 
-    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "PaddedBatch":
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> PaddedBatch:
         """Return the batch with everything but ``lengths`` on the device; Lightning calls this."""
         inputs, targets, mask = (
             tensor.to(device, non_blocking=non_blocking) for tensor in (self.inputs, self.targets, self.mask)
@@ -38,11 +40,11 @@ def pad(pairs: Sequence[Pair], *, target_padding: float = 0.0) -> PaddedBatch:
     """Collate pairs ``(inputs, targets)``, each of shape ``(time, ...)``.
 
     Args:
-        pairs: the sequences of a batch, in the order of its rows.
-        target_padding: stands in ``targets`` where there is none; inputs are padded with zeros.
+        pairs: The sequences of a batch, in the order of its rows.
+        target_padding: Value of ``targets`` behind the end of a sequence; inputs are padded with zeros.
 
     Raises:
-        ValueError: if there is no sequence, or one is empty or not as long as its targets.
+        ValueError: If there is no sequence, or one is empty or not as long as its targets.
     """
     sizes = [(len(inputs), len(targets)) for inputs, targets in pairs]
     if not sizes or any(time == 0 or time != targets for time, targets in sizes):

@@ -1,12 +1,16 @@
 """The Penn Treebank as Mikolov et al. (2010) prepared it for language models, in words or characters."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lightning_stable.datamodules.language_modeling import END_OF_LINE, LanguageModelingDataModule, Split
-from lightning_stable.datamodules.text import find_file, read_lines, split_words
-from lightning_stable.datamodules.vocabulary import UNKNOWN, DictVocabulary, Vocabulary
+from lightning_stable import checks
+from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule, split_words
+from lightning_stable.datamodules.splits import Split
+from lightning_stable.datamodules.text_files import find_file, read_lines
+from lightning_stable.datamodules.vocabulary import UNKNOWN, Alphabet, Vocabulary
 
 Level = Literal["word", "character"]
 
@@ -17,31 +21,8 @@ def characters_of_words(line: str) -> list[str]:
 
 
 TOKENIZERS = {"word": split_words, "character": characters_of_words}
-# Columns, columns in evaluation, time steps per chunk.
-SIZES = {"word": (20, 10, 35), "character": (128, 10, 150)}
-
-
-class Alphabet:
-    """A vocabulary of the symbols of a text and no other: it has no unknown token.
-
-    Args:
-        symbols: the symbols in the order of their ids.
-    """
-
-    def __init__(self, symbols: Iterable[str]) -> None:
-        self._stoi = {symbol: index for index, symbol in enumerate(symbols)}
-
-    def __call__(self, tokens: list[str]) -> list[int]:
-        """Return one id per symbol."""
-        return [self._stoi[token] for token in tokens]
-
-    def __len__(self) -> int:
-        """Return the number of ids."""
-        return len(self._stoi)
-
-    def get_itos(self) -> list[str]:
-        """Return the symbols in the order of their ids."""
-        return list(self._stoi)
+# Columns in training and time steps per chunk.
+SIZES = {"word": (20, 35), "character": (128, 150)}
 
 
 class PennTreebankDataModule(LanguageModelingDataModule):
@@ -51,24 +32,23 @@ class PennTreebankDataModule(LanguageModelingDataModule):
 
     At the level of words: words between white space, ``<eos>`` per line, one vocabulary of all three splits. At the
     level of characters: each line stripped, its words joined by ``_``, ``<eos>`` per line, which makes 50 symbols and
-    5,017k, 393k and 442k of them in the three splits. Another character PTB is about, of 5,059k symbols, with the
-    spaces at the ends of the lines kept; its figures do not compare. (A copy that has its characters set apart by
-    spaces already is read with ``level="word"``.)
+    5,017k, 393k and 442k of them in the three splits. Another character PTB, of 5,059k symbols, keeps the spaces at
+    the ends of the lines; its figures do not compare. (Read a copy whose characters are already set apart by spaces
+    with ``level="word"``.)
 
     Args:
-        data_dir: folder with ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt``, or ``train.txt``, ``valid.txt``
+        data_dir: Folder with ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt``, or ``train.txt``, ``valid.txt``
             and ``test.txt``: the text in words.
-        level: predict ``"word"`` or ``"character"``.
-        vocab: a ready vocabulary, such as a ``torchtext.vocab.Vocab``; by default one is built of all splits.
-        batch_size: columns per device in training; by default 20 for words and 128 for characters.
-        eval_batch_size: columns per device in validation and test.
-        chunk_length: time steps per batch; by default 35 for words and 150 for characters.
-        vary_length: let the batches of training vary around this length by up to a quarter, anew in each epoch.
-        seed: seed of these lengths.
+        level: Predict ``"word"`` or ``"character"``.
+        batch_size: Columns per device in training; by default 20 for words and 128 for characters.
+        chunk_length: Time steps per batch; by default 35 for words and 150 for characters.
+        kwargs: The other arguments of :class:`~lightning_stable.datamodules.LanguageModelingDataModule`, but for
+            ``tokenizer``, ``vocab_from`` and ``min_frequency``, which belong to the protocol.
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range; in ``setup``, if a file is missing, empty or not
-            UTF-8.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if a file is missing,
+            empty or not UTF-8.
     """
 
     def __init__(
@@ -76,31 +56,25 @@ class PennTreebankDataModule(LanguageModelingDataModule):
         data_dir: str | Path,
         *,
         level: Level = "word",
-        vocab: Vocabulary | None = None,
         batch_size: int | None = None,
-        eval_batch_size: int | None = None,
         chunk_length: int | None = None,
-        vary_length: bool = False,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        if level not in TOKENIZERS:
-            raise ValueError(f"`level` must be one of {list(TOKENIZERS)}. Got {level!r}.")
-        columns, eval_columns, length = SIZES[level]
+        self.level = checks.choice("level", level, list(TOKENIZERS))
+        columns, length = SIZES[self.level]
         super().__init__(
-            tokenizer=TOKENIZERS[level],
-            vocab=vocab,
+            tokenizer=TOKENIZERS[self.level],
+            vocab_from="all",
+            min_frequency=1,
             batch_size=columns if batch_size is None else batch_size,
-            eval_batch_size=eval_columns if eval_batch_size is None else eval_batch_size,
             chunk_length=length if chunk_length is None else chunk_length,
-            vary_length=vary_length,
-            seed=seed,
+            **kwargs,
         )
-        self.data_dir = Path(data_dir)
-        self.level = level
+        self.data_dir = checks.path("data_dir", data_dir)
 
     def build_vocab(self, tokens: Iterable[str]) -> Vocabulary:
         """Return all words, or all symbols of the text and no other."""
-        words = DictVocabulary.build(tokens, specials=[END_OF_LINE])
+        words = super().build_vocab(tokens)
         # No character is unknown, and a symbol that never occurs would take its share of every prediction.
         return words if self.level == "word" else Alphabet(token for token in words.get_itos() if token != UNKNOWN)
 

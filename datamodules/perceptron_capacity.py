@@ -12,7 +12,7 @@ class PerceptronCapacityDataModule(FixedPatternsDataModule):
     """Random sequences with random binary labels: targets 0 or 1 in float32, of shape ``(patterns, 1)``.
 
     Bits are measured with :class:`~lightning_stable.metrics.MutualInformation` on the very patterns that were trained,
-    at the number of patterns that makes them most. Source: Collins, Sohl-Dickstein & Sussillo, Capacity and
+    with the number of patterns for which they are most. Source: Collins, Sohl-Dickstein & Sussillo, Capacity and
     Trainability in Recurrent Neural Networks (2017), after Gardner (1988). Arguments: see
     :class:`~lightning_stable.datamodules.fixed_patterns.FixedPatternsDataModule`.
     """

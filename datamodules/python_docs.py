@@ -1,11 +1,15 @@
 """Real English without a download: the language reference that every CPython carries for ``help()``."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
-from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule, Split
+from lightning_stable import checks
+from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
+from lightning_stable.datamodules.splits import Split
 
 # Ten consecutive paragraphs keep their context together, and a hundred of them hold one block of each evaluation split.
 BLOCK = 10
@@ -22,12 +26,7 @@ def words_and_symbols(line: str) -> list[str]:
     return _WORD_OR_SYMBOL.findall(line.lower())
 
 
-def characters(line: str) -> list[str]:
-    """Return the characters of a line."""
-    return list(line)
-
-
-LEVELS: dict[str, Callable[[str], list[str]]] = {"word": words_and_symbols, "character": characters}
+LEVELS: dict[str, Callable[[str], list[str]]] = {"word": words_and_symbols, "character": list}
 
 
 def paragraphs(text: str) -> list[str]:
@@ -44,7 +43,7 @@ def split_paragraphs(topics: Mapping[str, str]) -> dict[Split, list[str]]:
     keeps only paragraphs that no split before it holds, and each of them once.
 
     Args:
-        topics: texts by name.
+        topics: Texts by name.
     """
     everything = chain.from_iterable(paragraphs(topics[name]) for name in sorted(topics))
     splits: dict[Split, list[str]] = {"train": [], "valid": [], "test": []}
@@ -69,39 +68,19 @@ class PythonDocsDataModule(LanguageModelingDataModule):
     compare within one Python version.
 
     Args:
-        level: predict ``"word"`` (lower case, symbols apart) or ``"character"``.
-        min_frequency: tokens that are rarer in the training split become ``<unk>``; with the default also in training,
+        level: Predict ``"word"`` (lower case, symbols apart) or ``"character"``.
+        min_frequency: Tokens that are rarer in the training split become ``<unk>``; with the default also in training,
             so that the model learns how often one comes.
-        batch_size: columns per device in training.
-        eval_batch_size: columns per device in validation and test.
-        chunk_length: time steps per batch.
-
-    Raises:
-        ValueError: naming the argument that has a wrong type or range.
+        kwargs: The other arguments of :class:`~lightning_stable.datamodules.LanguageModelingDataModule`, but for
+            ``tokenizer`` and ``vocab_from``, which belong to the task.
     """
 
-    def __init__(
-        self,
-        *,
-        level: Literal["word", "character"] = "word",
-        min_frequency: int = 3,
-        batch_size: int = 20,
-        eval_batch_size: int = 10,
-        chunk_length: int = 35,
-    ) -> None:
-        if level not in LEVELS:
-            raise ValueError(f"`level` must be one of {sorted(LEVELS)}. Got {level!r}.")
-        super().__init__(
-            tokenizer=LEVELS[level],
-            vocab_from="train",
-            min_frequency=min_frequency,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            chunk_length=chunk_length,
-        )
+    def __init__(self, *, level: Literal["word", "character"] = "word", min_frequency: int = 3, **kwargs: Any) -> None:
+        checks.choice("level", level, list(LEVELS))
+        super().__init__(tokenizer=LEVELS[level], vocab_from="train", min_frequency=min_frequency, **kwargs)
 
     def lines(self, split: Split) -> Iterable[str]:
         """Return the paragraphs of a split."""
-        from pydoc_data.topics import topics  # half a megabyte that nobody else needs
+        from pydoc_data.topics import topics  # half a megabyte that nothing else needs
 
         return split_paragraphs(topics)[split]

@@ -1,5 +1,7 @@
 """A long token stream read in parallel columns, so that a recurrent state can be carried from batch to batch."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import islice
 
@@ -8,6 +10,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_stable import checks
+from lightning_stable.datamodules.resumable import Resumable
+from lightning_stable.datamodules.seeded import seeded
+
+Chunk = tuple[Tensor, Tensor]
 
 
 def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
@@ -17,47 +23,50 @@ def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
     trimmed from the end.
 
     Args:
-        stream: token ids, shape ``(tokens,)``.
-        columns: how many pieces.
+        stream: Token ids, shape ``(tokens,)``.
+        columns: Number of pieces.
 
     Returns:
         Shape ``(columns, tokens // columns)``; row by row it is the beginning of the stream.
 
     Raises:
-        ValueError: if the stream is not one-dimensional or ``columns`` is not a positive integer.
+        TypeError: If ``stream`` is not a tensor or ``columns`` is not an integer.
+        ValueError: If the stream is not one-dimensional or ``columns`` is not positive.
     """
-    checks.integer("columns", columns)
+    columns = checks.integer("columns", columns)
+    if not isinstance(stream, Tensor):
+        raise TypeError(f"`stream` must be a tensor of token ids. Got {stream!r}.")
     if stream.dim() != 1:
         raise ValueError(f"`stream` must be one-dimensional; flatten it first. Got shape {tuple(stream.shape)}.")
     length = stream.numel() // columns
     return stream[: columns * length].view(columns, length)
 
 
-class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
+class ColumnStream(Resumable[Chunk], IterableDataset[Chunk]):
     """Consecutive chunks ``(inputs, targets)`` of the columns, the targets one token ahead.
 
-    Row ``i`` of a chunk continues row ``i`` of the chunk before it. The last chunk may be shorter, and with
-    ``vary_length`` every border between two chunks is moved by up to an eighth of ``chunk_length``, anew in each epoch
-    and alike on all processes, so that gradients are not always cut at the same tokens. Every token of the
-    columns is a target exactly once, except the first of each column, which nothing precedes: of a column of ``n``
-    tokens ``n - 1`` are scored. The chunks are whole batches, so a ``DataLoader`` around them needs
-    ``batch_size=None``.
+    Row ``i`` of a chunk continues row ``i`` of the chunk before it. The last chunk may be shorter. With
+    ``vary_length`` each epoch moves every border between two chunks by up to an eighth of ``chunk_length``, alike on
+    all processes, so that gradients are not always cut at the same tokens. Every token of the columns is a target
+    exactly once, except the first of each column, which nothing precedes: of a column of ``n`` tokens ``n - 1`` are
+    scored. The chunks are whole batches, so a ``DataLoader`` around them needs ``batch_size=None``.
 
     With several processes the stream is laid out in ``world_size * batch_size`` columns and each process reads its own
     ``batch_size`` of them. All columns are equally long, so every process sees the same number of chunks.
 
     Args:
-        stream: token ids, shape ``(tokens,)``.
-        batch_size: columns read by this process.
-        chunk_length: time steps per chunk.
-        rank: index of this process.
-        world_size: number of processes.
-        vary_length: let the lengths of the chunks vary around ``chunk_length``; their number stays the same.
-        seed: seed of these lengths, which depend on it and the epoch alone.
+        stream: Token ids, shape ``(tokens,)``.
+        batch_size: Columns read by this process.
+        chunk_length: Time steps per chunk.
+        rank: Index of this process.
+        world_size: Number of processes.
+        vary_length: Let the lengths of the chunks vary around ``chunk_length``; their number stays the same.
+        seed: Seed of these lengths, which depend on it and the epoch alone.
 
     Raises:
-        ValueError: if a size is not a positive integer, the rank is not below ``world_size``, or the columns are
-            shorter than one full chunk.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range, or the columns are shorter than one
+            full chunk.
     """
 
     def __init__(
@@ -72,55 +81,42 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        checks.integer("batch_size", batch_size)
-        checks.integer("chunk_length", chunk_length)
-        checks.integer("world_size", world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must lie in 0 .. world_size - 1 = {world_size - 1}. Got {rank}.")
+        batch_size = checks.integer("batch_size", batch_size)
+        world_size = checks.integer("world_size", world_size)
+        rank = checks.integer("rank", rank, 0, world_size - 1)
+        self.chunk_length = checks.integer("chunk_length", chunk_length)
+        self.vary_length = checks.boolean("vary_length", vary_length)
+        self.seed = checks.seed("seed", seed)
+        self.epoch = 0
         total = world_size * batch_size
         columns = lay_out_columns(stream, total)
-        if columns.size(1) <= chunk_length:
+        if columns.size(1) <= self.chunk_length:
             raise ValueError(
-                f"The stream is shorter than one chunk per column: {total} columns of {chunk_length} + 1 tokens need "
-                f"{total * (chunk_length + 1)}; lower the batch size or `chunk_length`, or give more text. "
+                f"`stream` must hold at least one chunk per column: {total} columns of {self.chunk_length} + 1 tokens "
+                f"need {total * (self.chunk_length + 1)}; lower the batch size or `chunk_length`, or use more text. "
                 f"Got {stream.numel()} tokens."
             )
         self.columns = columns[rank * batch_size : (rank + 1) * batch_size]
-        self.chunk_length = chunk_length
-        self.vary_length = vary_length
-        self.seed = seed
-        self.epoch = 0
-        if vary_length:
+        if self.vary_length:
             self.sampler = self  # under this name Lightning looks for the set_epoch to call
-        self._given = self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the lengths of an epoch, counted from 0; Lightning does so before each."""
+        """Choose the lengths of an epoch, counted from 0; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Chunk]:
         # The workers of a DataLoader are read in turn, so dealing the chunks out in turn keeps them in order.
         worker = get_worker_info()
-        first, self._first = self._first, 0
-        chunks = self._chunks(first)
+        chunks = super().__iter__()
         return chunks if worker is None else islice(chunks, worker.id, None, worker.num_workers)
 
-    def _chunks(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        self._given = first
+    def batches(self, first: int) -> Iterator[Chunk]:
+        """Yield the chunks of an epoch from number ``first`` on."""
         borders = self._borders()
         for index in range(first, len(self)):
-            self._given = index + 1
             # A long text lies in memory as bytes; an embedding and a loss want int64.
             window = self.columns[:, borders[index] : borders[index + 1] + 1].long()
             yield window[:, :-1], window[:, 1:]
-
-    def state_dict(self) -> dict[str, int]:
-        """How many chunks of the epoch were read: Lightning asks for it when it makes a checkpoint."""
-        return {"given": self._given % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch begin there, where a run was stopped."""
-        self._first = state["given"]
 
     def __len__(self) -> int:
         return -(-(self.columns.size(1) - 1) // self.chunk_length)
@@ -129,8 +125,8 @@ class ColumnStream(IterableDataset[tuple[Tensor, Tensor]]):
         scored = self.columns.size(1) - 1
         borders = torch.arange(len(self) + 1) * self.chunk_length
         if self.vary_length:
-            generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
             reach = self.chunk_length // 8
+            generator = seeded(self.seed, self.epoch)
             borders[1:-1] += torch.randint(-reach, reach + 1, (len(self) - 1,), generator=generator)
             borders.clamp_(max=scored - 1)  # the last chunk may be short, but not empty
         borders[-1] = scored

@@ -1,64 +1,15 @@
 """Plain text files as a language modelling task."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from lightning_stable.datamodules.language_modeling import (
-    SPLITS,
-    LanguageModelingDataModule,
-    Split,
-    Tokenizer,
-)
-from lightning_stable.datamodules.vocabulary import Vocabulary
-
-
-def split_words(line: str) -> list[str]:
-    """Return the words of a line, cut at white space."""
-    return line.split()
-
-
-def read_lines(name: str, path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file without their ends; a byte order mark is skipped.
-
-    Args:
-        name: the argument the path came from, for error messages.
-        path: the file.
-
-    Raises:
-        ValueError: if the file is missing, empty or not UTF-8.
-    """
-    if not path.is_file():
-        raise ValueError(f"`{name}` must be an existing text file; check the path. Got {str(path)!r}.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"`{name}` must hold text. Got the empty file {str(path)!r}.")
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for line in file:
-                yield line.rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"`{name}` must be UTF-8; convert it. Got {str(path)!r}: {error}.") from error
-
-
-def find_file(folder: Path, split: str, names: Sequence[str]) -> Path:
-    """Return the first file of a folder that has one of the names.
-
-    Args:
-        folder: where to look.
-        split: what the file is for, for error messages.
-        names: the names, the usual one first.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-    raise ValueError(
-        f"`data_dir` must hold the {split} split; put it there as {' or '.join(names)}. Got {str(folder)!r}: {found}."
-    )
+from lightning_stable import checks
+from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
+from lightning_stable.datamodules.splits import SPLITS, Split
+from lightning_stable.datamodules.text_files import read_lines
 
 
 class TextDataModule(LanguageModelingDataModule):
@@ -68,21 +19,16 @@ class TextDataModule(LanguageModelingDataModule):
     line (blank lines included), one vocabulary of all three files.
 
     Args:
-        data_dir: a folder with ``train.txt``, ``valid.txt`` and ``test.txt``; or leave it out and give the three files:
-        train: text to train on.
-        valid: text for validation.
-        test: text for the test.
-        tokenizer: turns a line into its tokens.
-        vocab: a ready vocabulary, such as a ``torchtext.vocab.Vocab``; by default one is built.
-        vocab_from: build the vocabulary from the ``"train"`` file or from ``"all"`` three.
-        min_frequency: rarer tokens are left out of a vocabulary that is built.
-        batch_size: columns per device in training.
-        eval_batch_size: columns per device in validation and test.
-        chunk_length: time steps per batch.
+        data_dir: Folder with ``train.txt``, ``valid.txt`` and ``test.txt``. None if the three files are passed instead.
+        train: Text to train on.
+        valid: Text for validation.
+        test: Text for the test.
+        kwargs: The arguments of :class:`~lightning_stable.datamodules.LanguageModelingDataModule`.
 
     Raises:
-        ValueError: if neither or both of ``data_dir`` and the three files are given, or another argument is wrong; in
-            ``setup``, if a file is missing, empty or not UTF-8.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If neither or both of ``data_dir`` and the three files are passed, or another argument is out of its
+            range; in ``setup``, if a file is missing, empty or not UTF-8.
     """
 
     def __init__(
@@ -92,33 +38,19 @@ class TextDataModule(LanguageModelingDataModule):
         train: str | PathLike[str] | None = None,
         valid: str | PathLike[str] | None = None,
         test: str | PathLike[str] | None = None,
-        tokenizer: Tokenizer = split_words,
-        vocab: Vocabulary | None = None,
-        vocab_from: Literal["train", "all"] = "all",
-        min_frequency: int = 1,
-        batch_size: int = 20,
-        eval_batch_size: int = 10,
-        chunk_length: int = 35,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            tokenizer=tokenizer,
-            vocab=vocab,
-            vocab_from=vocab_from,
-            min_frequency=min_frequency,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            chunk_length=chunk_length,
-        )
-        files = (train, valid, test)
-        given = [file for file in files if file is not None]
-        if len(given) != (3 if data_dir is None else 0):
+        super().__init__(**kwargs)
+        files: dict[Split, str | PathLike[str] | None] = {"train": train, "valid": valid, "test": test}
+        if [file is None for file in files.values()] != [data_dir is not None] * len(SPLITS):
             raise ValueError(
-                "Give either `data_dir` or all of `train`, `valid` and `test`. "
+                "Either `data_dir` or all of `train`, `valid` and `test` must be passed. "
                 f"Got data_dir={data_dir!r}, train={train!r}, valid={valid!r}, test={test!r}."
             )
         if data_dir is not None:
-            given = [Path(data_dir) / f"{split}.txt" for split in SPLITS]
-        self._paths = {split: Path(file) for split, file in zip(SPLITS, given, strict=True)}
+            folder = checks.path("data_dir", data_dir)
+            files = {split: folder / f"{split}.txt" for split in SPLITS}
+        self._paths = {split: checks.path(split, file) for split, file in files.items()}
 
     def lines(self, split: Split) -> Iterable[str]:
         """Return the lines of a file."""

@@ -6,13 +6,15 @@ import zipfile
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_stable import checks
-from lightning_stable.datamodules.language_modeling import SPLITS, LanguageModelingDataModule, Split
-from lightning_stable.datamodules.penn_treebank import Alphabet
+from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
+from lightning_stable.datamodules.splits import SPLITS, Split
+from lightning_stable.datamodules.vocabulary import Alphabet
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz"
 SIZES: dict[Split, int] = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
@@ -28,14 +30,14 @@ class Text8DataModule(LanguageModelingDataModule):
         data_dir: Folder with the file.
         limit: Characters of each split that are used, from its beginning; None for all.
         batch_size: Columns per device in training.
-        eval_batch_size: Columns per device in validation and test.
         chunk_length: Time steps per batch.
-        vary_length: Let the lengths of training batches vary around ``chunk_length``.
-        seed: Seed of these lengths.
+        kwargs: The other arguments of :class:`~lightning_stable.datamodules.LanguageModelingDataModule`, but for those
+            of a vocabulary and the ``tokenizer``: the symbols are fixed.
 
     Raises:
-        ValueError: Naming the argument that has a wrong type or range; in ``setup``, if the file is missing or is not
-            text8.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if the file is missing
+            or is not text8.
     """
 
     def __init__(
@@ -44,24 +46,20 @@ class Text8DataModule(LanguageModelingDataModule):
         *,
         limit: int | None = None,
         batch_size: int = 128,
-        eval_batch_size: int = 10,
         chunk_length: int = 180,
-        vary_length: bool = False,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        if limit is not None:
-            checks.integer("limit", limit)
         super().__init__(
             tokenizer=list,
             vocab=Alphabet(SYMBOLS),
+            vocab_from="all",
+            min_frequency=1,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
             chunk_length=chunk_length,
-            vary_length=vary_length,
-            seed=seed,
+            **kwargs,
         )
-        self.data_dir = Path(data_dir)
-        self.limit = limit
+        self.data_dir = checks.path("data_dir", data_dir)
+        self.limit = None if limit is None else checks.integer("limit", limit)
 
     def lines(self, split: Split) -> Iterable[str]:
         """Return the text of a split as its only line."""
@@ -77,7 +75,7 @@ class Text8DataModule(LanguageModelingDataModule):
 
 
 def read_text8(folder: Path) -> Tensor:
-    """The ids of all characters, uint8.
+    """Return the ids of all characters, uint8.
 
     Raises:
         ValueError: If the file is missing, damaged, or has another size or other characters than text8.

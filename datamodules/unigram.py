@@ -5,17 +5,17 @@ from torch import Tensor
 
 
 def unigram_perplexity(train_ids: Tensor, test_ids: Tensor, vocab_size: int) -> float:
-    """Perplexity of the token frequencies alone, with add-one smoothing.
+    """Return ``exp(-mean_t log p(test_t))`` with ``p(v) = (count_train(v) + 1) / (len(train) + vocab_size)``.
 
-    ``exp(-mean_t log p(test_t))`` with ``p(v) = (count_train(v) + 1) / (len(train) + vocab_size)``.
+    This is the perplexity of the token frequencies alone, with add-one smoothing.
 
     Args:
-        train_ids: token ids that are counted, shape ``(tokens,)``.
-        test_ids: token ids that are scored, shape ``(tokens,)``.
-        vocab_size: number of ids.
+        train_ids: Token ids that are counted, shape ``(tokens,)``.
+        test_ids: Token ids that are scored, shape ``(tokens,)``.
+        vocab_size: Number of ids.
 
     Raises:
-        ValueError: if there is nothing to score or an id lies outside ``0 .. vocab_size - 1``.
+        ValueError: If there is nothing to score or an id lies outside ``0 .. vocab_size - 1``.
     """
     if test_ids.numel() == 0:
         raise ValueError("`test_ids` must hold at least one token. Got none.")

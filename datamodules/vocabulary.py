@@ -1,5 +1,7 @@
 """Vocabularies: what the data modules ask of one, and a plain dictionary that fulfils it."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -30,13 +32,16 @@ class DictVocabulary:
     """A vocabulary held in a dictionary; tokens it does not know get the id of ``<unk>``.
 
     Args:
-        tokens: the tokens in the order of their ids, ``<unk>`` among them.
+        tokens: The tokens in the order of their ids, ``<unk>`` among them.
 
     Raises:
-        ValueError: if ``<unk>`` is missing or a token occurs twice.
+        TypeError: If ``tokens`` is not a sequence of tokens.
+        ValueError: If ``<unk>`` is missing or a token occurs twice.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
+        if isinstance(tokens, str) or not isinstance(tokens, Sequence):
+            raise TypeError(f"`tokens` must be a sequence of tokens. Got {tokens!r}.")
         self._itos = list(tokens)
         self._stoi = {token: index for index, token in enumerate(self._itos)}
         if UNKNOWN not in self._stoi:
@@ -46,21 +51,22 @@ class DictVocabulary:
             raise ValueError(f"`tokens` must be distinct; remove the repetitions. Got {twice[:5]} more than once.")
 
     @classmethod
-    def build(cls, tokens: Iterable[str], *, min_frequency: int = 1, specials: Sequence[str] = ()) -> "DictVocabulary":
+    def build(cls, tokens: Iterable[str], *, min_frequency: int = 1, specials: Sequence[str] = ()) -> DictVocabulary:
         """Collect the tokens that occur at least ``min_frequency`` times.
 
         The order depends on nothing but the counts: ``<unk>``, the specials, then the most frequent token first and
         equally frequent ones alphabetically.
 
         Args:
-            tokens: a text as tokens.
-            min_frequency: rarer tokens are left out and so become ``<unk>``.
-            specials: tokens kept whatever their frequency.
+            tokens: A text as tokens.
+            min_frequency: Tokens that are rarer are left out and so become ``<unk>``.
+            specials: Tokens kept whatever their frequency.
 
         Raises:
-            ValueError: if ``min_frequency`` is not a positive integer.
+            TypeError: If ``min_frequency`` is not an integer.
+            ValueError: If it is not positive.
         """
-        checks.integer("min_frequency", min_frequency)
+        min_frequency = checks.integer("min_frequency", min_frequency)
         counts = Counter(tokens)
         always = dict.fromkeys([UNKNOWN, *specials])
         frequent = [token for token, count in counts.items() if count >= min_frequency and token not in always]
@@ -76,5 +82,28 @@ class DictVocabulary:
         return len(self._itos)
 
     def get_itos(self) -> list[str]:
-        """Return the tokens in the order of their ids (a copy)."""
+        """Return a list of the tokens in the order of their ids."""
         return list(self._itos)
+
+
+class Alphabet:
+    """A vocabulary of the symbols of a text and no other: it has no unknown token.
+
+    Args:
+        symbols: The symbols in the order of their ids.
+    """
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        self._stoi = {symbol: index for index, symbol in enumerate(symbols)}
+
+    def __call__(self, tokens: list[str]) -> list[int]:
+        """Return one id per symbol."""
+        return [self._stoi[token] for token in tokens]
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return len(self._stoi)
+
+    def get_itos(self) -> list[str]:
+        """Return the symbols in the order of their ids."""
+        return list(self._stoi)

@@ -1,13 +1,16 @@
 """WikiText-2: two million words of good and featured Wikipedia articles (Merity et al., 2016)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule, Split, Tokenizer
-from lightning_stable.datamodules.text import find_file, read_lines, split_words
-from lightning_stable.datamodules.vocabulary import Vocabulary
+from lightning_stable import checks
+from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
+from lightning_stable.datamodules.splits import Split
+from lightning_stable.datamodules.text_files import find_file, read_lines
 
 HUB = ("Salesforce/wikitext", "wikitext-2-v1")
 HUB_SPLITS: dict[Split, str] = {"train": "train", "valid": "validation", "test": "test"}
@@ -22,8 +25,8 @@ def load_hub(split: Split) -> Any:
     """Return the rows of a split from the Hugging Face hub, or from its cache once they were loaded.
 
     Raises:
-        ModuleNotFoundError: if ``datasets`` is missing.
-        ValueError: if the hub cannot be reached and the cache does not hold it.
+        ModuleNotFoundError: If ``datasets`` is missing.
+        ValueError: If the hub cannot be reached and the cache does not hold it.
     """
     files = " or ".join(file_names(split))
     try:
@@ -49,45 +52,21 @@ class WikiText2DataModule(LanguageModelingDataModule):
     vocabulary of all three splits, in which rare words are ``<unk>`` from the outset.
 
     Args:
-        data_dir: folder with ``wiki.train.tokens``, ``wiki.valid.tokens`` and ``wiki.test.tokens``, or ``train.txt``,
-            ``valid.txt`` and ``test.txt``. By default ``Salesforce/wikitext``, ``wikitext-2-v1`` is loaded by Hugging
-            Face ``datasets`` (the ``text`` extra), which keeps it in its cache.
-        tokenizer: turns a line into its tokens.
-        vocab: a ready vocabulary, such as a ``torchtext.vocab.Vocab``; by default one is built.
-        vocab_from: build the vocabulary from the ``"train"`` split or from ``"all"`` three.
-        min_frequency: rarer tokens are left out of a vocabulary that is built.
-        batch_size: columns per device in training.
-        eval_batch_size: columns per device in validation and test.
-        chunk_length: time steps per batch.
+        data_dir: Folder with ``wiki.train.tokens``, ``wiki.valid.tokens`` and ``wiki.test.tokens``, or ``train.txt``,
+            ``valid.txt`` and ``test.txt``. By default Hugging Face ``datasets`` (the ``text`` extra) loads
+            ``Salesforce/wikitext``, ``wikitext-2-v1`` and keeps it in its cache.
+        kwargs: The arguments of :class:`~lightning_stable.datamodules.LanguageModelingDataModule`.
 
     Raises:
-        ValueError: naming the argument that has a wrong type or range; in ``setup``, if a file is missing, empty or not
-            UTF-8; in ``prepare_data``, if the hub cannot be reached.
-        ModuleNotFoundError: in ``prepare_data``, if ``datasets`` is missing and no ``data_dir`` is given.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if a file is missing,
+            empty or not UTF-8; in ``prepare_data``, if the hub cannot be reached.
+        ModuleNotFoundError: In ``prepare_data``, if ``datasets`` is missing and there is no ``data_dir``.
     """
 
-    def __init__(
-        self,
-        data_dir: str | Path | None = None,
-        *,
-        tokenizer: Tokenizer = split_words,
-        vocab: Vocabulary | None = None,
-        vocab_from: Literal["train", "all"] = "all",
-        min_frequency: int = 1,
-        batch_size: int = 20,
-        eval_batch_size: int = 10,
-        chunk_length: int = 35,
-    ) -> None:
-        super().__init__(
-            tokenizer=tokenizer,
-            vocab=vocab,
-            vocab_from=vocab_from,
-            min_frequency=min_frequency,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            chunk_length=chunk_length,
-        )
-        self.data_dir = None if data_dir is None else Path(data_dir)
+    def __init__(self, data_dir: str | Path | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = None if data_dir is None else checks.path("data_dir", data_dir)
 
     def prepare_data(self) -> None:
         """Load the splits into the cache of ``datasets``, unless there is a ``data_dir``."""

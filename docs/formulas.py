@@ -14,7 +14,7 @@ EM = 100
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:
-    """Put drawings in place of what pymdownx.arithmatex has marked (a hook of MkDocs)."""
+    """Put drawings in place of the formulas that pymdownx.arithmatex has marked; MkDocs calls this for every page."""
     content = re.sub(
         r'(<div class="arithmatex">)\s*\\\[(.*?)\\\](?=\s*</div>)', _drawing(1.25), content, flags=re.DOTALL
     )
@@ -22,10 +22,10 @@ def on_page_content(content: str, **kwargs: Any) -> str:
 
 
 def svg(formula: str, scale: float = 1.0) -> str:
-    """A formula in matplotlib's TeX as an inline drawing that stands on the line of the text.
+    """Return a formula in matplotlib's TeX as an inline drawing that stands on the line of the text.
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If the formula cannot be read.
     """
     path = TextPath((0, 0), f"${formula}$", size=EM, prop=FONT)
     box, drawn = path.get_extents(), []
@@ -41,4 +41,4 @@ def svg(formula: str, scale: float = 1.0) -> str:
 
 
 def _drawing(scale: float) -> Any:
-    return lambda found: found[1] + svg(" ".join(html.unescape(found[2]).split()), scale)
+    return lambda match: match[1] + svg(" ".join(html.unescape(match[2]).split()), scale)

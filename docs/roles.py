@@ -14,21 +14,21 @@ HIDDEN = {
 
 
 def link(text: str, prefix: str = "") -> str:
-    """The text with its references as links; one that has no target stays code."""
+    """Return a text with its references as links; one that has no target stays code."""
 
-    def replace(found: re.Match[str]) -> str:
-        name = "".join(found[2].split())  # it may go on in the next line
-        target, shown = name if "." in name else prefix + name, name.rpartition(".")[2] if found[1] else name
+    def replace(match: re.Match[str]) -> str:
+        name = "".join(match[2].split())  # it may go on in the next line
+        target, shown = name if "." in name else prefix + name, name.rpartition(".")[2] if match[1] else name
         return f'<autoref optional identifier="{HIDDEN.get(target, target)}"><code>{shown}</code></autoref>'
 
     return ROLE.sub(replace, text)
 
 
 class Roles(Extension):
-    """Applied to every docstring as it is loaded."""
+    """Makes the references of every docstring links as it is loaded."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Replace the references of one object; short names are looked for where it stands."""
+        """Replace the references of one object; short names are looked up in its scope."""
         if obj.docstring is not None:
             scope = obj if obj.is_class or obj.parent is None else obj.parent
             # The section with code in it has a plural name.

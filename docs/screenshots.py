@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-# By run, the scalars of a demo that the pages show.
+# The scalars of a demo that the pages show, by run.
 COMPARED = ("shadow/compared/loss", "shadow/compared/val_loss")
 APART = ("shadow/compared/weight_distance", "shadow/compared/prediction_distance")
 SCALARS = {
@@ -53,27 +53,27 @@ PICTURES = {
 
 
 class Server:
-    """The HTTP data of a TensorBoard.
+    """A TensorBoard that answers over HTTP.
 
     Args:
-        url: Of its pages, with a slash at the end.
+        url: The address of its pages, with a slash at the end.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def get(self, path: str, **query: str | int) -> Any:
-        """The JSON of a page below ``data/``."""
+        """Return the JSON of a page below ``data/``."""
         return json.loads(self.bytes(f"data/{path}?{urlencode(query)}" if query else f"data/{path}"))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that answers a JSON."""
+        """Return the JSON that answers a JSON."""
         request = Request(f"{self.url}data/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
     def bytes(self, path: str) -> bytes:
-        """What a page holds."""
+        """Return the content of a page."""
         with urlopen(f"{self.url}{path}", timeout=30) as answer:
             content: bytes = answer.read()
         return content
@@ -81,9 +81,9 @@ class Server:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Server]:
-    """A TensorBoard that has read all runs of a folder; it ends with the block."""
+    """Start a TensorBoard that has read all runs of a folder; it ends with the block."""
     folder = folder.resolve()
-    # Pages show the folder as it is given.
+    # Pages show the folder as the command line names it.
     arguments = ["--logdir", folder.name, "--host", "127.0.0.1", "--port", "0", "--load_fast=false"]
     command = [sys.executable, "-m", "tensorboard.main", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
@@ -107,7 +107,7 @@ def tensorboard(folder: Path) -> Iterator[Server]:
 
 
 def problems(server: Server) -> list[str]:
-    """What a demo promises and TensorBoard does not have; empty if all is well."""
+    """Return what a demo promises and TensorBoard lacks; nothing if all is well."""
     return [*_scalars(server), *_layout(server), *_histograms(server), *_images(server), *_table(server)]
 
 
@@ -185,7 +185,7 @@ def _table(server: Server) -> Iterator[str]:
 
 
 def table_rows(server: Server, experiment: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Hyperparameters and metrics of every run in the table."""
+    """Return the hyperparameters and metrics of every run in the table."""
     columns = [{"hparam": info["name"], "includeInResult": True} for info in experiment["hparamInfos"]]
     columns += [{"metric": info["name"], "includeInResult": True} for info in experiment["metricInfos"]]
     body = {
@@ -205,7 +205,7 @@ def table_rows(server: Server, experiment: dict[str, Any]) -> dict[str, dict[str
 
 
 def photograph(server: Server, folder: Path) -> list[Path]:
-    """Take the pictures with a browser that shows no window.
+    """Take the pictures with a browser that shows no window, and return their paths.
 
     Raises:
         RuntimeError: If there is no Chromium.
@@ -225,7 +225,7 @@ def photograph(server: Server, folder: Path) -> list[Path]:
 
 
 def _is_finite(value: object) -> bool:
-    # JSON has no word for values that are not finite: they come as strings.
+    # JSON has no numbers that are not finite: they come as strings.
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -245,13 +245,13 @@ def main() -> int:
     parser.add_argument("--no-pictures", action="store_true", help="check the data only")
     arguments = parser.parse_args()
     with tensorboard(arguments.out) as server:
-        found = problems(server)
-        for problem in found:
-            sys.stderr.write(f"{problem}\n")
+        complaints = problems(server)
+        for complaint in complaints:
+            sys.stderr.write(f"{complaint}\n")
         if not arguments.no_pictures:
             for file in photograph(server, arguments.images):
                 sys.stdout.write(f"{file}: {file.stat().st_size / 1000:.0f} kB\n")
-    return 1 if found else 0
+    return 1 if complaints else 0
 
 
 if __name__ == "__main__":

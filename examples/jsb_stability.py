@@ -5,16 +5,14 @@ Needs the piano rolls ``JSB_Chorales.mat``, which ``ChoralesDataModule`` downloa
     python examples/jsb_stability.py --data-dir DIR
 
 At every frame the model predicts which of 88 keys sound in the next one. At most ``m`` keys sound at once in this
-data, which is a far smaller input set than a box: the certificates below are guaranteed for every such piano roll.
+data, and the set of such inputs is far smaller than a box. The certificates are guaranteed for every such piano roll.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +26,27 @@ from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.datamodules import ChoralesDataModule
 from lightning_stable.models import MusicModel
+from lightning_stable.quiet import quiet
 from lightning_stable.stability import ActiveEntries
 from lightning_stable.stability.report import format_rate
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table; ``method`` None is the unconstrained model."""
+    """One row of the table.
+
+    Attributes:
+        cell: ``"lstm"`` or ``"gru"``.
+        method: The projection; None leaves the model unconstrained.
+        gate_bound: The largest value of the forget or update gate; None takes the rate squared.
+    """
 
     cell: str
     method: str | None
     gate_bound: float | None = None
 
     def describe(self) -> str:
-        """What the table shows."""
+        """Return what the table shows."""
         if self.method is None:
             return "unconstrained"
         return f"stable, {self.method}" + (f", gate <= {self.gate_bound}" if self.gate_bound else "")
@@ -83,6 +88,7 @@ def train(variant: Variant, data: ChoralesDataModule, options: argparse.Namespac
     }
 
 
+@quiet()
 def main() -> None:
     """Train the pairs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,9 +102,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
     data = ChoralesDataModule(options.data_dir, batch_size=8, eval_batch_size=32)
     try:
         data.setup()

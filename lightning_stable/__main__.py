@@ -1,4 +1,4 @@
-"""``python -m lightning_stable``."""
+"""``python -m lightning_stable`` is the command ``lightning-stable``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A LightningModule from a checkpoint, without running anything the checkpoint says."""
+"""LightningModules from checkpoints, whose contents are never run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lightning_stable import models
 from lightning_stable.stability import InputSet
@@ -29,71 +30,83 @@ _LONGEST_REASON = 300
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint on the CPU, loaded with ``weights_only=True``: tensors and plain values, no code.
+    """Read a checkpoint onto the CPU with ``weights_only=True``: tensors and plain values, no code.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, is no checkpoint of Lightning's, or holds anything else.
+        ValueError: If there is no such file, it is damaged or no checkpoint of Lightning's, or it holds anything else.
     """
-    checkpoint = read_plain(path)
+    checkpoint = _read_plain(path, "The checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"The file must be a checkpoint that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
+        raise ValueError(f"The checkpoint must be one that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
     return checkpoint
 
 
-def read_plain(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values only.
-
-    Raises:
-        ValueError: If there is no such file, it is damaged, or holds anything else.
-    """
+def _read_plain(path: Path, who: str) -> Any:
+    """Read what ``torch.save`` wrote onto the CPU, if it consists of tensors and plain values only."""
     if not path.is_file():
-        raise ValueError(f"The file must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
+        raise ValueError(f"{who} must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on where the damage lies
         refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if refused:
             raise ValueError(
-                "The file must hold tensors and plain values only, as nothing in it is run. "
+                f"{who} must hold tensors and plain values only, as nothing in it is run. "
                 f"Got {refused[1]} in {str(path)!r}."
             ) from error
         raise ValueError(
-            f"The file must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
+            f"{who} must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
         ) from error
+
+
+def read_tensor(path: Path, option: str) -> Tensor:
+    """Read the file of one tensor.
+
+    Args:
+        path: The file, which ``torch.save`` wrote.
+        option: The option that names the file, for messages.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, or holds anything else.
+    """
+    tensor = _read_plain(path, f"The file of `{option}`")
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"`{option}` must be the file of one tensor. Got {type(tensor).__name__} in {str(path)!r}.")
+    return tensor
 
 
 def load_model(
     checkpoint: Checkpoint, class_path: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> LightningModule:
-    """The model of a checkpoint, with exactly the weights it holds, in evaluation mode.
+    """Return the model of a checkpoint, with exactly the weights it holds, in evaluation mode.
 
     Args:
-        checkpoint: From :func:`read_checkpoint`. Its hyperparameters are the arguments of the class.
-        class_path: Import path of the class. None takes the one a checkpoint of LightningCLI names, if that is a class
-            of :mod:`lightning_stable.models`: nothing else is imported because a checkpoint says so.
-        arguments: Arguments of the class that the checkpoint does not hold, or instead of those it holds.
+        checkpoint: The checkpoint; its hyperparameters are the arguments of the class.
+        class_path: The import path of the class. None takes the one a checkpoint of LightningCLI names, if that is a
+            class of :mod:`lightning_stable.models`: nothing else is imported because a checkpoint says so.
+        arguments: Arguments of the class that the checkpoint lacks, or that replace those it holds.
 
     Raises:
-        ValueError: If the class is not known or cannot be imported, cannot be made with these arguments, or the
+        ValueError: If the class is unknown, cannot be imported or cannot be made with these arguments, or if the
             weights do not fit it.
     """
     hyperparameters = dict(checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     hyperparameters.pop("_instantiator", None)
     named = hyperparameters.pop("_class_path", None)
     model_class = _own_class(named) if class_path is None else import_class(class_path)
-    given = _arguments(model_class, hyperparameters, checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME))
-    given |= arguments or {}
+    keywords = _arguments(model_class, hyperparameters, checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME))
+    keywords |= arguments or {}
     try:
-        model = model_class(**given)
+        model = model_class(**keywords)
     except Exception as error:
         raise ValueError(
             f"`--set NAME=VALUE` must complete the arguments of {model_class.__name__}. "
-            f"Got {sorted(given)}, and {type(error).__name__}: {error}"
+            f"Got {sorted(keywords)}, and {type(error).__name__}: {error}"
         ) from error
     model.configure_model()
     model.on_load_checkpoint(checkpoint)
     try:
-        # Assigned, as copying would round the weights to the precision the class happens to be made in.
+        # Copying would round the weights to the precision in which the class happens to be made.
         model.load_state_dict(checkpoint["state_dict"], strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(
@@ -104,7 +117,7 @@ def load_model(
 
 
 def recorded_inputs(checkpoint: Checkpoint) -> dict[str, InputSet]:
-    """The input ranges that a StabilityProjectionCallback saw in training, by the name of the recurrent module."""
+    """Return the input ranges that a StabilityProjectionCallback recorded in training, by recurrent module."""
     return {
         name: Recorded(-seen[0], seen[1])
         for state in _projection_states(checkpoint)
@@ -113,7 +126,7 @@ def recorded_inputs(checkpoint: Checkpoint) -> dict[str, InputSet]:
 
 
 def bounds_in_training(checkpoint: Checkpoint) -> dict[str, str]:
-    """The inputs for which a StabilityProjectionCallback certified a layer in training, in words, by its name."""
+    """Return the input sets for which a StabilityProjectionCallback certified layers, in words, by layer."""
     return {
         layer["name"]: layer["input_bound"]
         for state in _projection_states(checkpoint)
@@ -123,7 +136,7 @@ def bounds_in_training(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def import_class(path: str) -> type[LightningModule]:
-    """The LightningModule of this import path; the working directory is searched too.
+    """Return the LightningModule of an import path; the working directory is searched too.
 
     Raises:
         ValueError: If it cannot be imported or is no LightningModule.
@@ -131,19 +144,19 @@ def import_class(path: str) -> type[LightningModule]:
     module, _, name = path.rpartition(".")
     try:
         with search_here():
-            found = getattr(import_module(module), name)
+            imported = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"`--class-path` must be a class that can be imported, as in package.module.Class. Got {path!r}: {error}."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+    if not (isinstance(imported, type) and issubclass(imported, LightningModule)):
         raise ValueError(f"`--class-path` must be a subclass of lightning.pytorch.LightningModule. Got {path!r}.")
-    return found
+    return imported
 
 
 @contextmanager
 def search_here() -> Iterator[None]:
-    """A block whose imports find modules of the working directory, as ``python -m`` does; installed ones come first."""
+    """Let imports inside the block find modules of the working directory, after the installed ones."""
     here = os.getcwd()
     sys.path.append(here)
     try:
@@ -154,8 +167,8 @@ def search_here() -> Iterator[None]:
 
 def _own_class(named: Any) -> type[LightningModule]:
     classes = [getattr(models, name) for name in models.__all__]
-    own = [found for found in classes if isinstance(found, type) and issubclass(found, LightningModule)]
-    by_path = {f"{package}.{found.__name__}": found for found in own for package in (models.__name__, found.__module__)}
+    own = [model for model in classes if isinstance(model, type) and issubclass(model, LightningModule)]
+    by_path = {f"{package}.{model.__name__}": model for model in own for package in (models.__name__, model.__module__)}
     if named in by_path:
         return by_path[named]
     raise ValueError(
@@ -165,7 +178,7 @@ def _own_class(named: Any) -> type[LightningModule]:
 
 
 def _arguments(model_class: type[LightningModule], hyperparameters: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The hyperparameters as arguments: each one that the class takes, or all in the one they were saved from."""
+    """Return the hyperparameters as arguments: each that the class takes, or all in the one they were saved from."""
     parameters = inspect.signature(model_class).parameters
     if name is not None and name in parameters and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
         return {name: AttributeDict(hyperparameters)}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 
 
 def integer(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
@@ -114,3 +116,17 @@ def seed(name: str, value: object) -> int:
         ValueError: If it is out of range.
     """
     return integer(name, value, 0, 2**63 - 1)
+
+
+def path(name: str, value: object) -> Path:
+    """Return the path of a file or a folder, which need not exist.
+
+    Raises:
+        TypeError: If the value is neither a string nor a path.
+        ValueError: If it is empty, which would stand for the working directory.
+    """
+    if not isinstance(value, (str, PathLike)):
+        raise TypeError(f"`{name}` must be a path. Got {value!r}.")
+    if value == "":
+        raise ValueError(f"`{name}` must not be empty. Got {value!r}.")
+    return Path(value)

@@ -1,4 +1,4 @@
-"""What is asked of a Lightning trainer: its callbacks of a kind, and whether its strategy keeps the model whole.
+"""Questions to a Lightning trainer: its callbacks of a kind, its logging interval, whether it keeps the model whole.
 
 Lightning is installed under two names, ``lightning.pytorch`` and ``pytorch_lightning``, with classes of their own.
 """
@@ -9,39 +9,55 @@ import sys
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 KindT = TypeVar("KindT")
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def callbacks_of(trainer: Trainer, kind: type[KindT]) -> list[KindT]:
-    """Return those of the trainer's callbacks that are of a kind, in their order."""
+    """Return the trainer's callbacks of a kind, in their order.
+
+    Args:
+        trainer: The trainer.
+        kind: A class, or a protocol that can be checked at runtime.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def logging_interval(trainer: Trainer) -> int:
+    """Return after how many steps the trainer logs; 0 means that it does not log in training."""
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return interval
 
 
 def check_strategy(trainer: Trainer, who: str, need: str) -> None:
     """Refuse a strategy under which a process does not hold the whole model.
 
     Args:
-        trainer: Its strategy is checked.
-        who: The class that asks.
-        need: What it needs, as the message says it: ``"whole recurrent matrices on every device"``.
+        trainer: The trainer whose strategy is checked.
+        who: The class that asks, for the message.
+        need: What the class needs, for the message: ``"whole recurrent matrices on every device"``.
 
     Raises:
         MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel.
     """
     strategy = trainer.strategy
-    whole = isinstance(strategy, _strategies("SingleDeviceStrategy", "DDPStrategy"))
-    if not whole or isinstance(strategy, _strategies("DeepSpeedStrategy")):
+    whole = isinstance(strategy, _classes(".strategies", "SingleDeviceStrategy", "DDPStrategy"))
+    if not whole or isinstance(strategy, _classes(".strategies", "DeepSpeedStrategy")):
         raise MisconfigurationException(
             f"{who} needs {need}, which strategies that shard parameters or step in their own way do not give. "
             f"Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
         )
 
 
-def _strategies(*names: str) -> tuple[type, ...]:
-    """Classes of these names in both packages; one that is not imported has made no trainer."""
-    modules = [sys.modules[f"{name}.strategies"] for name in _PACKAGES if f"{name}.strategies" in sys.modules]
+def lightning_class(module: object) -> type[LightningModule] | None:
+    """Return the LightningModule of the package that a module is made with; None if it is no LightningModule."""
+    return next((kind for kind in _classes("", "LightningModule") if isinstance(module, kind)), None)
+
+
+def _classes(submodule: str, *names: str) -> tuple[type[Any], ...]:
+    """Return the classes of these names in both packages; a package that is not imported has made no object."""
+    modules = [sys.modules[package + submodule] for package in _PACKAGES if package + submodule in sys.modules]
     return tuple(getattr(module, name) for module in modules for name in names)

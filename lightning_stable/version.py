@@ -1,3 +1,3 @@
-"""The version of the package, once."""
+"""The version of the package; pyproject.toml reads the literal without importing anything."""
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_stable import cli
+from lightning_stable.commands import lightning
 from lightning_stable.models import LanguageModel
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def commands(block: str) -> list[list[str]]:
 def test_commands_are_understood(block: str) -> None:
     assert subprocess.run(["bash", "-n"], input=block, text=True, check=False).returncode == 0
     for arguments in commands(block):
-        if arguments[0] not in cli.LIGHTNING_COMMANDS:
+        if arguments[0] not in lightning.COMMANDS:
             cli.build_parser().parse_args(arguments)
         elif "--print_config" not in arguments:
             # The file it names is the reader's; another takes its place.

@@ -44,8 +44,16 @@ def test_folders_at_the_root_have_one_name(name: str) -> None:
         assert getattr(package, public).__module__.startswith(f"lightning_stable.{name}")
 
 
-def test_version() -> None:
-    assert lightning_stable.__version__ == PROJECT["project"]["version"]
+def test_version_is_read_from_its_one_place() -> None:
+    """By setuptools, which takes a literal from the text of the module and imports nothing."""
+    pytest.importorskip("setuptools")
+    assert "version" not in PROJECT["project"]
+    found = python(
+        "import sys",
+        "from setuptools.config.pyprojecttoml import read_configuration",
+        "print(read_configuration('pyproject.toml')['project']['version'], 'torch' in sys.modules)",
+    )
+    assert found.split()[-2:] == [lightning_stable.__version__, "False"]
 
 
 def test_the_core_imports_no_lightning() -> None:

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningModule
-from rich.console import Console
+from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
+from lightning_stable.options import Commands, add_command
 
-from lightning_stable.checkpoints import Checkpoint, bounds_in_training, load_model, read_checkpoint, recorded_inputs
-from lightning_stable.commands.input_bound import parse_input_bound
-from lightning_stable.recurrence import find_recurrences
-from lightning_stable.stability import StabilityReport, certify
-from lightning_stable.stability.report import format_rate
+if TYPE_CHECKING:
+    from lightning_stable.stability import StabilityReport
 
 
-def run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(CheckpointOptions):
+    """The options of the command.
+
+    Attributes:
+        json: Print the report as JSON, with 'stable' and 'reason'.
+    """
+
+    json: bool = False
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    add_command(
+        commands,
+        "certify",
+        Options,
+        run,
+        help="certify the contraction rate of every recurrence of a checkpoint",
+        description="Certify the model of a checkpoint in evaluation mode, in float64, from the weights as they are "
+        "stored. Exit status: 0 stable; 1 not certified stable; 2 could not say, or an error.",
+        examples=[
+            "runs/copy/runs/gru/checkpoints/best.ckpt",
+            "best.ckpt --input-bound 3        every |x| <= 3",
+            "best.ckpt --input-bound active:8",
+            "best.ckpt --class-path my_project.models.Tagger --set hidden_size=64 --json",
+        ],
+    )
+
+
+def run(options: Options) -> int:
     """Print the report of a checkpoint; return 0 if it is stable, 1 if not.
 
     Raises:
         ValueError: If nothing can be said: the checkpoint cannot be read, or a recurrence cannot be bounded.
     """
-    checkpoint = read_checkpoint(options.checkpoint)
-    model = load_model(checkpoint, options.class_path, dict(options.arguments))
+    from rich.console import Console
+
+    from lightning_stable.checkpoints import bounds_in_training
+
+    model, checkpoint = options.load()
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     stable, reason = verdict(report, bounds_in_training(checkpoint))
     if options.json:
@@ -38,33 +69,15 @@ def run(options: argparse.Namespace) -> int:
     return 0 if stable else 1
 
 
-def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bound: str | None) -> StabilityReport:
-    """Certify a model; where its inputs are not known otherwise, for the range a callback recorded in training.
-
-    Args:
-        model: The model, in evaluation mode.
-        checkpoint: Where it comes from.
-        input_bound: As it was given on the command line.
-
-    Raises:
-        ValueError: As :func:`~lightning_stable.certify`.
-    """
-    if input_bound is not None:
-        return certify(model, input_bound=parse_input_bound(input_bound))
-    report, recorded = certify(model), recorded_inputs(checkpoint)
-    unbounded = {layer.name for layer in report.layers if not math.isfinite(layer.rate)}
-    unknown = {r.module_name for r in find_recurrences(model) if r.name in unbounded}
-    found = {name: recorded[name] for name in unknown & recorded.keys()}
-    return certify(model, input_bound=found) if found else report
-
-
 def verdict(report: StabilityReport, in_training: dict[str, str]) -> tuple[bool | None, str]:
-    """Whether a model is stable, None if that cannot be said, and why.
+    """Return whether a model is stable, None if that cannot be said, and the reason.
 
     Args:
-        report: Its report.
-        in_training: Input bounds of its layers in training, in words: shown where none is known now.
+        report: The report of the model.
+        in_training: Input bounds of the layers in training, in words; they are shown where none is known now.
     """
+    from lightning_stable.stability.report import format_rate
+
     unstable = [layer for layer in report.layers if 1 <= layer.rate < math.inf]
     if unstable:
         rates = ", ".join(f"{layer.name!r} has rate {format_rate(layer.rate)}" for layer in unstable)
@@ -72,8 +85,8 @@ def verdict(report: StabilityReport, in_training: dict[str, str]) -> tuple[bool 
     unbounded = [layer for layer in report.layers if not layer.rate < math.inf]
     if unbounded:
         names = ", ".join(f"{layer.name!r} ({layer.cell})" for layer in unbounded)
-        known = sorted({in_training[layer.name] for layer in unbounded if layer.name in in_training})
-        hint = f" (in training: {', '.join(map(repr, known))})" if known else ""
+        bounds = sorted({in_training[layer.name] for layer in unbounded if layer.name in in_training})
+        hint = f" (in training: {', '.join(map(repr, bounds))})" if bounds else ""
         return None, f"`--input-bound` must bound the inputs of {names}{hint}. Got no finite rate."
     stable = f"Stable: every step contracts by {format_rate(report.rate)} or less"
     if any(layer.guarantee == "data" for layer in report.layers):

@@ -2,51 +2,102 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
+from lightning_stable.options import Commands, Positive, add_command, between
 
-from lightning_stable.checkpoints import load_model, read_checkpoint, read_plain
-from lightning_stable.commands.certify import certify_checkpoint
-from lightning_stable.export import Exported, export
-from lightning_stable.export.formats import FORMATS, checked_path
-from lightning_stable.export.verify import BATCH_SIZES
-from lightning_stable.stability import StabilityReport
-from lightning_stable.stability.report import format_rate
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_stable.export import Exported
+    from lightning_stable.stability import StabilityReport
 
 
-def run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(CheckpointOptions):
+    """The options of the command.
+
+    Attributes:
+        window: Inputs a recurrent layer sees (default: the window of a model that is windowed).
+        tolerance: Take the smallest window certified to leave an error of at most T in the output of every recurrent
+            module, in the Euclidean norm.
+        format: Format of the file (default: torch-export for *.pt2, else onnx).
+        streaming: Write a program of one step: the next input and the last K come in.
+        example: A file that torch.save wrote of a batch of inputs (batch, time, ...), to trace and to check with
+            (default: random ones, for classes of lightning_stable.models).
+        out: *.onnx or *.pt2 (default: beside the checkpoint, with its name).
+    """
+
+    window: Positive | None = field(default=None, metadata={"metavar": "K", "one_of": "window"})
+    tolerance: Annotated[float, between("(0, inf)")] | None = field(
+        default=None, metadata={"metavar": "T", "one_of": "window"}
+    )
+    format: Literal["onnx", "torch-export"] | None = None
+    streaming: bool = False
+    example: Path | None = field(default=None, metadata={"metavar": "TENSOR"})
+    out: Path | None = field(default=None, metadata={"metavar": "FILE"})
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    add_command(
+        commands,
+        "export",
+        Options,
+        run,
+        help="write the model of a checkpoint as a feed-forward program of its last inputs, in ONNX or torch.export",
+        description="Truncate the model of a checkpoint to a window and write it as a plain feed-forward program, for "
+        "batches of every size and sequences of every length, or for one step of a stream. The file is run on random "
+        "batches and compared with the truncated model before it takes its name. It carries window, certified rate "
+        "and certified error bound.",
+        examples=[
+            "best.ckpt --window 25",
+            "best.ckpt --tolerance 0.01 --streaming --out tagger.onnx",
+            "best.ckpt --window 25 --format torch-export",
+            "best.ckpt --window 25 --class-path my_project.models.Tagger --example inputs.pt",
+        ],
+    )
+
+
+def run(options: Options) -> int:
     """Write the model of a checkpoint as a feed-forward program and print what was written.
 
     Raises:
         ValueError: If the checkpoint or the example cannot be read, no window is certified, or the model cannot be
             exported.
     """
+    from rich.console import Console
+
+    from lightning_stable.checkpoints import read_tensor
+    from lightning_stable.export import export
+    from lightning_stable.export.formats import FORMATS, checked_path
+
     kind = options.format or ("torch-export" if options.out and options.out.suffix == ".pt2" else "onnx")
     if options.out is not None:
         checked_path(options.out, kind)  # before the checkpoint is read
-    checkpoint = read_checkpoint(options.checkpoint)
-    model = load_model(checkpoint, options.class_path, dict(options.arguments))
+    model, checkpoint = options.load()
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     ending = (".streaming" if options.streaming else "") + FORMATS[kind].suffix
-    done = export(
+    exported = export(
         model,
         options.window if options.tolerance is None else _certified_window(report, options.tolerance),
         options.out or options.checkpoint.with_name(options.checkpoint.stem + ending),
         format=kind,
         streaming=options.streaming,
-        example=None if options.example is None else _example(options.example),
+        example=None if options.example is None else read_tensor(options.example, "--example"),
         report=report,
     )
-    Console().print(_table(done))
-    Console().print(f"Written: {done.path}", markup=False, highlight=False, soft_wrap=True)
+    Console().print(_table(exported))
+    Console().print(f"Written: {exported.path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def _certified_window(report: StabilityReport, tolerance: float) -> int:
+    from lightning_stable.stability.report import format_rate
+
     window = report.required_window(tolerance)
     if window is None:
         raise ValueError(
@@ -56,21 +107,20 @@ def _certified_window(report: StabilityReport, tolerance: float) -> int:
     return window
 
 
-def _example(path: Path) -> Tensor:
-    tensor = read_plain(path)
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"`--example` must be the file of one tensor. Got {type(tensor).__name__} in {str(path)!r}.")
-    return tensor
+def _table(exported: Exported) -> Table:
+    from rich.table import Table
 
+    from lightning_stable.export.verify import BATCH_SIZES
+    from lightning_stable.stability.report import format_rate
 
-def _table(done: Exported) -> Table:
-    metadata, size = done.metadata, done.path.stat().st_size
+    metadata, size = exported.metadata, exported.path.stat().st_size
+    on_data = metadata.guarantee == "data"
+    mark = "*" if on_data else ""
     table = Table(
         title=f"{metadata.model} as a feed-forward program",
         show_header=False,
-        caption="* for inputs in the range of recorded ones only" if metadata.guarantee == "data" else None,
+        caption="* for inputs in the range of recorded ones only" if on_data else None,
     )
-    mark = "*" if metadata.guarantee == "data" else ""
     table.add_row("form", f"{metadata.form}, {size / 1e6:.2f} MB")
     table.add_row("window", f"{metadata.window} inputs")
     table.add_row("certified rate", "none" if metadata.rate is None else format_rate(metadata.rate) + mark)
@@ -80,6 +130,6 @@ def _table(done: Exported) -> Table:
         for name, tensor in tensors.items():
             table.add_row(role, f"{name}: {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})")
     sizes = ", ".join(map(str, BATCH_SIZES))
-    table.add_row("checked", f"differs from the truncated model by {done.difference:.1g}\n(batches of {sizes})")
-    table.add_row("measured", f"differs from the recurrent model by {done.recurrent_difference:.1g}")
+    table.add_row("checked", f"differs from the truncated model by {exported.difference:.1g}\n(batches of {sizes})")
+    table.add_row("measured", f"differs from the recurrent model by {exported.recurrent_difference:.1g}")
     return table

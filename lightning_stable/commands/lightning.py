@@ -6,10 +6,10 @@ import argparse
 import warnings
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.cli import LightningCLI
+from lightning_stable.options import Commands
 
-# What jsonargparse says about a value around the reason that it was not taken.
+COMMANDS = ("fit", "validate", "test", "predict")
+# What jsonargparse says about a value around the reason why it was refused.
 _AROUND_A_REASON = (
     "Does not validate against",
     "Errors:",
@@ -20,25 +20,33 @@ _AROUND_A_REASON = (
 )
 
 
-class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples."""
+def add(commands: Commands) -> None:
+    """Add the commands to the list that ``--help`` shows; LightningCLI parses their arguments."""
+    for name in COMMANDS:
+        commands.add_parser(name, help=f"{name} with LightningCLI: {name} --config FILE", add_help=False)
 
 
 def run(arguments: list[str]) -> int:
     """Run LightningCLI; the resolved configuration is written beside the logs, never over the one that was given.
 
     Args:
-        arguments: Name of the command, and its options.
+        arguments: The name of the command, and its options.
 
     Raises:
         ValueError: If the options or the configuration cannot be used; anything else comes from the run itself.
     """
+    from jsonargparse import DefaultHelpFormatter
+    from lightning.pytorch.cli import LightningCLI
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Keeps the lines of the examples."""
+
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     try:
         LightningCLI(
             args=arguments,
             # Subcommands take over the formatter, and nothing else.
-            parser_kwargs={"exit_on_error": False, "formatter_class": _Formatter}
+            parser_kwargs={"exit_on_error": False, "formatter_class": Formatter}
             | {name: _parser_options(name) for name in LightningCLI.subcommands()},
             save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True},
         )
@@ -50,7 +58,7 @@ def run(arguments: list[str]) -> int:
 
 
 def reason(message: str) -> str:
-    """What an error of jsonargparse says, without the lines about how it tried."""
+    """Return what an error of jsonargparse says, without the lines about what it tried."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(_AROUND_A_REASON))
 

@@ -1,4 +1,4 @@
-"""Jobs side by side in processes of their own, with their progress."""
+"""Jobs side by side, each in its own process, with their progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# Called inside a job with what is done, of how much, and a text to show.
+# Called inside a job with how much is done, of how much, and a text to show.
 Report = Callable[[int, int, str], None]
 
 
@@ -24,8 +24,8 @@ class Job:
     """What one process does.
 
     Attributes:
-        name: Shown with its progress.
-        seconds: About how long it takes.
+        name: The name that is shown with its progress.
+        seconds: About how long the job takes.
         function: Called with the arguments and a :data:`Report`; it and they must survive pickling.
         arguments: The arguments.
     """
@@ -54,10 +54,10 @@ def run_all(
 
     Args:
         jobs: The jobs, of different names.
-        processes: Jobs at the same time.
+        processes: The number of jobs at the same time.
         keep: Called with the name and the result of every finished job; what it returns is printed.
         console: Shows the progress.
-        noun: What the jobs are, in the plural.
+        noun: The word for the jobs, in the plural.
 
     Returns:
         The errors of the jobs that failed, by name.
@@ -65,7 +65,7 @@ def run_all(
     failures: dict[str, Exception] = {}
     if not jobs:
         return failures
-    context = multiprocessing.get_context("spawn")  # what a fork of a process with threads does is undefined
+    context = multiprocessing.get_context("spawn")  # a process with threads must not be forked
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[value]}"))
     progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
     with context.Manager() as manager, progress:
@@ -97,27 +97,30 @@ def run_all(
 
 
 def default_processes() -> int:
-    """One job per core; an accelerator takes one after the other."""
+    """Return how many jobs run side by side: one per core; an accelerator takes one after the other."""
     import torch
 
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
-    return cores()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def one_thread() -> None:
+    """Let torch use one thread unless the environment says how many: processes share the cores among themselves."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def duration(seconds: float) -> str:
-    """``12 minutes`` or ``40 seconds``."""
+    """Return a duration in words: ``12 minutes`` or ``40 seconds``."""
     return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it is gone, however it went."""
+    """End this process when the one that started it is gone, however it went."""
 
     def wait_for_parent() -> None:
         parent = multiprocessing.parent_process()

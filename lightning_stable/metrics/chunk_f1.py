@@ -22,22 +22,42 @@ def _seqeval() -> Chunks:
     return chunks
 
 
+def bio_labels(name: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the tag ids, each ``O``, ``B-x`` or ``I-x`` with a type x.
+
+    Raises:
+        TypeError: If the labels are not a sequence of strings.
+        ValueError: If there is none, or one has another form.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(f"`{name}` must name every tag id. Got {labels!r}.")
+    if not labels:
+        raise ValueError(f"`{name}` must name every tag id. Got {labels!r}.")
+    for label in labels:
+        if not isinstance(label, str):
+            raise TypeError(f"`{name}` must be 'O', 'B-x' or 'I-x' with a type x. Got {label!r}.")
+        if label != "O" and not (label.startswith(("B-", "I-")) and len(label) > 2):
+            raise ValueError(f"`{name}` must be 'O', 'B-x' or 'I-x' with a type x. Got {label!r}.")
+    return tuple(labels)
+
+
 class ChunkScore(Metric):
-    """Counts of chunks: in the predictions, in the targets, and those that are in both.
+    """Counts the chunks in the predictions, in the targets, and in both; a base class.
 
     A chunk is correct if its type, its first and its last tag are. By the rules of conlleval, every ``B-x`` begins a
     chunk, and so does an ``I-x`` that does not continue one of its own type; none reaches over the end of a sequence.
-    Counts are summed over all batches and devices. A base class: :class:`ChunkF1` and its siblings say what is made of
-    the counts, and share them in a :class:`torchmetrics.MetricCollection`.
+    Counts are summed over all batches and devices. :class:`ChunkF1` and its siblings compute a score from the counts,
+    and share them in a :class:`torchmetrics.MetricCollection`.
 
     Args:
-        labels: The name of each tag id: ``O``, ``B-x`` or ``I-x``. A target that the model does not know needs an id of
-            its own as well, to count as a chunk that was missed.
-        kwargs: As for :class:`torchmetrics.Metric`.
+        labels: The name of each tag id: ``O``, ``B-x`` or ``I-x``. A target that no training example has needs an id as
+            well, to count as a chunk that was missed.
+        kwargs: The arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ModuleNotFoundError: If seqeval is not installed; the extra ``slots`` brings it.
-        ValueError: If a label is none of these, or there is none.
+        TypeError: If ``labels`` are not a sequence of strings.
+        ValueError: If there is no label, or one has another form.
     """
 
     is_differentiable = False
@@ -50,12 +70,7 @@ class ChunkScore(Metric):
 
     def __init__(self, labels: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for label in labels:
-            if label != "O" and not (label.startswith(("B-", "I-")) and len(label) > 2):
-                raise ValueError(f"`labels` must be 'O', 'B-x' or 'I-x' with a type x. Got {label!r}.")
-        if not labels or isinstance(labels, str):
-            raise ValueError(f"`labels` must name every tag id. Got {labels!r}.")
-        self.labels = tuple(labels)
+        self.labels = bio_labels("labels", labels)
         self._chunks = _seqeval()
         for count in ("correct", "predicted", "gold"):
             self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_stable.metrics.micro import MicroAverage
+from lightning_stable.metrics.micro_average import MicroAverage
 
 
 def frame_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Binary cross entropy in nats, summed over keys and frames: each key sounds with probability ``sigmoid(logit)``.
+    """Return ``-sum [y log s(x) + (1 - y) log(1 - s(x))]`` in nats over keys and frames, and the number of frames.
 
-    Computed in float32 at least. What lies under the mask, nan included, has no influence on the sum or its gradient.
+    Here x are the logits, y the targets and s the logistic function: each key sounds with probability ``s(x)``. The sum
+    is computed in float32 at least. What lies under the mask, nan included, influences neither it nor its gradient.
 
     Args:
         logits: Shape ``(batch, time, keys)``.
@@ -18,8 +19,7 @@ def frame_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> tu
         mask: False at frames that do not count, ``(batch, time)``, bool; None if all of them do.
 
     Returns:
-        The sum and the number of frames, scalars on the device: what :class:`FrameNLL` is updated with; their ratio is
-        the loss.
+        Both as scalars on the device: what :class:`FrameNLL` is updated with. Their ratio is the loss.
 
     Raises:
         ValueError: Naming the argument that has a wrong shape.
@@ -40,8 +40,8 @@ def frame_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> tu
 
 
 class FrameNLL(MicroAverage):
-    """Nats per frame, ``sum of key NLL over all frames / number of frames``: a micro average, nan without a frame.
+    """Nats per frame, ``sum of key NLL over all frames / number of frames``, a micro average; nan without a frame.
 
-    Updated with the result of :func:`frame_nll`: ``metric.update(*frame_nll(logits, targets, mask))``. It averages over
-    the frames of a whole split; the mean over sequences is another number.
+    Update it with the result of :func:`frame_nll`: ``metric.update(*frame_nll(logits, targets, mask))``. It averages
+    over the frames of a whole split; the mean over sequences is another number.
     """

@@ -11,12 +11,13 @@ from torchmetrics import Metric
 
 
 def mutual_information(correct: int, total: int) -> float:
-    """Bits that ``total`` balanced random labels and predictions share, of which ``correct`` agree.
+    """Return ``b (1 + p log2 p + (1 - p) log2 (1 - p))`` with ``b = total`` and ``p = correct / total``.
 
-    ``b (1 + p log2 p + (1 - p) log2 (1 - p))`` with ``b = total`` and ``p = correct / total``: b binary symmetric
-    channels. Source: Collins, Sohl-Dickstein & Sussillo, Capacity and Trainability in Recurrent Neural Networks (2017).
+    These are the bits that ``total`` balanced random labels and predictions share, of which ``correct`` agree: b binary
+    symmetric channels. Source: Collins, Sohl-Dickstein & Sussillo, Capacity and Trainability in Recurrent Neural
+    Networks (2017).
 
-    Guessing agrees by more or less than half of the labels, so that it measures about 0.72 bits in all, not none.
+    Guesses rarely agree with exactly half of the labels, so they measure about 0.72 bits in all, not none.
 
     Args:
         correct: Labels predicted correctly.
@@ -32,10 +33,10 @@ def mutual_information(correct: int, total: int) -> float:
 
 
 class MutualInformation(Metric):
-    """Bits shared by random binary labels and their predictions, over everything seen since the last reset.
+    """The bits that random binary labels and their predictions share, of everything seen since the last reset.
 
-    :func:`mutual_information` of the labels counted, exactly, over any number of batches and devices. Without a label
-    it is 0.
+    They are :func:`mutual_information` of the labels counted over any number of batches and devices, exactly; 0 without
+    a label.
     """
 
     is_differentiable = False
@@ -54,7 +55,7 @@ class MutualInformation(Metric):
         """Add labels.
 
         Args:
-            predicted: Labels 0 or 1 (or bool) that the model says, of any shape.
+            predicted: Labels 0 or 1 (or bool) that the model predicts, of any shape.
             labels: The true ones, of the same shape.
 
         Raises:

@@ -4,11 +4,11 @@ import math
 
 from torch import Tensor
 
-from lightning_stable.metrics.micro import MicroAverage
+from lightning_stable.metrics.micro_average import MicroAverage
 
 
 class Perplexity(MicroAverage):
-    """Perplexity ``exp(sum of token NLL / number of tokens)``: a micro average, nan without a token."""
+    """Perplexity ``exp(sum of token NLL / number of tokens)``, a micro average; nan without a token."""
 
     # torchmetrics.text.Perplexity takes logits and would compute the softmax over the vocabulary a second time, after
     # the loss has.
@@ -19,7 +19,7 @@ class Perplexity(MicroAverage):
 
 
 class BitsPerCharacter(MicroAverage):
-    """Bits per character ``sum of character NLL / number of characters / ln 2``: a micro average, nan without one."""
+    """Bits per character ``sum of character NLL / number of characters / ln 2``, a micro average; nan without one."""
 
     def compute(self) -> Tensor:
         """Return the bits per character, a scalar."""

@@ -2,24 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.fx
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import checks
+from lightning_stable.cells import UGRNN, IntersectionRNN, irnn_
 from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, WaveNet
-from lightning_stable.models.cells import build_recurrence
 from lightning_stable.truncation import Windowed, window_
 
 # For the input sets that certificates derive from the graph: these two cannot be traced through.
 torch.fx.wrap("pack_padded_sequence")
 torch.fx.wrap("pad_packed_sequence")
 
+
+def _irnn(*args: Any, **kwargs: Any) -> nn.RNN:
+    return irnn_(nn.RNN(*args, nonlinearity="relu", **kwargs))
+
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {
+    "rnn": nn.RNN,
+    "irnn": _irnn,
+    "ugrnn": UGRNN,
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "intersection": IntersectionRNN,
+}
+
+
 CORES: dict[str, type[ConvolutionalNet]] = {"tcn": TCN, "gated-conv": GatedConvNet, "wavenet": WaveNet}
+
+
+def build_recurrence(
+    cell: str,
+    input_size: int,
+    hidden_size: int,
+    *,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+) -> nn.RNNBase:
+    """Return a recurrent network, batch first.
+
+    Args:
+        cell: One of ``CELLS``; ``"irnn"`` is a ReLU network whose recurrent weights start as the identity and whose
+            biases start at zero.
+        input_size: Features per time step.
+        hidden_size: Units per layer.
+        num_layers: Number of layers.
+        dropout: Dropout between layers.
+        bidirectional: Run over the sequence in both directions.
+
+    Raises:
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range.
+    """
+    checks.choice("cell", cell, sorted(CELLS))
+    num_layers = checks.integer("num_layers", num_layers)
+    dropout = checks.number("dropout", dropout, "[0, 1)")
+    return CELLS[cell](
+        checks.integer("input_size", input_size),
+        checks.integer("hidden_size", hidden_size),
+        num_layers=num_layers,
+        # torch warns about dropout "between" the layers of a single one.
+        dropout=dropout if num_layers > 1 else 0.0,
+        batch_first=True,
+        bidirectional=checks.boolean("bidirectional", bidirectional),
+    )
 
 
 def build_core(
@@ -34,50 +87,44 @@ def build_core(
     kernel_size: int | None = None,
     bidirectional: bool = False,
 ) -> nn.Module:
-    """A recurrent network, batch first, or the feed-forward one that replaces it.
+    """Return a recurrent network, batch first, or the feed-forward one that replaces it.
 
     Args:
         input_size: Features per time step.
         hidden_size: Units or channels per layer (and direction).
-        cell: Of a recurrent core, one of :data:`~lightning_stable.models.CELLS`.
+        cell: Cell of a recurrent core, one of :data:`~lightning_stable.models.CELLS`.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
-        num_layers: Layers.
+        num_layers: Number of layers.
         dropout: Dropout between recurrent layers, or inside a convolutional network.
         window: None for a recurrent core; k for its windowed form, in which an output depends on the last k inputs.
-        kernel_size: Taps of a convolution; None for the network's default, or 3 where it is bidirectional. Of
-            convolutional cores only.
+        kernel_size: Taps of a convolution; None for the network's default, or 3 where it is bidirectional. Only a
+            convolutional core has it.
         bidirectional: Let an output depend on later inputs as well: a recurrence in both directions, or convolutions
             that are not causal.
 
     Raises:
-        MisconfigurationException: Naming the argument that has a wrong value, or does not go with the others.
+        TypeError: If an argument, which the message names, has a wrong type.
+        ValueError: If an argument, which the message names, is out of its range or contradicts another.
     """
-    checks.integer("input_size", input_size)
-    checks.integer("hidden_size", hidden_size)
-    checks.integer("num_layers", num_layers)
-    if window is not None:
-        checks.integer("window", window)
-    if kernel_size is not None:
-        checks.integer("kernel_size", kernel_size)
-    checks.number("dropout", dropout, "[0, 1)")
+    window = None if window is None else checks.integer("window", window)
+    kernel_size = None if kernel_size is None else checks.integer("kernel_size", kernel_size)
     if core is None:
         if kernel_size is not None:
-            raise MisconfigurationException(f"`kernel_size` belongs to a convolutional `core`. Got {kernel_size!r}.")
+            raise ValueError(f"`kernel_size` must be None without a convolutional `core`. Got {kernel_size!r}.")
         recurrent = build_recurrence(
             cell, input_size, hidden_size, num_layers=num_layers, dropout=dropout, bidirectional=bidirectional
         )
         return recurrent if window is None else window_(recurrent, window)
-    if core not in CORES:
-        raise MisconfigurationException(f"`core` must be one of {sorted(CORES)}, or None for a cell. Got {core!r}.")
+    checks.choice("core", core, sorted(CORES))
     if window is not None:
-        raise MisconfigurationException(
-            f"`window` belongs to a recurrent core; a convolutional one has a receptive field. Got {window!r}."
+        raise ValueError(
+            f"`window` must be None beside a convolutional `core`, which has a receptive field. Got {window!r}."
         )
-    if bidirectional:
+    if checks.boolean("bidirectional", bidirectional):
         kernel_size = 3 if kernel_size is None else kernel_size  # some defaults are even, without a middle
         if kernel_size % 2 == 0:
-            raise MisconfigurationException(
-                f"`kernel_size` must be odd in a bidirectional model, to have a middle. Got {kernel_size}."
+            raise ValueError(
+                f"`kernel_size` must be odd in a bidirectional model, to have a middle. Got {kernel_size!r}."
             )
     options: dict[str, Any] = {} if kernel_size is None else {"kernel_size": kernel_size}
     return CORES[core](
@@ -86,7 +133,7 @@ def build_core(
 
 
 def output_size(core: nn.Module) -> int:
-    """Features of the core's output."""
+    """Return the number of features of the core's output."""
     if isinstance(core, ConvolutionalNet):
         return core.output_size
     assert isinstance(core, nn.RNNBase)
@@ -94,9 +141,9 @@ def output_size(core: nn.Module) -> int:
 
 
 def receptive_field(core: nn.Module) -> int | None:
-    """How many inputs an output depends on, the current one included (on each side, if bidirectional).
+    """Return how many inputs an output depends on, the current one included (on each side, if bidirectional).
 
-    None for a recurrent core, in which it depends on all.
+    None stands for all of them, as in a recurrent core.
     """
     if isinstance(core, ConvolutionalNet):
         return core.receptive_field
@@ -104,12 +151,12 @@ def receptive_field(core: nn.Module) -> int | None:
 
 
 def evaluate(core: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Outputs of a core for whole sequences, ``(batch, time, features)``.
+    """Return the outputs of a core for whole sequences, ``(batch, time, features)``.
 
     Args:
-        core: As :func:`build_core` makes it.
+        core: A core as :func:`build_core` makes it.
         inputs: Shape ``(batch, time, input_size)``.
-        lengths: Of padded sequences, on the CPU, shape ``(batch,)``.
+        lengths: Lengths of padded sequences, on the CPU, shape ``(batch,)``; None if all are equally long.
     """
     outputs: Tensor
     convolutional = isinstance(core, ConvolutionalNet)

@@ -1,18 +1,19 @@
 """A recurrent language model that carries its state along a text."""
 
-from typing import Any, Literal, cast
+from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_stable import checks
 from lightning_stable.feedforward import ConvolutionalNet
 from lightning_stable.metrics import BitsPerCharacter, MicroAverage, Perplexity
-from lightning_stable.models.cores import build_core, output_size, receptive_field
+from lightning_stable.models.core_model import CoreModel
+from lightning_stable.models.cores import output_size
 from lightning_stable.truncation import pack_state, unpack_state
 
 State = Tensor | tuple[Tensor, ...]
@@ -20,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def detach(state: State, dtype: torch.dtype) -> State:
-    """Cut a state from its history and give it a dtype."""
+    """Return a state without its history, in a dtype."""
     if isinstance(state, tuple):
         return tuple(part.detach().to(dtype) for part in state)
     return state.detach().to(dtype)
@@ -31,10 +32,10 @@ def batch_size(state: State, dim: int = 1) -> int:
     return (state[0] if isinstance(state, tuple) else state).size(dim)
 
 
-class LanguageModel(LightningModule):
+class LanguageModel(CoreModel):
     """Predicts the next token: embedding, dropout, core, dropout, linear decoder.
 
-    The batches of a data set are taken as consecutive pieces of the same columns, as
+    The batches of a data set are consecutive pieces of the same columns, as
     :class:`~lightning_stable.datamodules.stream.ColumnStream` yields them: the state after one batch, cut from its
     history, is the state before the next (truncated backpropagation through time). It starts from zeros at the first
     batch of every epoch and data loader, separately for each stage, and when the batch size changes.
@@ -46,99 +47,67 @@ class LanguageModel(LightningModule):
     A convolutional core carries the last inputs of its receptive field along instead of a state.
 
     Args:
-        vocab_size: number of token ids.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
-        embedding_size: features per token.
-        hidden_size: units per layer.
-        num_layers: number of layers.
-        dropout: dropout between the layers (inside a convolutional core) and before the decoder.
-        input_dropout: dropout after the embedding; as ``dropout`` if None. A certificate that covers training must
+        vocab_size: Number of token ids.
+        embedding_size: Features per token.
+        hidden_size: Units per layer.
+        dropout: Dropout between the layers (inside a convolutional core) and before the decoder.
+        input_dropout: Dropout after the embedding; as ``dropout`` if None. A certificate that covers training must
             hold for every dropout mask, so for a stable gated model 0 is the better choice.
-        tie_weights: let the decoder share the weight of the embedding.
-        window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
-            the last k tokens only, also across the batches of a column.
-        kernel_size: of a convolutional core; None for its default.
-        level: what a token is, ``"word"`` or ``"character"``: the unit in which the loss is logged.
-        learning_rate: of the default optimizer, Adam.
-
-    Raises:
-        MisconfigurationException: naming the argument that has a wrong type or range.
+        tie_weights: Let the decoder share the weight of the embedding.
+        level: What a token is, ``"word"`` or ``"character"``: the unit in which the loss is logged.
+        learning_rate: Learning rate of the default optimizer, Adam.
+        kwargs: The other arguments of :class:`~lightning_stable.models.CoreModel`. With a ``window`` a prediction
+            depends on the last tokens only, also across the batches of a column.
     """
 
     def __init__(
         self,
         vocab_size: int,
         *,
-        cell: str = "lstm",
-        core: str | None = None,
         embedding_size: int = 200,
         hidden_size: int = 200,
-        num_layers: int = 1,
         dropout: float = 0.2,
         input_dropout: float | None = None,
         tie_weights: bool = False,
-        window: int | None = None,
-        kernel_size: int | None = None,
         level: Literal["word", "character"] = "word",
         learning_rate: float = 2e-3,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        checks.integer("vocab_size", vocab_size)
-        checks.integer("embedding_size", embedding_size)
-        input_dropout = dropout if input_dropout is None else input_dropout
-        checks.number("dropout", dropout, "[0, 1)")
-        checks.number("input_dropout", input_dropout, "[0, 1)")
-        checks.number("learning_rate", learning_rate, "(0, inf)")
-        checks.choice("level", level, ("word", "character"))
-        if tie_weights and embedding_size != hidden_size:
-            raise MisconfigurationException(
+        super().__init__(hidden_size=hidden_size, dropout=dropout, learning_rate=learning_rate, **kwargs)
+        vocab_size = checks.integer("vocab_size", vocab_size)
+        embedding_size = checks.integer("embedding_size", embedding_size)
+        if checks.boolean("tie_weights", tie_weights) and embedding_size != hidden_size:
+            raise ValueError(
                 "`tie_weights` shares one matrix, so `embedding_size` and `hidden_size` must be equal. "
                 f"Got {embedding_size} and {hidden_size}."
             )
-        self.save_hyperparameters()
-        self.learning_rate = learning_rate
-        self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.core = build_core(
-            embedding_size,
-            hidden_size,
-            cell=cell,
-            core=core,
-            num_layers=num_layers,
-            dropout=dropout,
-            window=window,
-            kernel_size=kernel_size,
+        checks.choice("level", level, ("word", "character"))
+        self.measure: tuple[str, type[MicroAverage]] = (
+            ("perplexity", Perplexity) if level == "word" else ("bpc", BitsPerCharacter)
         )
+        if input_dropout is not None:
+            input_dropout = checks.number("input_dropout", input_dropout, "[0, 1)")
+        self.input_dropout = nn.Dropout(self.dropout.p if input_dropout is None else input_dropout)
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.core = self.build_core(embedding_size)
         self.decoder = nn.Linear(output_size(self.core), vocab_size)
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.dropout = nn.Dropout(dropout)
         # Small weights start the model near the uniform distribution, also where the embedding is the decoder.
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
         if tie_weights:
             self.decoder.weight = self.embedding.weight
-        # One per stage and data loader, made when first needed.
-        self.averages = nn.ModuleDict()
-        self.measure: tuple[str, type[MicroAverage]] = (
-            ("perplexity", Perplexity) if level == "word" else ("bpc", BitsPerCharacter)
-        )
         # Plain tensors, so neither in state_dict nor in a checkpoint.
         self._carried: dict[str, State] = {}
 
-    @property
-    def receptive_field(self) -> int | None:
-        """How many tokens a prediction depends on; None if on all."""
-        return receptive_field(self.core)
-
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Score the next token at every position.
+        """Return scores of the next token at every position, and the core's state.
 
-        Free of control flow that depends on data, so that it can be traced and exported.
+        No control flow depends on data, so the model can be traced and exported.
 
         Args:
-            tokens: ids, shape ``(batch, time)``.
-            state: the core's state before the first token; zeros by default.
+            tokens: Ids, shape ``(batch, time)``.
+            state: The core's state before the first token; None for zeros.
 
         Returns:
             Logits of shape ``(batch, time, vocab_size)`` and the core's state after the last token: of a convolutional
@@ -173,10 +142,6 @@ class LanguageModel(LightningModule):
     def predict_step(self, batch: Tensor | Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the logits of a batch of inputs, with or without targets."""
         return self._advance("predict", batch if isinstance(batch, Tensor) else batch[0], batch_idx)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state carried in training, from which a run stopped inside an epoch goes on."""
@@ -223,10 +188,5 @@ class LanguageModel(LightningModule):
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         nll, count = self._score(stage, batch, batch_idx)
         name, measure = self.measure
-        key = f"{stage}_{dataloader_idx}"
-        if key not in self.averages:
-            self.averages[key] = measure().to(self.device)
-        average = cast(MicroAverage, self.averages[key])
-        average.update(nll, count)
         self.log(f"{stage}_loss", nll / count, batch_size=count, sync_dist=True)
-        self.log(f"{stage}_{name}", average, metric_attribute=f"averages.{key}", prog_bar=True)
+        self.log_over_split(f"{stage}_{name}", measure, dataloader_idx, nll, count)

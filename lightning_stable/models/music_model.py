@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_stable import checks
 from lightning_stable.metrics import frame_nll
+from lightning_stable.models.plain import plain
 from lightning_stable.models.sequence_model import SequenceModel
 
 # Inputs, targets, lengths (on the CPU) and mask of padded sequences.
@@ -25,72 +26,47 @@ class MusicModel(SequenceModel):
 
     Args:
         keys: Keys of a frame.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         hidden_size: Units or channels per layer.
-        num_layers: Number of layers.
         dropout: Dropout between the layers (inside a convolutional core) and before the head.
-        input_dropout: Dropout of the keys. A certificate that covers training must hold for every mask, which double
-            the inputs at a half; for a stable gated model 0 is the better choice.
-        window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
-            the last k frames only.
-        kernel_size: Of a convolutional core; None for its default.
+        input_dropout: Dropout of the keys. A certificate that covers training must hold for every mask, and masks
+            double the inputs at a half; for a stable gated model 0 is the better choice.
         key_frequencies: How often each key sounds, in (0, 1): what the untrained head predicts. A head that had to
             learn this first would distort the core meanwhile. None starts as torch's layers do.
-        learning_rate: Of the default optimizer, Adam.
-
-    Raises:
-        MisconfigurationException: Naming the argument that has a wrong type or range.
+        kwargs: The other arguments of :class:`~lightning_stable.models.CoreModel`.
     """
 
     def __init__(
         self,
         keys: int = 88,
         *,
-        cell: str = "lstm",
-        core: str | None = None,
         hidden_size: int = 200,
-        num_layers: int = 1,
         dropout: float = 0.2,
         input_dropout: float = 0.0,
-        window: int | None = None,
-        kernel_size: int | None = None,
         key_frequencies: Sequence[float] | None = None,
-        learning_rate: float = 1e-3,
+        **kwargs: Any,
     ) -> None:
-        checks.integer("keys", keys)
-        checks.number("input_dropout", input_dropout, "[0, 1)")
-        super().__init__(
-            keys,
-            keys,
-            cell=cell,
-            core=core,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            dropout=dropout,
-            window=window,
-            kernel_size=kernel_size,
-            learning_rate=learning_rate,
-        )
-        self.save_hyperparameters()
-        self.input_dropout = nn.Dropout(input_dropout)
+        super().__init__(hidden_size=hidden_size, dropout=dropout, **kwargs)
+        keys = checks.integer("keys", keys)
+        self.build(keys, keys)
+        self.input_dropout = nn.Dropout(checks.number("input_dropout", input_dropout, "[0, 1)"))
         if key_frequencies is not None:
-            self._start_at(torch.as_tensor(key_frequencies))
+            self._start_at(plain(key_frequencies))
 
     @torch.no_grad()
-    def _start_at(self, frequencies: Tensor) -> None:
-        if frequencies.shape != self.head.bias.shape or not ((frequencies > 0) & (frequencies < 1)).all():
-            raise MisconfigurationException(
-                f"`key_frequencies` must be {len(self.head.bias)} numbers between 0 and 1. Got {frequencies.tolist()}."
-            )
-        self.head.bias.copy_(frequencies.logit())
+    def _start_at(self, frequencies: Sequence[float]) -> None:
+        bias = self.head.bias
+        if not isinstance(frequencies, Sequence) or isinstance(frequencies, str):
+            raise TypeError(f"`key_frequencies` must be {len(bias)} numbers in (0, 1). Got {frequencies!r}.")
+        if len(frequencies) != len(bias):
+            raise ValueError(f"`key_frequencies` must be {len(bias)} numbers in (0, 1). Got {frequencies!r}.")
+        bias.copy_(torch.tensor([checks.number("key_frequencies", one, "(0, 1)") for one in frequencies]).logit())
 
     def forward(self, rolls: Tensor) -> Tensor:
-        """Logits of the keys in the next frame, ``(batch, time, keys)``, for frames of the same shape."""
+        """Return the logits of the keys in the next frame, ``(batch, time, keys)``, for frames of the same shape."""
         return self.read(self.input_dropout(rolls))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean over the frames of the batch."""
+        """Return the mean negative log-likelihood over the frames of the batch."""
         total, frames = self._score(batch)
         loss = total / frames
         self.log("train_nll", loss, prog_bar=True, batch_size=int(batch[2].sum()))

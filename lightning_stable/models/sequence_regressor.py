@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,17 +29,9 @@ class SequenceRegressor(SequenceModel):
         output_size: Numbers per target, or classes.
         loss: ``"mse"`` for numbers; ``"cross-entropy"`` for classes; ``"binary"`` for labels 0 and 1, whose scores are
             the logits of 1.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         hidden_size: Units or channels per layer.
-        num_layers: Number of layers.
         dropout: Dropout between the layers (inside a convolutional core) and before the head.
-        window: None for a recurrent model; k for the truncated, feed-forward one.
-        kernel_size: Of a convolutional core; None for its default.
-        learning_rate: Of the default optimizer, Adam.
-
-    Raises:
-        MisconfigurationException: Naming the argument that has a wrong type or range.
+        kwargs: The other arguments of :class:`~lightning_stable.models.CoreModel`.
     """
 
     def __init__(
@@ -48,35 +40,17 @@ class SequenceRegressor(SequenceModel):
         output_size: int,
         *,
         loss: Literal["mse", "cross-entropy", "binary"] = "mse",
-        cell: str = "lstm",
-        core: str | None = None,
         hidden_size: int = 64,
-        num_layers: int = 1,
         dropout: float = 0.0,
-        window: int | None = None,
-        kernel_size: int | None = None,
-        learning_rate: float = 1e-3,
+        **kwargs: Any,
     ) -> None:
-        checks.integer("output_size", output_size)
-        checks.choice("loss", loss, ("mse", "cross-entropy", "binary"))
-        super().__init__(
-            input_size,
-            output_size,
-            cell=cell,
-            core=core,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            dropout=dropout,
-            window=window,
-            kernel_size=kernel_size,
-            learning_rate=learning_rate,
-        )
-        self.save_hyperparameters()
-        self.input_size = input_size
-        self.loss = loss
+        super().__init__(hidden_size=hidden_size, dropout=dropout, **kwargs)
+        self.input_size = checks.integer("input_size", input_size)
+        self.loss = checks.choice("loss", loss, ("mse", "cross-entropy", "binary"))
+        self.build(self.input_size, checks.integer("output_size", output_size))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Predictions or class scores at every step, ``(batch, time, output_size)``.
+        """Return predictions or class scores at every step, ``(batch, time, output_size)``.
 
         Args:
             inputs: Shape ``(batch, time, input_size)``, or ids of shape ``(batch, time)``.
@@ -107,16 +81,11 @@ class SequenceRegressor(SequenceModel):
     def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> Tensor:
         predictions, targets = self._answer(batch)
         if self.loss == "binary":
-            key = f"{stage}_bits_{dataloader_idx}"
-            if key not in self.averages:
-                self.averages[key] = MutualInformation().to(self.device)
-            bits = cast(MutualInformation, self.averages[key])
-            bits.update(predictions > 0, targets)
-            self.log(f"{stage}_bits", bits, metric_attribute=f"averages.{key}")
+            self.log_over_split(f"{stage}_bits", MutualInformation, dataloader_idx, predictions > 0, targets)
         return self.log_average(f"{stage}_loss", self._total(predictions, targets), targets.numel(), dataloader_idx)
 
     def _answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of the same steps."""
+        """Return predictions and targets of the same steps."""
         inputs, targets = batch
         predictions = self(inputs)
         predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
@@ -131,7 +100,7 @@ class SequenceRegressor(SequenceModel):
         return predictions, targets
 
     def _total(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses."""
+        """Return the sum of the losses."""
         if self.loss == "cross-entropy":
             return F.cross_entropy(predictions.flatten(0, -2), targets.flatten(), reduction="sum")
         if self.loss == "binary":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_stable import checks
 from lightning_stable.metrics import ChunkF1
+from lightning_stable.metrics.chunk_f1 import bio_labels
+from lightning_stable.models.plain import plain
 from lightning_stable.models.sequence_model import SequenceModel
 
 # Inputs, targets, lengths (on the CPU) and mask of padded sequences.
@@ -29,23 +31,15 @@ class SlotTagger(SequenceModel):
     Args:
         vocab_size: Number of word ids; 0 is that of the unknown word.
         labels: Name of each label id: ``O``, ``B-x`` or ``I-x``.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         embedding_size: Features per word.
         hidden_size: Units or channels per layer (and direction).
-        num_layers: Number of layers.
         bidirectional: Read the utterance in both directions (convolutions: look to both sides).
         dropout: Dropout between the layers (inside a convolutional core) and before the scores.
         input_dropout: Dropout of the embedding's features. A certificate that covers training must hold for every
             mask; for a stable gated model 0 is the better choice.
-        unknown_rate: Fraction of the words that are replaced by the unknown one in training. What the model has not
-            seen it then judges by what stands around it.
-        window: None for a recurrent model; k for the truncated, feed-forward one.
-        kernel_size: Of a convolutional core; None for its default.
-        learning_rate: Of the default optimizer, Adam.
-
-    Raises:
-        MisconfigurationException: Naming the argument that has a wrong type or range.
+        unknown_rate: Fraction of the words that the unknown word replaces in training. The model then learns to judge
+            an unknown word by its context.
+        kwargs: The other arguments of :class:`~lightning_stable.models.CoreModel`.
     """
 
     def __init__(
@@ -53,50 +47,28 @@ class SlotTagger(SequenceModel):
         vocab_size: int,
         labels: Sequence[str],
         *,
-        cell: str = "lstm",
-        core: str | None = None,
         embedding_size: int = 100,
         hidden_size: int = 100,
-        num_layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.5,
         input_dropout: float = 0.0,
         unknown_rate: float = 0.05,
-        window: int | None = None,
-        kernel_size: int | None = None,
-        learning_rate: float = 1e-3,
+        **kwargs: Any,
     ) -> None:
-        checks.integer("vocab_size", vocab_size)
-        checks.integer("embedding_size", embedding_size)
-        checks.number("input_dropout", input_dropout, "[0, 1)")
-        checks.number("unknown_rate", unknown_rate, "[0, 1)")
-        if isinstance(labels, str) or not labels:
-            raise MisconfigurationException(f"`labels` must name every label id. Got {labels!r}.")
-        super().__init__(
-            embedding_size,
-            len(labels),
-            cell=cell,
-            core=core,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            window=window,
-            kernel_size=kernel_size,
-            learning_rate=learning_rate,
-        )
-        self.save_hyperparameters()
-        self.labels = tuple(labels)
-        self.unknown_rate = unknown_rate
-        self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.input_dropout = nn.Dropout(input_dropout)
+        super().__init__(hidden_size=hidden_size, dropout=dropout, **kwargs)
+        self.labels = bio_labels("labels", plain(labels))
+        self.unknown_rate = checks.number("unknown_rate", unknown_rate, "[0, 1)")
+        embedding_size = checks.integer("embedding_size", embedding_size)
+        self.build(embedding_size, len(self.labels), bidirectional=bidirectional)
+        self.embedding = nn.Embedding(checks.integer("vocab_size", vocab_size), embedding_size)
+        self.input_dropout = nn.Dropout(checks.number("input_dropout", input_dropout, "[0, 1)"))
 
     def forward(self, words: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scores of the labels, ``(batch, time, labels)``.
+        """Return scores of the labels, ``(batch, time, labels)``.
 
         Args:
             words: Ids, ``(batch, time)``.
-            lengths: Of padded utterances, on the CPU, ``(batch,)``; None if all are equally long.
+            lengths: Lengths of padded utterances, on the CPU, ``(batch,)``; None if all are equally long.
         """
         return self.read(self.input_dropout(self.embedding(words)), lengths)
 
@@ -136,10 +108,6 @@ class SlotTagger(SequenceModel):
         words, targets, lengths, mask = batch
         scores = self(words, lengths)
         loss = self.log_average(f"{stage}_loss", *self._score(scores, targets, lengths, mask), dataloader_idx)
-        key = f"{stage}_f1_{dataloader_idx}"
-        if key not in self.averages:
-            self.averages[key] = ChunkF1(self.labels).to(self.device)
-        f1 = cast(ChunkF1, self.averages[key])
-        f1.update(scores.argmax(-1), targets, mask)
-        self.log(f"{stage}_f1", f1, metric_attribute=f"averages.{key}", prog_bar=True)
+        f1 = partial(ChunkF1, self.labels)
+        self.log_over_split(f"{stage}_f1", f1, dataloader_idx, scores.argmax(-1), targets, mask)
         return loss

@@ -7,6 +7,7 @@ from lightning_stable.recurrence.registry import (
     is_recurrent,
     recurrences_by_module,
     recurrences_of,
+    recurrent_modules,
     register_recurrence,
     register_recurrence_factory,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "is_recurrent",
     "recurrences_by_module",
     "recurrences_of",
+    "recurrent_modules",
     "register_recurrence",
     "register_recurrence_factory",
 ]

@@ -85,6 +85,16 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
     return recurrences
 
 
+def recurrent_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the outermost recurrent modules inside ``module`` (itself included) by name; cells may hold cells."""
+    recurrent = {name: part for name, part in module.named_modules() if is_recurrent(part)}
+
+    def is_inside(name: str) -> bool:
+        return any(name != other and (other == "" or name.startswith(other + ".")) for other in recurrent)
+
+    return {name: part for name, part in recurrent.items() if not is_inside(name)}
+
+
 def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = None) -> list[Recurrence]:
     """Return all recurrences inside ``module`` (itself included), in the order of ``named_modules``.
 
@@ -96,11 +106,7 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
         TypeError: If ``patterns`` are no names.
         ValueError: If there is no recurrence, a pattern matches no recurrent module, or weights are parametrized.
     """
-    recurrent = {name: m for name, m in module.named_modules() if is_recurrent(m)}
-    # Cells may be built from cells; the outermost registered module stands for what it contains.
-    outer = {
-        n: m for n, m in recurrent.items() if not any(n != o and (o == "" or n.startswith(o + ".")) for o in recurrent)
-    }
+    outer = recurrent_modules(module)
     if not outer:
         raise ValueError(
             f"No recurrence found in {type(module).__name__}. Got modules of types "

@@ -1,4 +1,4 @@
-"""The model's batch, given to the twin as the model got it."""
+"""Keep the model's batch for the twin as the model got it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_stable.copying import parts_of
 
 
 def shallow(batch: Any) -> Any:
-    """New containers around the same tensors: a step may take things out of its batch."""
+    """Return new containers around the same tensors: a step may take things out of its batch."""
     if type(batch) is dict:
         return {key: shallow(value) for key, value in batch.items()}
     if type(batch) in (list, tuple):
@@ -20,10 +20,10 @@ def shallow(batch: Any) -> Any:
 
 
 def cloned(batch: Any) -> Any:
-    """New containers around new tensors."""
+    """Return new containers around new tensors."""
     return apply_to_collection(batch, Tensor, Tensor.clone)
 
 
 def versions(batch: Any) -> list[int]:
-    """Counts of the changes in place of each tensor, kept on the host; torch counts none of inference tensors."""
+    """Return how often each tensor was changed in place, as torch counts it on the host; 0 for inference tensors."""
     return [0 if value.is_inference() else value._version for value in parts_of(Tensor, batch)]

@@ -1,10 +1,10 @@
-"""Making the twin: a windowed copy of the model, or a given module that starts from the model's weights."""
+"""Where the twin comes from: a windowed copy of the model, or a given module that starts from its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_stable.copying import copied, parts_of
-from lightning_stable.shadow.predictions import outermost_recurrent
+from lightning_stable.recurrence import recurrent_modules
+from lightning_stable.trainers import lightning_class
 from lightning_stable.truncation import Windowed, window_
 
 TwinSource = LightningModule | Callable[[], LightningModule] | None
@@ -24,8 +25,7 @@ def check_model(model: LightningModule) -> None:
     """Refuse models that a twin cannot follow.
 
     Raises:
-        MisconfigurationException: For manual optimization, ``training_step(dataloader_iter)``, no recurrence, or
-            parameters without a shape.
+        MisconfigurationException: For manual optimization, ``training_step(dataloader_iter)`` or no recurrence.
     """
     if not model.automatic_optimization:
         raise MisconfigurationException(
@@ -39,20 +39,20 @@ def check_model(model: LightningModule) -> None:
             "FeedForwardShadowCallback trains the twin on the model's batches. Got a `training_step(dataloader_iter)`, "
             "which takes them itself; let it take `batch`."
         )
-    if not outermost_recurrent(model):
+    if not recurrent_modules(model):
         raise MisconfigurationException(
             f"FeedForwardShadowCallback needs a recurrent model. Got {type(model).__name__} with modules of types "
-            f"{sorted({type(m).__name__ for m in model.modules()})}; register an own cell with "
+            f"{sorted({type(m).__name__ for m in model.modules()})}; register a cell of your own with "
             "lightning_stable.register_recurrence."
         )
 
 
 def windowed_copy(model: LightningModule, window: int) -> LightningModule:
-    """A windowed deep copy.
+    """Return a deep copy whose recurrent layers see a window.
 
     Raises:
-        MisconfigurationException: If the model cannot be deep-copied.
-        ValueError: If a layer has no windowed form.
+        MisconfigurationException: If the model cannot be deep-copied, the copy would call the model, or a layer has no
+            windowed form.
     """
     for name in ("forward", "training_step", "validation_step"):
         replaced = vars(model).get(name)
@@ -70,45 +70,47 @@ def windowed_copy(model: LightningModule, window: int) -> LightningModule:
             f"FeedForwardShadowCallback could not deep-copy {type(model).__name__}: pass `twin=`, a module of the same "
             f"architecture or a function that makes one. Got {type(error).__name__}: {error}"
         ) from error
-    _windowed(twin, window)
+    _give_window(twin, window)
     return twin
 
 
-def made(source: LightningModule | Callable[[], LightningModule], model: LightningModule) -> LightningModule:
-    """The given module, or what the factory makes.
+def twin_from(source: LightningModule | Callable[[], LightningModule], model: LightningModule) -> LightningModule:
+    """Return the given module, or the module that the given function makes.
 
     Raises:
-        MisconfigurationException: If this is no module, or the model itself, or the function raises.
+        MisconfigurationException: If the function raises or makes no module, or the module is the model itself.
     """
-    try:
-        twin = source if isinstance(source, LightningModule) else source()
-    except Exception as error:
-        raise MisconfigurationException(
-            "`twin` must be a LightningModule of its own, or a function without arguments that makes one. "
-            f"Got {source!r}, which raised {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(twin, LightningModule) or twin is model:
-        raise MisconfigurationException(
-            "`twin` must be a LightningModule of its own, or a function without arguments that makes one. "
-            f"Got {'the model itself' if twin is model else repr(twin)}."
+
+    def refused(got: str) -> MisconfigurationException:
+        return MisconfigurationException(
+            f"`twin` must be a LightningModule of its own, or a function without arguments that makes one. Got {got}."
         )
-    return twin
+
+    try:
+        twin: Any = source() if lightning_class(source) is None else source
+    except Exception as error:
+        raise refused(f"{source!r}, which raised {type(error).__name__}: {error}") from error
+    if twin is model:
+        raise refused("the model itself")
+    if lightning_class(twin) is None:
+        raise refused(repr(twin))
+    return cast(LightningModule, twin)
 
 
 def prepare_given(twin: LightningModule, model: LightningModule, trainer: Trainer, window: int) -> None:
-    """Do with a given twin what the trainer has done with the model, and give it the model's weights and modes.
+    """Set a given twin up as the trainer has set up the model, and give it the model's weights and modes.
 
     Raises:
-        MisconfigurationException: Naming the first parameter or buffer that the two do not share.
-        ValueError: If a layer has no windowed form.
+        MisconfigurationException: If the two do not share all parameters and buffers, naming the first, or a layer has
+            no windowed form.
     """
     twin.setup("fit")
     twin.configure_model()
-    _windowed(twin, window)
+    _give_window(twin, window)
     trainer.precision_plugin.convert_module(twin)
     twin.to(model.device)
     _check_shapes_known(model)
-    ours, theirs = dict(_tensors(model)), dict(_tensors(twin))
+    ours, theirs = _tensors(model), _tensors(twin)
     _check_same(ours, theirs)
     with torch.no_grad():
         for name, value in ours.items():
@@ -120,8 +122,11 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     twin.on_fit_start()
 
 
-def _windowed(twin: LightningModule, window: int) -> None:
-    window_(twin, window)
+def _give_window(twin: LightningModule, window: int) -> None:
+    try:
+        window_(twin, window)
+    except ValueError as error:
+        raise MisconfigurationException(f"FeedForwardShadowCallback cannot truncate the model. {error}") from error
     for module in twin.modules():
         for method in parts_of(MethodType, vars(module)):
             layer, name = method.__self__, method.__name__
@@ -132,13 +137,12 @@ def _windowed(twin: LightningModule, window: int) -> None:
                 )
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _check_same(model: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> None:
-    def shape(tensors: Mapping[str, Tensor], name: str) -> Any:
+    def shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
         value = tensors.get(name)
         return None if value is None or is_lazy(value) else tuple(value.shape)
 
@@ -152,9 +156,9 @@ def _check_same(model: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> None
 
 
 def _check_shapes_known(model: LightningModule) -> None:
-    lazy = [name for name, value in _tensors(model) if is_lazy(value)]
+    lazy = [name for name, value in _tensors(model).items() if is_lazy(value)]
     if lazy:
         raise MisconfigurationException(
-            "FeedForwardShadowCallback needs all parameters before training. Got lazy ones without a shape, the first "
-            f"is {lazy[0]!r}; call the model once, on an example, before fitting."
+            "FeedForwardShadowCallback needs all parameters before training; call the model once, on an example, "
+            f"before fitting. Got {len(lazy)} lazy ones without a shape, the first is {lazy[0]!r}."
         )

@@ -1,4 +1,4 @@
-"""How far two models are apart: in their weights and in what they predict."""
+"""How far two models are apart, in their weights and in what they predict."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Predictions = Sequence[Tensor]
 def weight_distances(
     model: Mapping[str, Tensor], twin: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Euclidean distances between the parameters of two models, as tensors on their device.
+    """``||w - w'||`` between the parameters of two models, and the same over ``||w - w_0||``.
 
     Args:
-        model: Parameters by name.
-        twin: Parameters of the same names and shapes.
-        initial: What the model's parameters were before training.
+        model: Parameters ``w`` by name.
+        twin: Parameters ``w'`` of the same names and shapes.
+        initial: Parameters ``w_0`` that the model had before training.
 
     Returns:
-        ``"weight_distance"`` over all parameters, ``"weight_distance/<child>"`` over those of each top-level child,
-        and ``"weight_distance_relative"``: the first over the distance the model itself has moved.
+        Tensors on the model's device: ``"weight_distance"`` over all parameters, ``"weight_distance/<child>"`` over
+        those of each top-level child, and ``"weight_distance_relative"``, the first over the distance that the model
+        itself has moved.
     """
     groups: dict[str, list[Tensor]] = {}
     for name, value in model.items():
@@ -37,16 +38,16 @@ def weight_distances(
 
 @torch.no_grad()
 def prediction_distances(model: Predictions, twin: Predictions) -> dict[str, Tensor]:
-    """Distances between predictions, as tensors on their device; empty if there are none or their shapes differ.
+    """``mean_t ||y'_t - y_t||`` between predictions, and ``||y' - y|| / ||y||``.
 
     Args:
-        model: Tensors of shape ``(..., features)``; one-dimensional ones are taken as ``(positions, 1)``.
-        twin: Tensors of the same shapes.
+        model: Predictions ``y`` of shape ``(..., features)``; a one-dimensional tensor counts as ``(positions, 1)``.
+        twin: Predictions ``y'`` of the same shapes.
 
     Returns:
-        ``"prediction_distance"``: the mean over all positions of the Euclidean norm of the difference over the
-        features; ``"prediction_distance_relative"``: the Frobenius norm of the difference over that of the model's
-        predictions.
+        Tensors on the model's device: ``"prediction_distance"``, the mean over all positions of the Euclidean norm
+        over the features, and ``"prediction_distance_relative"``, the quotient of Frobenius norms. The mapping is
+        empty if there are no predictions or their shapes differ.
     """
     pairs = [(_rows(ours), _rows(theirs)) for ours, theirs in zip(model, twin, strict=False)]
     pairs = [(ours, theirs) for ours, theirs in pairs if ours.shape == theirs.shape and ours.numel()]
@@ -77,5 +78,5 @@ def _norm(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _ratio(distance: Tensor, size: Tensor) -> Tensor:
-    """The quotient; nothing over nothing is zero."""
+    """Return ``distance / size``, where nothing over nothing is zero."""
     return distance / size.clamp_min(torch.finfo(size.dtype).tiny)

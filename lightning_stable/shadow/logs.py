@@ -1,4 +1,4 @@
-"""What the twin logs: kept apart, so that it does not overwrite what the model logs under the same names."""
+"""What the twin logs, apart from what the model logs under the same names, and a tap on what the model logs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
-# Reduces a tensor over all processes by an operation: "sum", "max", "min".
+# Reduces a tensor over all processes by an operation, "sum", "max" or "min".
 Reduce = Callable[[Tensor, str], Tensor]
 
 
-class Recorder:
-    """Takes the place of a module's ``log`` and follows Lightning's rules for steps and epochs.
+class TwinLog:
+    """The twin's log: takes the place of its ``log`` method and follows Lightning's rules for steps and epochs.
 
     Args:
-        reduce: Over all processes, for values logged with ``sync_dist``; None with one process.
+        reduce: Reduces values logged with ``sync_dist`` over all processes; None with one process.
 
     Attributes:
-        values: The latest value of each name: of the last batch, or of the last finished epoch.
+        values: The latest value of each name, of the last batch or of the last finished epoch.
         batch_values: What was logged in the present batch, without the suffix of a data loader.
-        batch_sizes: The sizes of the batch that were given with them.
-        finished: The values of the last finished epoch of a stage.
+        batch_sizes: The batch sizes that were logged with these values.
+        finished: The values of the last finished epoch of a stage; empty before one.
     """
 
     def __init__(self, reduce: Reduce | None = None) -> None:
@@ -43,12 +43,13 @@ class Recorder:
         self._metrics: dict[str, dict[str, Metric]] = {"train": {}, "val": {}}
 
     def begin(self, stage: str, batch: Any = None, dataloader_idx: int | None = None) -> None:
-        """Say what the following values belong to.
+        """Set what the following values belong to.
 
         Args:
             stage: ``"train"`` or ``"val"``.
             batch: The batch, whose size weighs values logged without one; None between batches.
-            dataloader_idx: Of several validation loaders, the present one: a part of the names.
+            dataloader_idx: Index of the present one of several validation loaders, which becomes a part of the names;
+                None for a single loader.
         """
         self._stage, self._batch = stage, batch
         self._suffix = "" if dataloader_idx is None else f"/dataloader_idx_{dataloader_idx}"
@@ -90,7 +91,7 @@ class Recorder:
             mean.add(value, self._weight(batch_size) if mean.weighted else 1)
 
     def end_epoch(self) -> None:
-        """Turn what was logged in this stage into its values, and start afresh."""
+        """Turn what was logged in this stage into its values, and forget it."""
         self.finished = {}
         for mean in self._means[self._stage].values():
             self.finished.update(dict.fromkeys(mean.names, mean.compute(self.reduce)))
@@ -107,7 +108,7 @@ class Recorder:
 
 
 def floating(value: Any) -> Tensor:
-    """A number or tensor as Lightning keeps it: detached, in single or double precision."""
+    """Return a number or tensor as Lightning keeps it: detached, in single or double precision."""
     double = torch.get_default_dtype() == torch.float64
     default = torch.float64 if double else torch.float32  # also where modules compute in half precision
     kept: Tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=default)
@@ -115,12 +116,18 @@ def floating(value: Any) -> Tensor:
 
 
 class Mean:
-    """A value over an epoch, by Lightning's four reductions (another function counts as the mean).
+    """A value over an epoch, by one of Lightning's four reductions; another function counts as the mean.
 
     Args:
-        names: Those it is recorded under.
-        reduce_fx: As in :meth:`lightning.pytorch.LightningModule.log`.
-        sync_dist: Whether it goes over all processes.
+        names: The names under which it is recorded.
+        reduce_fx: The reduction, as in :meth:`lightning.pytorch.LightningModule.log`.
+        sync_dist: Whether it is reduced over all processes.
+
+    Attributes:
+        kind: The name of the reduction.
+        names: The names under which it is recorded.
+        total: The weighted sum or the extreme of the values so far; None before the first one.
+        weight: The weights of the values so far, added up.
     """
 
     def __init__(self, names: tuple[str, ...] = (), reduce_fx: Any = "mean", sync_dist: bool = True) -> None:
@@ -132,11 +139,11 @@ class Mean:
 
     @property
     def weighted(self) -> bool:
-        """Whether batches count by their sizes."""
+        """Whether batches are weighted by their sizes."""
         return self.kind not in ("sum", "max", "min")
 
     def add(self, value: Tensor, weight: int) -> None:
-        """Take in the value of a batch of size ``weight``."""
+        """Add the value of a batch of size ``weight``."""
         if self.total is None:
             self.total = value * weight if self.weighted else value
         elif self.kind in ("max", "min"):
@@ -146,7 +153,11 @@ class Mean:
         self.weight += weight
 
     def compute(self, reduce: Reduce | None) -> Tensor:
-        """The value over all batches."""
+        """Return the value over all batches.
+
+        Args:
+            reduce: Reduces a tensor over all processes; None with one process.
+        """
         assert self.total is not None
         total, weight = self.total, torch.full_like(self.total, self.weight)
         if self.sync_dist and reduce is not None:
@@ -156,9 +167,12 @@ class Mean:
 
 
 class LogTap:
-    """Listens to what a module logs, and passes it on.
+    """Stands in for a module's ``log``: tells its listeners what the module logs, and logs it.
 
     Several listeners share one tap, so that they can leave in any order.
+
+    Attributes:
+        listeners: Functions that are called with every name and value; the last one to leave removes the tap.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -168,13 +182,13 @@ class LogTap:
         self.listeners: list[Callable[[str, Any], None]] = []
 
     def __call__(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Stand for the module's ``log``."""
+        """Tell the listeners and log the value."""
         for listener in self.listeners:
             listener(name, value)
         self._log(name, value, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LogTap:
-        """Nobody listens to a copy of the module."""
+        """Return a tap without listeners: nobody listens to a copy of the module."""
         return LogTap(copy.deepcopy(self._module, memo))
 
     @staticmethod
@@ -188,7 +202,7 @@ class LogTap:
 
     @staticmethod
     def detach(module: LightningModule, listener: Callable[[str, Any], None]) -> None:
-        """Stop listening; the last listener leaves the module as it was."""
+        """Stop calling ``listener``; without listeners the module gets its own ``log`` back."""
         tap = vars(module).get("log")
         if not isinstance(tap, LogTap) or listener not in tap.listeners:
             return

@@ -1,71 +1,20 @@
-"""The twin's own optimizer and learning-rate schedulers, from its ``configure_optimizers``."""
+"""The twin's optimizer and schedulers kept in step with the model's."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A scheduler and, if it follows a metric, the metric's name."""
-
-    scheduler: Any
-    monitor: str | None = None
-
-
-def configured(twin: LightningModule) -> tuple[Optimizer, list[Schedule]]:
-    """The optimizer and schedules a module asks for; interval and frequency are the model's business.
-
-    Raises:
-        MisconfigurationException: If there is not exactly one optimizer.
-    """
-    asked: Any = twin.configure_optimizers()
-    optimizers, schedulers, monitor = _parse(asked)
-    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
-        raise MisconfigurationException(
-            "FeedForwardShadowCallback needs `configure_optimizers` to return one optimizer, alone or with its "
-            f"learning-rate scheduler. Got {asked!r}."
-        )
-    return optimizers[0], [_schedule(scheduler, monitor) for scheduler in schedulers]
-
-
-def _parse(asked: Any) -> tuple[list[Any], list[Any], str | None]:
-    if isinstance(asked, LightningOptimizer):
-        return [asked.optimizer], [], None
-    if isinstance(asked, dict):
-        scheduler = asked.get("lr_scheduler")
-        return _parse(asked.get("optimizer"))[0], [] if scheduler is None else [scheduler], asked.get("monitor")
-    if isinstance(asked, (list, tuple)):
-        if len(asked) == 2 and isinstance(asked[0], (list, tuple)):
-            schedulers = asked[1]
-            return list(asked[0]), list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers], None
-        if len(asked) == 1:
-            return _parse(asked[0])
-        return list(asked), [], None
-    return [asked], [], None
-
-
-def _schedule(scheduler: Any, monitor: str | None) -> Schedule:
-    follows = isinstance(scheduler, ReduceLROnPlateau)
-    if isinstance(scheduler, dict):
-        monitor = scheduler.get("monitor", monitor)
-        scheduler, options = scheduler["scheduler"], scheduler
-        follows = options.get("reduce_on_plateau", isinstance(scheduler, ReduceLROnPlateau))
-    return Schedule(scheduler, monitor if follows else None)
 
 
 def parameter_count(optimizer: Optimizer) -> int:
-    """How many tensors an optimizer trains."""
+    """Return how many tensors an optimizer trains."""
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
@@ -73,8 +22,8 @@ def follow_groups(optimizer: Optimizer, original: Optimizer, twins: Mapping[Tens
     """Give the twin's optimizer the parameter groups that were added to the model's.
 
     Args:
-        optimizer: The twin's.
-        original: The model's.
+        optimizer: The twin's optimizer.
+        original: The model's optimizer.
         twins: The twin's parameter for each of the model's.
 
     Raises:
@@ -84,9 +33,9 @@ def follow_groups(optimizer: Optimizer, original: Optimizer, twins: Mapping[Tens
         options = {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
         optimizer.add_param_group({**options, "params": [twins[p] for p in group["params"] if p in twins]})
     # Parameters outside of the modules have no names, and can only be counted.
-    known = set(twins.values())
+    counterparts = set(twins.values())
     ours = [[twins.get(p) for p in group["params"]] for group in original.param_groups]
-    theirs = [[p if p in known else None for p in group["params"]] for group in optimizer.param_groups]
+    theirs = [[p if p in counterparts else None for p in group["params"]] for group in optimizer.param_groups]
     if [list(map(id, group)) for group in ours] != [list(map(id, group)) for group in theirs]:
         raise MisconfigurationException(
             "The twin's optimizer must train the parameters that the model's trains, group by group. During training, "
@@ -99,43 +48,60 @@ class ScheduleMirror:
     """Steps the twin's schedulers as often as the model's have stepped, whatever interval and frequency they have.
 
     Args:
-        twin: Its ``lr_scheduler_step`` makes the steps.
-        schedules: The twin's.
+        twin: The module whose ``lr_scheduler_step`` makes the steps.
+        configs: The twin's schedulers.
         originals: The model's schedulers, in the same order.
         metric: Returns the twin's value of a monitored metric.
 
     Raises:
-        MisconfigurationException: If their number differs, or a scheduler does not say how far it is.
+        MisconfigurationException: If their number differs, or a scheduler does not say how many steps it has made.
     """
 
     def __init__(
         self,
         twin: LightningModule,
-        schedules: Sequence[Schedule],
-        originals: Sequence[Any],
+        configs: Sequence[LRSchedulerConfig],
+        originals: Sequence[LRSchedulerConfig],
         metric: Callable[[str], Any],
     ) -> None:
-        if len(schedules) != len(originals):
+        if len(configs) != len(originals):
             raise MisconfigurationException(
                 "The twin's `configure_optimizers` must return as many schedulers as the model's. "
-                f"Got {len(schedules)} and {len(originals)}."
+                f"Got {len(configs)} and {len(originals)}."
             )
-        self.schedules, self._twin, self._originals, self._metric = schedules, twin, originals, metric
-        self.positions = [_position(original) for original in originals]
+        self._twin, self._configs, self._metric = twin, configs, metric
+        self._originals = [config.scheduler for config in originals]
+        self._positions = [_position(original) for original in self._originals]
 
     def catch_up(self) -> None:
-        """Make the steps the model's schedulers have made since the last call."""
-        for index, (schedule, original) in enumerate(zip(self.schedules, self._originals, strict=True)):
+        """Make the steps that the model's schedulers have made since the last call."""
+        for index, (config, original) in enumerate(zip(self._configs, self._originals, strict=True)):
             position = _position(original)
-            for _ in range(position - self.positions[index]):
-                metric = None if schedule.monitor is None else self._metric(schedule.monitor)
-                self._twin.lr_scheduler_step(schedule.scheduler, metric)
-            self.positions[index] = position
+            for _ in range(position - self._positions[index]):
+                monitored = config.monitor if config.reduce_on_plateau else None
+                self._twin.lr_scheduler_step(config.scheduler, None if monitored is None else self._metric(monitored))
+            self._positions[index] = position
+
+    def take_over(self) -> None:
+        """Continue from the states of the model's schedulers."""
+        for config, original in zip(self._configs, self._originals, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(original.state_dict()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the schedulers and the steps of the model's that they have followed."""
+        states = [config.scheduler.state_dict() for config in self._configs]
+        return {"schedulers": states, "schedule_positions": list(self._positions)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for config, saved in zip(self._configs, state["schedulers"], strict=True):
+            config.scheduler.load_state_dict(saved)
+        self._positions = list(state["schedule_positions"])
 
 
 def _position(scheduler: Any) -> int:
-    """How many steps a scheduler has made: the one thing about it that torch makes public."""
-    parts = getattr(scheduler, "_schedulers", ())  # ChainedScheduler has no count of its own
+    """Return how many steps a scheduler has made, by ``last_epoch``, the one count that torch makes public."""
+    parts = getattr(scheduler, "_schedulers", ())  # a ChainedScheduler has no count of its own
     for counted in (scheduler, *parts):
         if isinstance(position := getattr(counted, "last_epoch", None), (int, float)):
             return int(position)

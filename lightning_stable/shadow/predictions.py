@@ -1,4 +1,4 @@
-"""Watching what a model predicts, without asking it twice."""
+"""Watch what a model predicts, without asking it twice."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from lightning_stable.hooks import Hook
-from lightning_stable.recurrence import is_recurrent
+from lightning_stable.recurrence import recurrent_modules
 
 
 class PredictionWatch:
-    """Forward hooks on a module and on its recurrent layers; they keep references while ``watching``.
+    """Forward hooks on a module and on its recurrent layers, which keep references to outputs while ``watching``.
 
     Args:
-        module: The module; its ``forward`` makes the predictions.
+        module: The module whose ``forward`` makes the predictions.
         wrapped: Whether another module calls ``module(...)`` to run the whole step, as Lightning does under
-            DistributedDataParallel; then predictions are what is returned by calls inside such a call.
+            DistributedDataParallel; then the predictions are what calls inside such a call return.
 
     Attributes:
-        watching: Whether outputs are kept now.
+        watching: Whether outputs are kept now; only while a step runs whose predictions are compared.
     """
 
     def __init__(self, module: nn.Module, *, wrapped: bool = False) -> None:
@@ -31,7 +31,7 @@ class PredictionWatch:
         self._depth, self._calling_depth = 0, int(wrapped)
         self._own: list[Tensor] = []
         self._layers: list[Tensor] = []
-        layers = outermost_recurrent(module)
+        layers = recurrent_modules(module).values()
         self._handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(Hook(_untraced(self._enter))),
             module.register_forward_hook(Hook(_untraced(self._leave))),
@@ -39,11 +39,11 @@ class PredictionWatch:
         ]
 
     def begin(self, *, watching: bool) -> None:
-        """A new batch: forget the last one's outputs."""
+        """Begin a new batch: forget the outputs of the last one."""
         self.watching, self._depth, self._own, self._layers = watching, 0, [], []
 
     def take(self) -> list[Tensor]:
-        """Outputs of ``forward`` in this batch, or those of the recurrent layers if it was never called."""
+        """Return the outputs of ``forward`` in this batch, or of the recurrent layers if it was never called."""
         own, layers = self._own, self._layers
         self.begin(watching=False)
         return own or layers
@@ -69,25 +69,19 @@ class PredictionWatch:
 
     @staticmethod
     def _keep(kept: list[Tensor], output: Any) -> None:
-        found = first_floating(output)
-        if found is not None:
-            kept.append(found.detach())
-
-
-def outermost_recurrent(module: nn.Module) -> list[nn.Module]:
-    """Recurrent modules that lie in no other one."""
-    found = {name: m for name, m in module.named_modules() if is_recurrent(m)}
-    return [m for n, m in found.items() if not any(n != o and (o == "" or n.startswith(o + ".")) for o in found)]
+        prediction = first_floating(output)
+        if prediction is not None:
+            kept.append(prediction.detach())
 
 
 def first_floating(output: Any) -> Tensor | None:
-    """The first floating-point tensor in a structure of tuples, lists, mappings and packed sequences."""
+    """Return the first floating-point tensor in a structure of tuples, lists, mappings and packed sequences."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     if isinstance(output, PackedSequence):
         return output.data
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    return next((found for part in parts if (found := first_floating(part)) is not None), None)
+    return next((tensor for part in parts if (tensor := first_floating(part)) is not None), None)
 
 
 def _untraced(function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Random numbers: the twin draws the model's, and the model does not notice."""
+"""Random numbers: the twin draws the same as the model, and the model does not notice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomStates:
-    """States of torch's (CPU and one CUDA device), Python's and NumPy's global generators."""
+    """States of the global generators of torch (CPU and one CUDA device), Python and NumPy.
+
+    Attributes:
+        device: The CUDA device, or any other device, which has no generator here.
+        cpu: State of torch's CPU generator.
+        cuda: State of the CUDA device's generator; None without one.
+        python: State of Python's generator.
+        numpy: State of NumPy's generator.
+    """
 
     device: torch.device
     cpu: Tensor
@@ -25,7 +33,7 @@ class RandomStates:
 
     @classmethod
     def capture(cls, device: torch.device) -> RandomStates:
-        """Read all states; that of a CUDA generator lies on the host, so nothing waits for the device."""
+        """Read all states; that of a CUDA generator lies on the host, so that nothing waits for the device."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(device, torch.get_rng_state(), cuda, random.getstate(), np.random.get_state())  # noqa: NPY002
 

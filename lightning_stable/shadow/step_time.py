@@ -1,4 +1,4 @@
-"""What the twin costs: time per step with it, over the time without."""
+"""What the twin costs: the time of a step with it over the time of a step without."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ from typing import Any
 
 import torch
 
-# Events of longer intervals would pile up; the last batches tell as much.
+# The events of a longer interval would pile up, and the last batches tell as much.
 _BATCHES = 100
 
 
-class Clock:
-    """Marks on the device's own time line, read only when asked for the ratio.
+class StepTime:
+    """Times steps of the model and of the twin by marks on the device's own time line, read only for the ratio.
 
     Args:
-        device: CUDA devices are timed with events, others with the host's clock.
+        device: The device of both; a CUDA device is timed with events, others with the host's clock.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._marks: deque[tuple[Any, Any, Any, Any]] = deque(maxlen=_BATCHES)
+        # Marks of the present batch, a number or a CUDA event; None until they are set.
         self._start: Any = None
         self._model_end: Any = None
         self._twin_start: Any = None
 
     def start(self) -> None:
-        """The model's step begins."""
+        """Mark the beginning of the model's step."""
         self._start, self._model_end = self._now(), None
 
     def model_done(self) -> None:
-        """The model's step has ended; only the first call in a batch counts."""
+        """Mark the end of the model's step; only the first call in a batch counts."""
         self._model_end = self._model_end or self._now()
 
     def twin_start(self) -> None:
-        """The twin's step begins."""
+        """Mark the beginning of the twin's step."""
         self._twin_start = self._now()
 
     def twin_done(self) -> None:
-        """The twin's step has ended."""
+        """Mark the end of the twin's step."""
         self._marks.append((self._start, self._model_end or self._twin_start, self._twin_start, self._now()))
 
     def ratio(self) -> float | None:
-        """Time of both over that of the model since the last call; None if nothing was timed."""
+        """``(model + twin) / model``, the times since the last call; None if nothing was timed."""
         if not self._marks:
             return None
         if self._cuda:

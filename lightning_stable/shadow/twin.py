@@ -12,14 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_stable.shadow.build import TwinSource, made, prepare_given, windowed_copy
-from lightning_stable.shadow.logs import Recorder
-from lightning_stable.shadow.optimizers import ScheduleMirror, configured, follow_groups, parameter_count
+from lightning_stable.shadow import step as twin_step
+from lightning_stable.shadow.build import TwinSource, prepare_given, twin_from, windowed_copy
+from lightning_stable.shadow.logs import TwinLog
+from lightning_stable.shadow.optimizers import ScheduleMirror, follow_groups, parameter_count
 from lightning_stable.shadow.projection import TwinProjection
 from lightning_stable.shadow.rng import RandomStates, isolated
-from lightning_stable.shadow.step import TrainingStep
 from lightning_stable.shadow.trainer import TwinTrainer
-from lightning_stable.shadow.twin_guard import apart
+from lightning_stable.shadow.twin_guard import leaves_alone
+from lightning_stable.trainers import lightning_class
 
 
 class Twin:
@@ -30,54 +31,71 @@ class Twin:
     Args:
         trainer: The model's trainer, at the start of training.
         model: The model, with its weights as they are trained.
-        window: Number of inputs the twin's recurrent layers see.
+        window: Number of inputs that the twin's recurrent layers see.
         source: See :class:`~lightning_stable.callbacks.FeedForwardShadowCallback`.
 
     Attributes:
         module: The second LightningModule.
+        trainer: The trainer as the twin sees it.
         initial: The model's parameters before training, by name.
-        recorder: What the twin logs.
-        projections: Projections of the twin, by the ``state_key`` of the callback they follow.
+        log: What the twin logs.
+        optimizer: The twin's optimizer.
+        schedules: The twin's learning-rate schedulers.
+        projections: Projections of the twin, by the ``state_key`` of the callback they follow; the callback adds them.
 
     Raises:
         MisconfigurationException: If a twin cannot be made, or is not of the model's architecture.
-        ValueError: If a layer has no windowed form.
     """
 
     def __init__(self, trainer: Trainer, model: LightningModule, window: int, source: TwinSource) -> None:
-        self.trainer, self._model, self._device = trainer, model, model.device
+        self._model_trainer, self._model, self._device = trainer, model, model.device
+        if not trainer.optimizers or not trainer.optimizers[0].param_groups:
+            raise MisconfigurationException(
+                "FeedForwardShadowCallback needs `configure_optimizers` to return one optimizer, alone or with its "
+                "learning-rate scheduler. Got None."
+            )
         reduce = trainer.strategy.reduce
         several = trainer.world_size > 1
-        self.recorder = Recorder((lambda value, by: reduce(value, reduce_op=by)) if several else None)
+        self.log = TwinLog((lambda value, by: reduce(value, reduce_op=by)) if several else None)
         self.projections: dict[str, TwinProjection] = {}
+        # What was in training before a validation, and the stages in which the guard has watched a batch.
         self._modes: list[tuple[nn.Module, bool]] = []
-        self._seen_apart: set[str] = set()
+        self._guarded: set[str] = set()
         with isolated(self._device):
-            self.module = windowed_copy(model, window) if source is None else made(source, model)
-            self._proxy = proxy = TwinTrainer(trainer, self.module, self.recorder)
+            self.module = windowed_copy(model, window) if source is None else twin_from(source, model)
+            self.trainer = TwinTrainer(trainer, self.module, self.log)
             # A user's module may read its trainer anywhere, and logs through `log`.
-            self.module.trainer = proxy  # type: ignore[assignment]
-            self.module.log = self.recorder.log  # type: ignore[method-assign]
+            self.module.trainer = self.trainer  # type: ignore[assignment]
+            self.module.log = self.log.log  # type: ignore[method-assign]
             try:
                 if source is not None:
                     prepare_given(self.module, model, trainer, window)
                 self.initial = {name: value.detach().clone() for name, value in model.named_parameters()}
-                self.optimizer, schedules = configured(self.module)
-                originals = [config.scheduler for config in trainer.lr_scheduler_configs]
-                self.schedules = ScheduleMirror(self.module, schedules, originals, self._monitored)
+                self.trainer.set_up_optimizers()
+                self.optimizer = self.trainer.optimizers[0]
+                self.schedules = ScheduleMirror(
+                    self.module, self.trainer.lr_scheduler_configs, trainer.lr_scheduler_configs, self._monitored
+                )
                 self._followed, twins = dict(model.named_parameters()), dict(self.module.named_parameters())
                 self._twins: dict[Tensor, Tensor] = {value: twins[name] for name, value in self._followed.items()}
-                self._trained = 0
+                self._num_optimized = 0  # so that the first call compares the optimizers
                 self.follow()
-                self.step = TrainingStep(trainer, self.module, self.optimizer)
-                proxy.set_optimizers(self.optimizer, self.step.wrapped, schedules)  # type: ignore[arg-type]
-                self._take_over()
+                self.trainer.distribute()
+                # A run that is resumed from a checkpoint without a twin has steps behind it.
+                if trainer.optimizers[0].state:
+                    self.optimizer.load_state_dict(copy.deepcopy(trainer.optimizers[0].state_dict()))
+                    self.schedules.take_over()
             except BaseException:
                 self.detach()
                 raise
 
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether another module calls the twin's to run its steps, as under DistributedDataParallel."""
+        return self.trainer.strategy.model is not self.module
+
     def hook(self, name: str, *args: Any) -> None:
-        """Call a hook of the twin's, where users may keep state."""
+        """Call a hook of the twin, where users may keep state."""
         with isolated(self._device):
             getattr(self.module, name)(*args)
 
@@ -91,40 +109,44 @@ class Twin:
             batch_idx: Its index in the epoch.
             step: The trainer's ``global_step`` when the model's batch began.
             stepping: Whether the model made an optimizer step.
-            states: Of the random generators when the model's batch began.
+            states: The states of the random generators when the model's batch began.
 
         Returns:
-            The loss, divided by the number of accumulated batches; None if the twin made none.
+            The loss, divided by the number of accumulated batches; None if the twin computed none.
         """
-        self.recorder.begin("train", batch)
+        self.log.begin("train", batch)
         for projection in self.projections.values():
             projection.begin_step()
         with isolated(self._device, states):
-            with self._proxy.at_step(step), self._apart("train"):
+            with self.trainer.at_step(step), self._guard("train"):
                 self.module.on_train_batch_start(batch, batch_idx)
-                loss = self.step.run(batch, batch_idx, stepping=stepping)
+                loss = twin_step.train(self.module, batch, batch_idx, stepping=stepping)
             for projection in self.projections.values():
                 projection.end_step()
             self.module.on_train_batch_end({} if loss is None else {"loss": loss}, batch, batch_idx)
-        self.recorder.begin("train")
+        self.log.begin("train")
         if loss is not None:
-            self._seen_apart.add("train")
+            self._guarded.add("train")
         return loss
 
     def validation_batch(self, batch: Any, batch_idx: int, *dataloader_idx: int, states: RandomStates) -> Any:
-        """Evaluate the twin on a validation batch; returns the output of its ``validation_step``."""
-        self.recorder.begin("val", batch, *dataloader_idx)
-        with isolated(self._device, states), self._apart("val"):
+        """Evaluate the twin on a validation batch and return what its ``validation_step`` returns."""
+        self.log.begin("val", batch, *dataloader_idx)
+        with isolated(self._device, states), self._guard("val"):
             self.module.on_validation_batch_start(batch, batch_idx, *dataloader_idx)
-            output = self.step.evaluate(batch, batch_idx, *dataloader_idx)
+            output = twin_step.validate(self.module, batch, batch_idx, *dataloader_idx)
             self.module.on_validation_batch_end(output, batch, batch_idx, *dataloader_idx)
-        self._seen_apart.add("val")
+        self._guarded.add("val")
         return output
 
     def start_validation(self, *, stepped: bool) -> None:
-        """Set the twin to evaluation; ``stepped``: no gradients are being accumulated."""
+        """Set the twin to evaluation.
+
+        Args:
+            stepped: Whether the last batch ended with a step, so that no gradients are being accumulated.
+        """
         self._modes = [(module, module.training) for module in self.module.modules()]
-        self.recorder.begin("val")
+        self.log.begin("val")
         with isolated(self._device):
             if stepped:
                 self.module.on_validation_model_zero_grad()
@@ -135,23 +157,23 @@ class Twin:
         """Set the twin back to training, each part as it was."""
         with isolated(self._device):
             self.module.on_validation_end()
-            if is_overridden("on_validation_model_train", self.module):
+            if is_overridden("on_validation_model_train", self.module, parent=lightning_class(self.module)):
                 self.module.on_validation_model_train()
             else:
                 for module, training in self._modes:
                     module.training = training
         self._modes = []
-        self.recorder.begin("train")
+        self.log.begin("train")
 
     def end_epoch(self, stage: str, hook: str) -> None:
         """Call the twin's hook for the end of an epoch and compute what it has logged in this stage."""
-        self.recorder.begin(stage)
+        self.log.begin(stage)
         with isolated(self._device):
             getattr(self.module, hook)()
-            self.recorder.end_epoch()
+            self.log.end_epoch()
 
     def follow(self) -> None:
-        """Freeze, unfreeze and optimize the parameters that are so in the model, as finetuning callbacks change it.
+        """Freeze, unfreeze and optimize the twin's parameters as finetuning callbacks do the model's.
 
         Raises:
             MisconfigurationException: If the two optimizers do not train the same parameters then, or these are new.
@@ -159,14 +181,14 @@ class Twin:
         for ours, theirs in self._twins.items():
             if ours.requires_grad != theirs.requires_grad:
                 theirs.requires_grad_(ours.requires_grad)
-        original = self.trainer.optimizers[0]
-        if (count := parameter_count(original)) != self._trained:
+        original = self._model_trainer.optimizers[0]
+        if (count := parameter_count(original)) != self._num_optimized:
             self.parameters()
             follow_groups(self.optimizer, original, self._twins)
-            self._trained = count
+            self._num_optimized = count
 
     def parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Parameters of the model and of the twin, by name.
+        """Return the parameters of the model and of the twin, by name.
 
         Raises:
             MisconfigurationException: If some were added, removed or replaced since the twin was made.
@@ -181,10 +203,6 @@ class Twin:
                 )
         return {**ours}, {**theirs}
 
-    def _apart(self, stage: str) -> AbstractContextManager[None]:
-        """See to it, in the first batch of a stage, that the twin leaves the model alone."""
-        return nullcontext() if stage in self._seen_apart else apart(self._model, self.module)
-
     def detach(self) -> None:
         """Give the module its own ``log`` back and take the trainer away: it is an ordinary module again."""
         for projection in self.projections.values():
@@ -195,57 +213,47 @@ class Twin:
 
     # -------------------------------------------------------------- checkpoints
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from; plain containers and tensors."""
-        scaler = self.step.scaler
+        """Return all that training continues from, in plain containers and tensors."""
         checkpoint: dict[str, Any] = {"state_dict": self.module.state_dict()}
         with isolated(self._device):
             self.module.on_save_checkpoint(checkpoint)  # what a user adds to a model's checkpoint
         return {
             "checkpoint": checkpoint,
             "optimizer": self.optimizer.state_dict(),
-            "schedulers": [schedule.scheduler.state_dict() for schedule in self.schedules.schedules],
-            "schedule_positions": list(self.schedules.positions),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            **self.schedules.state_dict(),
+            "scaler": self.trainer.precision_plugin.state_dict(),
             "initial": self.initial,
-            "values": {name: value for name, value in self.recorder.values.items() if isinstance(value, Tensor)},
+            # A metric object may compute something else.
+            "values": {name: value for name, value in self.log.values.items() if isinstance(value, Tensor)},
             "projections": {key: projection.state_dict() for key, projection in self.projections.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from what :meth:`state_dict` returned."""
         with isolated(self._device):
             self.module.on_load_checkpoint(state["checkpoint"])
         self.module.load_state_dict(state["checkpoint"]["state_dict"], strict=self.module.strict_loading)
         self.optimizer.load_state_dict(state["optimizer"])
-        for schedule, saved in zip(self.schedules.schedules, state["schedulers"], strict=True):
-            schedule.scheduler.load_state_dict(saved)
-        self.schedules.positions = list(state["schedule_positions"])
-        if self.step.scaler is not None and state["scaler"] is not None:
-            self.step.scaler.load_state_dict(state["scaler"])
+        self.schedules.load_state_dict(state)
+        if state["scaler"]:
+            self.trainer.precision_plugin.load_state_dict(state["scaler"])
         self.initial = {name: value.to(self._device) for name, value in state["initial"].items()}
-        self.recorder.values = {name: value.to(self._device) for name, value in state["values"].items()}
+        self.log.values = {name: value.to(self._device) for name, value in state["values"].items()}
         for key, saved in state["projections"].items():
             if key in self.projections:
                 self.projections[key].load_state_dict(saved)
 
-    def _take_over(self) -> None:
-        """Optimizer and schedules go on from the model's where these have steps behind them.
-
-        So they have when a run is resumed from a checkpoint that knows no twin.
-        """
-        original = self.trainer.optimizers[0]
-        if original.state:
-            self.optimizer.load_state_dict(copy.deepcopy(original.state_dict()))
-            for schedule, config in zip(self.schedules.schedules, self.trainer.lr_scheduler_configs, strict=True):
-                schedule.scheduler.load_state_dict(copy.deepcopy(config.scheduler.state_dict()))
+    def _guard(self, stage: str) -> AbstractContextManager[None]:
+        """Return a block that refuses, in the first batch of a stage, a twin that uses the model."""
+        return nullcontext() if stage in self._guarded else leaves_alone(self._model, self.module)
 
     def _monitored(self, name: str) -> Any:
-        """The twin's own value, or the model's where the twin logs none (a value of another callback's)."""
-        value = self.recorder.values.get(name)
-        return self.trainer.callback_metrics.get(name) if value is None else value
+        """Return the twin's own value, or the model's where the twin logs none (a value of another callback's)."""
+        value = self.log.values.get(name)
+        return self._model_trainer.callback_metrics.get(name) if value is None else value
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a step returned."""
+    """Return the detached loss in what a step returned."""
     loss = output.get("loss") if isinstance(output, dict) else output
     return loss.detach() if isinstance(loss, torch.Tensor) else None

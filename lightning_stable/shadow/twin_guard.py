@@ -1,4 +1,4 @@
-"""Whether the twin leaves the model alone."""
+"""A guard over the model while its twin runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from torch import nn
 
 
 @contextmanager
-def apart(model: nn.Module, twin: nn.Module) -> Iterator[None]:
-    """A block that runs the twin, and must not call, change or differentiate the model.
+def leaves_alone(model: nn.Module, twin: nn.Module) -> Iterator[None]:
+    """Run the twin in the block, and refuse a twin that calls, changes or differentiates the model.
+
+    A copy keeps what a function closes over, which may be the model or its layers.
+
+    Args:
+        model: The module that must be left alone.
+        twin: The module that runs; it may share parts with the model.
 
     Raises:
-        MisconfigurationException: If it does. Copies keep what a function closes over.
+        MisconfigurationException: If the block used the model.
     """
-    own = set(map(id, twin.modules()))  # a given twin may share a part with the model
+    own = set(map(id, twin.modules()))
     modules = {name: module for name, module in model.named_modules() if id(module) not in own}
 
     def refuse(called: nn.Module, _: Any) -> None:
@@ -45,10 +51,10 @@ def _version(parameter: nn.Parameter) -> int:
     return 0 if parameter.grad is None else parameter.grad._version
 
 
-def _used(model: nn.Module, what: str) -> MisconfigurationException:
+def _used(model: nn.Module, use: str) -> MisconfigurationException:
     kind = type(model).__name__
     return MisconfigurationException(
         f"FeedForwardShadowCallback needs a twin apart from its model, and a step of the twin uses the {kind} itself: "
-        "a function that it keeps, or a hook, closes over the model or its layers, and copies go on doing so. Take "
-        f"them from `self`, or pass `twin=`, a function that makes another {kind}. Got {what}."
+        "a function that it keeps, or a hook, closes over the model or its layers, and a copy of it still does. Take "
+        f"them from `self`, or pass `twin=`, a function that makes another {kind}. Got {use}."
     )

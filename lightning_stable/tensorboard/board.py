@@ -23,12 +23,14 @@ class Board:
     """Writes to the run of a logger, and to runs in folders below it.
 
     Args:
-        writer: Of the logger's own run.
-        folder: Of that run.
+        writer: The writer of the logger's own run.
+        folder: The folder of that run.
         prefix: What the logger puts before every tag.
 
     Attributes:
-        charts: The page as it is shown now.
+        folder: The folder of the logger's own run.
+        prefix: What the logger puts before every tag.
+        charts: The page as it is shown now; empty before the first call of :meth:`show`.
     """
 
     def __init__(self, writer: SummaryWriter, folder: str, prefix: str = "") -> None:
@@ -37,7 +39,7 @@ class Board:
         self._runs = {OWN: writer}
 
     def run(self, name: str) -> SummaryWriter:
-        """The writer of a run below the logger's own, which is the run without a name."""
+        """Return the writer of a run below the logger's own, or of that run for the empty name."""
         if name not in self._runs:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -45,7 +47,7 @@ class Board:
         return self._runs[name]
 
     def scalars(self, values: Mapping[str, float], step: int, run: str = OWN) -> None:
-        """Write those of the values that are finite."""
+        """Write the finite ones of the values to a run."""
         for tag, value in values.items():
             if math.isfinite(value):
                 self.run(run).add_scalar(self.prefix + tag, value, step)
@@ -57,7 +59,7 @@ class Board:
                 self.run(OWN).add_histogram(self.prefix + tag, entries, step)
 
     def show(self, charts: Charts) -> None:
-        """Add to the page; written only if there is something new.
+        """Add charts to the page, and write it if they are new.
 
         The last layout of a run is the one that counts, and TensorBoard shows the layouts of all runs together. So
         this one goes to the run ``theory``: a user's own layout in the logger's run stays.
@@ -69,7 +71,7 @@ class Board:
             self.run(THEORY).add_custom_scalars(layout(merged, self.prefix))
 
     def flush(self) -> None:
-        """Bring everything to disk and close the runs below the logger's; a later value opens them again."""
+        """Write everything to disk and close the runs below the logger's; a later value opens them again."""
         for name, writer in self._runs.items():
             if name != OWN:
                 writer.close()
@@ -80,23 +82,23 @@ _BOARDS: WeakKeyDictionary[TensorBoardLogger, Board] = WeakKeyDictionary()
 
 
 def writes_to_tensorboard(trainer: Trainer) -> bool:
-    """Whether there is a TensorBoardLogger; the same in all processes."""
+    """Return whether the trainer has a TensorBoardLogger; the answer is the same in all processes."""
     return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
 
 
 def last_step(trainer: Trainer) -> int:
-    """At which Lightning puts what is logged after a step, and at a validation: it counts batches, not optimizers."""
+    """Return the step of Lightning's log lines: it counts batches that stepped, not steps of several optimizers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def boards_of(trainer: Trainer) -> list[Board]:
-    """One board per TensorBoardLogger; none outside of the first process."""
+    """Return one board per TensorBoardLogger; none outside of the first process."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return [_board(logger) for logger in loggers] if trainer.is_global_zero else []
 
 
 def flush(trainer: Trainer) -> None:
-    """See :meth:`Board.flush`, for all boards."""
+    """Write the boards of all loggers to disk, see :meth:`Board.flush`."""
     for board in boards_of(trainer):
         board.flush()
 

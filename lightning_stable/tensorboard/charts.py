@@ -16,12 +16,12 @@ Values = dict[str, float]
 
 
 def rate_chart(layers: Iterable[str]) -> Charts:
-    """Certified rate of every layer, by their names, and the target."""
+    """Return the chart of the certified rate of every layer, given by name, and of the target."""
     return {"Certified rate of every layer, and the target": [*(f"stability/{name}/rate" for name in layers), TARGET]}
 
 
 def comparison_charts(name: str) -> Charts:
-    """Losses and distances of a model and the twins that log under ``name``."""
+    """Return the charts of losses and distances of a model and of the twins that log under ``name``."""
     return {
         "Loss of the model and of the twin, training": [f"{name}/compared/loss"],
         "Loss of the model and of the twin, validation": [f"{name}/compared/val_loss"],
@@ -31,12 +31,12 @@ def comparison_charts(name: str) -> Charts:
 
 
 def window_chart(modules: Iterable[str]) -> Charts:
-    """Required windows of recurrent modules, measured and certified."""
+    """Return the chart of the required windows of recurrent modules, measured and certified."""
     return {"Required window, measured and certified": [f"truncation/{name}/required_window" for name in modules]}
 
 
 def layout(charts: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, dict[str, list[str | list[str]]]]:
-    """The page as ``SummaryWriter.add_custom_scalars`` takes it: tags become patterns that match nothing else.
+    """Return the page as ``SummaryWriter.add_custom_scalars`` takes it: a tag becomes a pattern that matches it alone.
 
     Args:
         charts: Tags by title.
@@ -47,15 +47,16 @@ def layout(charts: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, d
 
 
 def compared(values: Mapping[str, float], level: float | None = None) -> tuple[Values, Values, Values]:
-    """What a shadow callback logs, sorted for the runs of the model, of the twin and of the theory.
+    """Sort what a shadow callback logs for the runs of the model, of the twin and of the theory.
 
     Args:
-        values: ``loss`` and ``loss_gap``, or both with ``val_``, and the relative distances; those that there are.
-        level: ``rate ** window`` for the certified rate, to which the distances are compared.
+        values: Any of ``loss`` and ``loss_gap``, both with ``val_``, and the relative distances.
+        level: ``rate ** window`` for the certified rate, with which the distances are compared; None without one.
 
     Returns:
-        Three mappings with the same names, ``loss``, ``val_loss``, ``weight_distance`` and ``prediction_distance``,
-        each where it makes sense.
+        The values of the model, of the twin and of the theory, by the names ``loss``, ``val_loss``,
+        ``weight_distance`` and ``prediction_distance``: losses for the model, all of them for the twin, distances for
+        the theory.
     """
     losses = [name for name in ("loss", "val_loss") if f"{name}_gap" in values]
     distances = [name for name in ("weight_distance", "prediction_distance") if f"{name}_relative" in values]

@@ -1,10 +1,10 @@
-"""Figures, to every logger that takes them and to files where a folder is given."""
+"""Figures for every logger that takes them, and files of them where a folder is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
@@ -16,11 +16,11 @@ def draw(trainer: Trainer, kind: str, name: str, plot: Callable[[], Figure], fol
     """Hand a figure to the loggers, as ``<kind>/<name>``, and write ``<kind>-<name>-step-<n>.png``.
 
     Args:
-        trainer: Its loggers and global step.
+        trainer: The trainer, with its loggers and global step.
         kind: What the figure shows.
-        name: Of what.
-        plot: Draws the figure; once per destination, as some loggers close what they are given.
-        folder: For the file; made if need be.
+        name: What it shows this of.
+        plot: Draws the figure; it is called once per destination, as some loggers close what they get.
+        folder: Folder for the file, made where it is missing; None writes none.
     """
     if not trainer.is_global_zero:
         return
@@ -34,12 +34,12 @@ def draw(trainer: Trainer, kind: str, name: str, plot: Callable[[], Figure], fol
         plot().savefig(folder / file.replace("/", "-"), dpi=150)  # keys of a ModuleDict may have slashes
 
 
-def check_folder(figures: Any) -> Path | None:
-    """The folder, or None.
+def check_folder(figures: object) -> Path | None:
+    """Return the folder for figures, or None.
 
     Raises:
-        ValueError: If it is neither a path nor None.
+        TypeError: If ``figures`` is neither a path nor None.
     """
     if figures is not None and not isinstance(figures, (str, Path)):
-        raise ValueError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
+        raise TypeError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
     return None if figures is None else Path(figures)

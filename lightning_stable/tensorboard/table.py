@@ -1,8 +1,8 @@
 """A row for every run in TensorBoard's table of hyperparameters.
 
-Of several descriptions of a run TensorBoard takes the first, and the columns from the first run that names any. So
-every run names the same columns; and Lightning, which with ``default_hp_metric`` describes a run itself when the fit
-starts, comes second.
+TensorBoard takes the first of several descriptions of a run, and the columns from the first run that names any. So
+every run names the same columns, and is described before Lightning describes it, which it does with
+``default_hp_metric`` when a fit starts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ _METRICS = (
 
 
 class Entries(NamedTuple):
-    """What a callback adds to the row of its run: hyperparameters, and tags of scalars whose last values are shown."""
+    """What a callback adds to the row of its run.
+
+    Attributes:
+        hyperparameters: Values by name.
+        metrics: Tags of scalars whose last values are shown.
+    """
 
     hyperparameters: Mapping[str, float]
     metrics: tuple[str, ...]
@@ -37,41 +42,41 @@ class Entries(NamedTuple):
 
 @runtime_checkable
 class Tabulated(Protocol):
-    """A callback with something to add."""
+    """A callback that adds something to the row of its run."""
 
     def table_entries(self, trainer: Trainer) -> Entries:
-        """Called when a fit begins and when it ends."""
+        """Return what it adds; called when a fit begins and when it ends."""
 
 
 def merged(own: Mapping[str, Any], entries: list[Entries]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Hyperparameters of a run, the user's own included, and its metrics.
+    """Return the hyperparameters of a run, the user's own included, and the tags of its metrics.
 
     Args:
-        own: The user's. One of the same name as an entry stays, unless it is None; the entry then comes second under
-            ``stability/<name>``.
-        entries: Of the callbacks. Several values of one name become a string of them all.
+        own: The user's hyperparameters. One with the name of an entry stays, unless it is None; the entry is then
+            called ``stability/<name>``.
+        entries: What the callbacks add. Several values of one name become a string of them all.
     """
     values: dict[str, list[float]] = {}
     for entry in entries:
         for name, value in entry.hyperparameters.items():
             values.setdefault(name, []).append(value)
     row = dict(own)
-    for name, found in values.items():
+    for name, several in values.items():
         key = name if row.get(name) is None else f"stability/{name}"
-        row[key] = found[0] if len(found) == 1 else " ".join(map(str, found))
+        row[key] = several[0] if len(several) == 1 else " ".join(map(str, several))
     metrics = dict.fromkeys((*_METRICS, *(tag for entry in entries for tag in entry.metrics)))
     return row, tuple(metrics)
 
 
 def begin_table(trainer: Trainer, module: LightningModule) -> None:
-    """Call in ``setup``: describe the run before Lightning does, if it is about to."""
+    """Describe the run before Lightning does, if it is about to; for a callback's ``setup``."""
     for board, logger in _with_loggers(trainer):
         if logger._default_hp_metric:
             _write(board, logger, trainer, module, begin=True)
 
 
 def end_table(trainer: Trainer, module: LightningModule) -> None:
-    """Call when a fit ends: describe the run if it is not described yet, and say that it is done."""
+    """Describe the run if it is not described yet, and note that it is done; for the end of a fit."""
     for board, logger in _with_loggers(trainer):
         _write(board, logger, trainer, module, begin=not logger._default_hp_metric)
 
@@ -89,31 +94,18 @@ def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: Li
     row, tags = merged(_own(logger, trainer, module), [callback.table_entries(trainer) for callback in callbacks])
     metrics = dict.fromkeys((board.prefix + tag for tag in tags), 0.0)
     row = {name: value for name, value in row.items() if value is not None}
-    columns = _first(hparams(_COLUMNS | row, metrics)[0])  # type: ignore[no-untyped-call]
+    columns, _, _ = hparams(_COLUMNS | row, metrics)  # type: ignore[no-untyped-call]
     _, start, end = hparams(row, metrics)  # type: ignore[no-untyped-call]
     writer = board.run(OWN)._get_file_writer()  # type: ignore[no-untyped-call]
-    for summary in (columns, start) if begin else ():
+    for summary in (columns, start, end) if begin else (end,):
         writer.add_summary(summary)
-    writer.add_summary(end)
-
-
-def _first(columns: Any) -> Any:
-    """The description of the columns with ours in front: TensorBoard shows the first few, those that differ first."""
-    from tensorboard.plugins.hparams import plugin_data_pb2  # type: ignore[import-untyped]
-
-    plugin_data = columns.value[0].metadata.plugin_data
-    content = plugin_data_pb2.HParamsPluginData.FromString(plugin_data.content)
-    for column in content.experiment.hparam_infos:
-        column.differs = column.name in _COLUMNS
-    plugin_data.content = content.SerializeToString()
-    return columns
 
 
 def _own(logger: TensorBoardLogger, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """The user's hyperparameters, written as Lightning writes them; None stays, for :func:`merged` to fill in."""
-    found: dict[str, Any] = {**_convert_params(logger.hparams)}
+    """Return the user's hyperparameters as Lightning writes them; None stays, for :func:`merged` to fill in."""
+    own: dict[str, Any] = {**_convert_params(logger.hparams)}
     for part in (module, getattr(trainer, "datamodule", None)):
         if part is not None and part._log_hyperparams:
-            found |= _convert_params(part.hparams_initial)
-    found = _flatten_dict({name: value for name, value in found.items() if name not in _HIDDEN})
-    return {name: value if value is None else _sanitize_params({name: value})[name] for name, value in found.items()}
+            own |= _convert_params(part.hparams_initial)
+    own = _flatten_dict({name: value for name, value in own.items() if name not in _HIDDEN})
+    return {name: value if value is None else _sanitize_params({name: value})[name] for name, value in own.items()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
 from benchmarks.shadow import shadow
-from benchmarks.timing import compared, interleave
-from benchmarks.truncation import peak_memory, truncation_against_naive
+from benchmarks.timing import compared
+from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
 
 
-def test_both_sides_are_timed_in_turn() -> None:
+def test_sides_are_timed_in_turn() -> None:
     calls: list[str] = []
-    times = interleave(lambda: calls.append("a"), lambda: calls.append("b"), seconds=0.0)
-    assert calls == ["a", "b"] * 6  # once to warm up, then at least five times
-    assert all(seconds > 0 for seconds in times)
+    seconds = in_turn({name: partial(calls.append, name) for name in "ab"}, rounds=2)
+    assert calls == ["a", "b"] * 3  # once to warm up
+    assert all(len(durations) == 2 and min(durations) > 0 for durations in seconds.values())
 
 
 def test_the_clip_is_compared_with_the_true_projection_on_a_real_training() -> None:

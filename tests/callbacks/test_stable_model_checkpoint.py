@@ -194,18 +194,20 @@ def test_averaged_weights_are_judged_as_they_are_saved(
     assert kept(ours) == expected
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"monitor": None}, r"`monitor` must name a logged value.* Got None"),
-        ({"rate": 1.5}, r"`rate` must be a number in \(0, 1\]\. Got 1\.5"),
-        ({"rate": 0}, r"`rate`.* Got 0"),
-        ({"rate": True}, r"`rate`.* Got True"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(MisconfigurationException, match=message):
-        StableModelCheckpoint(**arguments)
+def test_refuses_a_model_without_recurrence_before_the_first_step(tmp_path: Path) -> None:
+    class NoRecurrence(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), None
+
+    model = Planned((0.5, 1.0), core=NoRecurrence(3, 5))
+    with pytest.raises(MisconfigurationException, match="No recurrence found in Planned"):
+        fit(tmp_path, model, StableModelCheckpoint(dirpath=tmp_path))
+    assert model.trainer.global_step == 0
+
+
+def test_arguments_of_a_plain_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="save_top_k"):
+        StableModelCheckpoint(dirpath=tmp_path, save_top_k=-2)
 
 
 def test_refuses_sharded_parameters(tmp_path: Path) -> None:

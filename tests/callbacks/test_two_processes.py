@@ -1,4 +1,4 @@
-"""Two processes make the same weights, whatever each of them has seen."""
+"""Two processes make the same weights, whatever each of them has seen, and their twins follow them."""
 
 import os
 import subprocess
@@ -10,19 +10,37 @@ import torch
 
 from lightning_stable import certify
 from lightning_stable.stability import Box
+from tests.callbacks import two_shadows
+from tests.callbacks.shadows import WHOLE
 from tests.callbacks.two_processes import BATCHES, BOUND, RATE, Three, data
 from tests.helpers import Recurrent, equal
 
+Done = tuple[Path, str]
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_both_have_the_same_stable_weights_after_every_step(strategy: str, tmp_path: Path) -> None:
+
+def done(strategy: str, folder: Path) -> Done:
+    """What the runs have left in a folder, and on stderr."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.callbacks.two_processes", strategy, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.callbacks.two_processes", strategy, str(folder)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return folder, ended.stderr
 
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return done("ddp", tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.fixture(scope="module")
+def ddp_spawn(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return done("ddp_spawn", tmp_path_factory.mktemp("ddp_spawn"))
+
+
+def test_both_have_the_same_stable_weights_after_every_step(ddp: Done) -> None:
+    folder, stderr = ddp
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first["weights"]) == BATCHES
     assert all(map(equal, first["weights"], second["weights"]))
     assert first["report"] == second["report"]
@@ -44,7 +62,7 @@ def test_both_have_the_same_stable_weights_after_every_step(strategy: str, tmp_p
         assert torch.equal(high, box.high)
 
     model = Recurrent(Three())
-    middle = torch.load(tmp_path / "middle-step=3.ckpt", weights_only=True)
+    middle = torch.load(folder / "middle-step=3.ckpt", weights_only=True)
     for weights in first["weights"][3], middle["state_dict"]:  # projected every second step, and for a checkpoint
         model.load_state_dict(weights)
         report = certify(model, input_bound={"core.given": BOUND, "core.recorded": box})
@@ -52,5 +70,42 @@ def test_both_have_the_same_stable_weights_after_every_step(strategy: str, tmp_p
         assert report.layers[-1].rate > 0.99 * RATE
 
     # The second process saw inputs outside, the first warns; Lightning has nothing to complain about.
-    assert done.stderr.count("Inputs of 'core.given' lie outside its input set (|x| <= 0.5) by") == 1
-    assert "self.log('stability" not in done.stderr
+    assert stderr.count("Inputs of 'core.given' lie outside its input set (|x| <= 0.5) by") == 1
+    assert "self.log('stability" not in stderr
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_twins_on_two_processes(strategy: str, ddp: Done, request: pytest.FixtureRequest) -> None:
+    folder, stderr = request.getfixturevalue(strategy)
+    alone, beside = (
+        [torch.load(path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for path, name in ((ddp[0], "alone"), (folder, "beside"))
+    )
+
+    # The model does not notice, and on both processes it is what it is; so are the twins.
+    for rank in range(2):
+        assert len(beside[rank]["model"]) == two_shadows.BATCHES
+        assert all(map(equal, alone[rank]["model"], beside[rank]["model"]))
+    for step in range(two_shadows.BATCHES):
+        parameters = [name for name in beside[0]["model"][0] if "running" not in name and "tracked" not in name]
+        (whole, short), (other_whole, other_short) = (beside[rank]["twins"][step] for rank in range(2))
+        for first, second in ((whole, other_whole), (short, other_short)):
+            assert all(torch.equal(first[name], second[name]) for name in parameters)
+        for rank in range(2):
+            assert equal(beside[rank]["model"][step], beside[rank]["twins"][step][0])
+        assert equal(short, whole) == (step == 0)
+
+    # Values of validations are of all processes.
+    metrics = [rank["metrics"] for rank in beside]
+    for name in ("val_loss", "val_prediction_distance", "val_weight_distance_relative"):
+        assert metrics[0][f"shadow/k=1/{name}"] == metrics[1][f"shadow/k=1/{name}"] > 0 or name == "val_loss"
+        assert metrics[0][f"shadow/k=1/{name}"] == metrics[1][f"shadow/k=1/{name}"]
+    gaps = {name: value for name, value in metrics[0].items() if f"k={WHOLE}/" in name}
+    nonzero = {name.rpartition("/")[2] for name, value in gaps.items() if value != 0}
+    assert nonzero == {"loss", "val_loss", "step_time_ratio"}
+    assert metrics[0][f"shadow/k={WHOLE}/val_loss"] != metrics[0]["shadow/k=1/val_loss"]
+
+    saved = torch.load(beside[0]["saved"], weights_only=True)
+    states = [value for key, value in saved["callbacks"].items() if "Shadow" in key]
+    assert len(states) == 2
+    assert "self.log('shadow" not in stderr

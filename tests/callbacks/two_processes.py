@@ -1,4 +1,7 @@
-"""A run on two processes that see different data: ``python -m tests.callbacks.two_processes STRATEGY FOLDER``."""
+"""Runs on two processes that see different data: ``python -m tests.callbacks.two_processes STRATEGY FOLDER``.
+
+All runs of a strategy share their processes' start, which takes longer than a run.
+"""
 
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import StabilityProjectionCallback
+from tests.callbacks import two_shadows
 from tests.helpers import FEATURES, UNITS, AfterStep, Recurrent, Sequences, trainer, weights
 
 RATE, BOUND, BATCHES = 0.9, 0.5, 5
@@ -60,7 +64,7 @@ def data(**kwargs: Any) -> DataLoader[Tensor]:
     return DataLoader(Lopsided(2 * 2 * BATCHES, **kwargs), batch_size=2)
 
 
-def main(strategy: str, folder: Path) -> None:
+def projected(folder: Path) -> None:
     ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, every_n_steps=2)
     probe = AfterStep(weights)
     run = trainer(
@@ -69,7 +73,7 @@ def main(strategy: str, folder: Path) -> None:
         probe,
         Save(folder, ours, probe),
         ModelCheckpoint(folder, "middle-{step}", every_n_train_steps=3, monitor="stability/rate"),
-        strategy=strategy,
+        strategy="ddp",
         devices=2,
         log_every_n_steps=2,
         logger=CSVLogger(folder, "log"),
@@ -78,4 +82,8 @@ def main(strategy: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    strategy, folder = sys.argv[1], Path(sys.argv[2])
+    if strategy == "ddp":
+        projected(folder)
+        two_shadows.run("alone", strategy, folder)
+    two_shadows.run("beside", strategy, folder)

@@ -1,6 +1,5 @@
-"""Twins on two processes that see different data: ``python -m tests.callbacks.two_shadows STRATEGY FOLDER``."""
+"""A model on two processes that see different data, alone and beside its twins."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +56,23 @@ def data(**kwargs: Any) -> DataLoader[Tensor]:
     return DataLoader(Sequences(2 * 2 * BATCHES, **kwargs), batch_size=2)
 
 
-def main(strategy: str, folder: Path) -> None:
-    for name in ("alone", "beside"):
-        shadows = [FeedForwardShadowCallback(WHOLE), FeedForwardShadowCallback(1)] if name == "beside" else []
-        probe = AfterBatch(*shadows)
-        monitor = "shadow/k=1/val_loss" if shadows else "val_loss"
-        save = ModelCheckpoint(folder, name, monitor=monitor)
-        seed()
-        run = trainer(
-            folder,
-            *shadows,
-            StabilityProjectionCallback(0.9, every_n_steps=2),
-            probe,
-            save,
-            Save(folder / name, probe, save),
-            strategy=strategy,
-            devices=2,
-            accumulate_grad_batches=2,
-            gradient_clip_val=0.5,
-            log_every_n_steps=2,
-        )
-        run.fit(Unused(), data(), data(seed=1))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+def run(name: str, strategy: str, folder: Path) -> None:
+    """Train the model ``"alone"`` or ``"beside"`` its twins."""
+    shadows = [FeedForwardShadowCallback(WHOLE), FeedForwardShadowCallback(1)] if name == "beside" else []
+    probe = AfterBatch(*shadows)
+    save = ModelCheckpoint(folder, name, monitor="shadow/k=1/val_loss" if shadows else "val_loss")
+    seed()
+    fitting = trainer(
+        folder,
+        *shadows,
+        StabilityProjectionCallback(0.9, every_n_steps=2),
+        probe,
+        save,
+        Save(folder / name, probe, save),
+        strategy=f"{strategy}_find_unused_parameters_true",
+        devices=2,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.5,
+        log_every_n_steps=2,
+    )
+    fitting.fit(Unused(), data(), data(seed=1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 
 from lightning_stable import certify, cli, project_
 from lightning_stable.callbacks import StabilityProjectionCallback
-from lightning_stable.commands.input_bound import parse_input_bound
+from lightning_stable.commands._checkpoint import assignment, parse_input_bound
 from lightning_stable.models import LanguageModel, MusicModel
 from lightning_stable.stability import ActiveEntries, Box, L2Ball
 from tests.checkpoint_files import CLASS, Gated, Plain, as_cli, save
@@ -166,8 +164,7 @@ def test_assignments_have_a_name_and_a_value(assignment: str, capsys: pytest.Cap
     [("3", 3), ("1e-3", 1e-3), ("true", True), ("False", False), ("None", None), ("gru", "gru"), ("[1, 2]", [1, 2])],
 )
 def test_values_of_assignments(text: str, value: object) -> None:
-    options = cli.build_parser().parse_args(["certify", "x.ckpt", "--set", f"name={text}"])
-    assert options.arguments == [("name", value)]
+    assert assignment(f"name={text}") == ("name", value)
 
 
 def test_input_bounds() -> None:
@@ -192,14 +189,3 @@ def test_input_bounds_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="`--input-bound` must be") as error:
         parse_input_bound(text)
     assert str(error.value).endswith(f"Got {text!r}.")
-
-
-@pytest.mark.parametrize("command", ["certify", "profile"])
-def test_help_shows_examples_without_waiting(command: str) -> None:
-    code = (
-        "import sys; from lightning_stable.cli import main\n"
-        f"try: main(['{command}', '--help'])\n"
-        "except SystemExit: sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"examples:\n  lightning-stable {command} " in done.stdout

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_stable.datamodules import AddingDataModule
-from lightning_stable.datamodules.language_modeling import SPLITS
+from lightning_stable.datamodules.splits import SPLITS
 
 
 @settings(deadline=None, max_examples=30)
@@ -41,14 +41,3 @@ def test_the_baseline_is_the_score_of_always_saying_one() -> None:
     targets = data.tensors("test")[1].double()
     assert targets.mean().item() == pytest.approx(1, abs=0.01)
     assert (targets - 1).square().mean().item() == pytest.approx(data.baseline, rel=0.03)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_length_must_be_a_positive_integer(value: object) -> None:
-    with pytest.raises(ValueError, match=rf"`length` must be a positive integer\. Got {value!r}"):
-        AddingDataModule(length=value)  # type: ignore[arg-type]
-
-
-def test_length_must_hold_two_marks() -> None:
-    with pytest.raises(ValueError, match=r"`length` must be at least 2.* Got 1\."):
-        AddingDataModule(length=1)

@@ -1,4 +1,3 @@
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +18,3 @@ def test_sums_are_right(digits: int, seed: int) -> None:
         assert asked == f"{first}+{second}={'_' * (digits + 1)}"
         total = int(first[::-1]) + int(second[::-1])
         assert said == "_" * (2 * digits + 2) + f"{total:0{digits + 1}d}"[::-1]
-
-
-@pytest.mark.parametrize(
-    ("value", "message"), [(0, "a positive integer"), (True, "a positive integer"), (18, "at most")]
-)
-def test_bad_digits(value: int, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"`digits` must be {message}.* Got {value}"):
-        ArithmeticDataModule(digits=value)

@@ -223,16 +223,3 @@ def test_too_few_utterances_to_hold_some_out(tmp_path: Path) -> None:
     (write(tmp_path) / "atis-2.dev.iob").unlink()
     with pytest.raises(ValueError, match=r"must hold atis-2\.dev\.iob, or at least 10 training utterances.*Got 3"):
         ready(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"min_frequency": 0}, r"`min_frequency` must be a positive integer\. Got 0"),
-        ({"digits": "yes"}, r"`digits` must be True or False\. Got 'yes'"),
-        ({"batch_size": 0}, r"`batch_size` must be a positive integer\. Got 0"),
-    ],
-)
-def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ATISDataModule(".", **options)

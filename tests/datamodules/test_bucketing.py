@@ -94,18 +94,3 @@ def test_the_order_depends_on_seed_and_epoch_alone(bucket: bool) -> None:
 def test_bucketed_batches_are_shuffled() -> None:
     means = [sum(LENGTHS[index] for index in batch) / len(batch) for batch in BucketBatchSampler(LENGTHS, 16)]
     assert means not in (sorted(means), sorted(means, reverse=True))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, r"`batch_size` must be a positive integer\. Got 0"),
-        ({"world_size": 0}, r"`world_size` must be a positive integer\. Got 0"),
-        ({"rank": 2, "world_size": 2}, r"`rank` must lie in 0 .. world_size - 1 = 1\. Got 2"),
-        ({"rank": -1}, r"`rank` must lie .* Got -1"),
-        ({"lengths": []}, r"`lengths` must hold at least one sequence\. Got none"),
-    ],
-)
-def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BucketBatchSampler(**{"lengths": [1, 2], "batch_size": 1} | options)

@@ -284,6 +284,7 @@ def test_truncated_file(tmp_path: Path, keep: float, compressed: bool) -> None:
         (content(testdata=cells([{"a": 1.0}])), "in testdata, number 1"),
         (content(testdata=cells([np.full((3, 88), 2)])), "must be 0 or 1.*testdata, number 1"),
         (content(testdata=cells([np.full((3, 88), np.nan)])), "must be 0 or 1.*testdata, number 1"),
+        (content(validdata=cells(rolls([1, 1], 0))), "at least two frames.*Got none in the valid split"),
     ],
 )
 def test_wrong_contents(tmp_path: Path, data: dict[str, Any], message: str) -> None:
@@ -298,21 +299,6 @@ def test_newer_matlab_file(tmp_path: Path) -> None:
     (tmp_path / "JSB_Chorales.mat").write_bytes(header + bytes(400))
     with pytest.raises(ValueError, match="must be a whole MATLAB 5 file"):
         ready(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "bach"}, r"`name` must be one of \['jsb', .*\]\. Got 'bach'"),
-        ({"batch_size": 0}, r"`batch_size` must be a positive integer\. Got 0"),
-        ({"eval_batch_size": 1.5}, r"`eval_batch_size` must be a positive integer\. Got 1\.5"),
-        ({"bucket": 1}, r"`bucket` must be True or False\. Got 1"),
-        ({"seed": -1}, r"`seed` must be an integer in .* Got -1"),
-    ],
-)
-def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ChoralesDataModule(**options)
 
 
 def test_wrong_split_and_missing_setup(tmp_path: Path) -> None:

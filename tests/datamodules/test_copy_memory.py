@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lightning_stable.datamodules import CopyMemoryDataModule
-from lightning_stable.datamodules.language_modeling import SPLITS
+from lightning_stable.datamodules.splits import SPLITS
 
 
 @settings(deadline=None, max_examples=30)
@@ -53,10 +53,3 @@ def test_the_baseline_is_the_score_of_its_predictor() -> None:
     shares = F.one_hot(targets[:, 35:], 6).double().mean((0, 1)).float().log().expand(5, -1)
     logits = torch.cat([zeros, shares]).expand(len(targets), -1, -1)
     assert F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item() == pytest.approx(data.baseline, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", ["delay", "copied", "symbols"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_bad_arguments(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got {value!r}"):
-        CopyMemoryDataModule(**{name: value})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_stable.datamodules import MemoryThroughputDataModule
-from lightning_stable.datamodules.language_modeling import SPLITS
+from lightning_stable.datamodules.splits import SPLITS
 
 
 @settings(deadline=None, max_examples=30)
@@ -33,9 +33,3 @@ def test_the_baseline_and_the_bound_of_a_linear_read_out() -> None:
     # The best that two linear units can do: two principal directions of six.
     kept = torch.linalg.svd(targets, full_matrices=False)[1].square()
     assert (kept[2:].sum() / targets.numel()).item() == pytest.approx((1 - 2 / 6) / 3, rel=0.03)
-
-
-@pytest.mark.parametrize(("name", "value"), [("length", 0), ("input_size", 1.5), ("delay", -1), ("delay", "3")])
-def test_bad_arguments(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got {value!r}"):
-        MemoryThroughputDataModule(**{name: value})  # type: ignore[arg-type]

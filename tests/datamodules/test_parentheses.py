@@ -30,9 +30,3 @@ def test_symbols_are_uniform() -> None:
     inputs, targets = data.tensors("train")
     assert (torch.bincount(inputs.flatten()) / inputs.numel() - 1 / 8).abs().max() < 0.01
     assert (inputs.dtype, targets.dtype) == (torch.int64, torch.float32)
-
-
-@pytest.mark.parametrize(("name", "value"), [("length", 0), ("kinds", 0), ("limit", True), ("noise", -1)])
-def test_bad_arguments(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got {value!r}"):
-        ParenthesesDataModule(**{name: value})  # type: ignore[arg-type]

@@ -108,18 +108,3 @@ def test_missing_and_empty_files(tmp_path: Path, split: str) -> None:
     message = rf"`data_dir` must hold the {split} split; put it there as ptb\.{split}\.txt or {split}\.txt\. Got"
     with pytest.raises(ValueError, match=message):
         ready(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"level": "char"}, r"`level` must be one of \['word', 'character'\]\. Got 'char'"),
-        ({"batch_size": 0}, r"`batch_size` must be a positive integer\. Got 0"),
-        ({"chunk_length": 0}, r"`chunk_length` must be a positive integer\. Got 0"),
-        ({"vary_length": 1}, r"`vary_length` must be True or False\. Got 1"),
-        ({"seed": -1}, r"`seed` must be an integer in .* Got -1"),
-    ],
-)
-def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PennTreebankDataModule(".", **options)

@@ -106,13 +106,3 @@ def test_characters() -> None:
     assert len(data.vocab) < 150
     assert len(data.stream("train")) > 300_000
     assert {"T", "t", " ", "<eos>"} <= set(data.vocab.get_itos())
-
-
-def test_wrong_level() -> None:
-    with pytest.raises(ValueError, match=r"`level` must be one of .* Got 'byte'"):
-        PythonDocsDataModule(level="byte")  # type: ignore[arg-type]
-
-
-def test_wrong_size() -> None:
-    with pytest.raises(ValueError, match=r"`batch_size` must be a positive integer\. Got 0"):
-        PythonDocsDataModule(batch_size=0)

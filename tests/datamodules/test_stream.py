@@ -76,20 +76,6 @@ def test_too_short() -> None:
         ColumnStream(torch.arange(9), 2, 4)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "chunk_length", "world_size"])
-@pytest.mark.parametrize("value", [0, -2, 2.0, True])
-def test_wrong_size(name: str, value: object) -> None:
-    arguments = {"batch_size": 2, "chunk_length": 4, name: value}
-    with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got"):
-        ColumnStream(torch.arange(100), **arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rank", [-1, 2])
-def test_wrong_rank(rank: int) -> None:
-    with pytest.raises(ValueError, match=rf"`rank` must lie in 0 \.\. world_size - 1 = 1\. Got {rank}\."):
-        ColumnStream(torch.arange(100), 2, 4, rank=rank, world_size=2)
-
-
 def test_wrong_shape() -> None:
     with pytest.raises(ValueError, match=r"`stream` must be one-dimensional.*Got shape \(2, 3\)"):
         lay_out_columns(torch.zeros(2, 3), 2)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_stable.datamodules import DictVocabulary, TextDataModule, unigram_perplexity
-from lightning_stable.datamodules.language_modeling import SPLITS
+from lightning_stable.datamodules.splits import SPLITS
 
 TRAIN = "the cat sat\n\non the mat\n" * 40
 VALID = "the dog sat\n" * 40
@@ -203,12 +203,12 @@ def test_split_too_short(folder: Path) -> None:
     ],
 )
 def test_folder_or_three_files(data_dir: str | None, files: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"Give either `data_dir` or all of `train`, `valid` and `test`\. Got"):
+    with pytest.raises(ValueError, match=r"Either `data_dir` or all of `train`, .* must .* Got"):
         TextDataModule(data_dir, **files)  # type: ignore[arg-type]
 
 
 def test_vocabulary_without_an_unknown_token(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"`vocab` has no unknown token.*Got \['cat', 'mat', 'on', 'sat'\]"):
+    with pytest.raises(ValueError, match=r"`vocab` must .*Got none for \['cat', 'mat', 'on', 'sat'\]"):
         TextDataModule(folder, vocab=TorchtextVocab(["<eos>", "the"])).setup()
 
 
@@ -219,25 +219,8 @@ def test_vocabulary_without_the_line_end(folder: Path) -> None:
 
 @pytest.mark.parametrize("result", ["a string", None, [1, 2]])
 def test_wrong_tokenizer_result(folder: Path, result: object) -> None:
-    with pytest.raises(ValueError, match=r"`tokenizer` must return a list of strings\. Got"):
+    with pytest.raises(TypeError, match=r"`tokenizer` must return a list of strings\. Got"):
         TextDataModule(folder, tokenizer=lambda line: result).setup()  # type: ignore[arg-type, return-value]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("tokenizer", "basic_english"),
-        ("vocab", {"<unk>": 0}),
-        ("vocab_from", "test"),
-        ("min_frequency", 0),
-        ("batch_size", -1),
-        ("eval_batch_size", 1.5),
-        ("chunk_length", True),
-    ],
-)
-def test_wrong_argument(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must .* Got"):
-        TextDataModule("folder", **{name: value})  # type: ignore[arg-type]
 
 
 def test_wrong_split(folder: Path) -> None:

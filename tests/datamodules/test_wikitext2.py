@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_stable.datamodules import WikiText2DataModule
-from lightning_stable.datamodules.language_modeling import SPLITS
+from lightning_stable.datamodules.splits import SPLITS
 from tests.datamodules.test_text import TorchtextVocab
 
 TEXT = {
@@ -121,9 +121,3 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-stable\[text\]', or give `data_dir`"):
         WikiText2DataModule().prepare_data()
-
-
-@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "chunk_length", "min_frequency"])
-def test_sizes_must_be_positive_integers(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be a positive integer\. Got 0"):
-        WikiText2DataModule(".", **{name: 0})  # type: ignore[arg-type]

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import jsb_stability
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "jsb_stability.py"
 
 
 @pytest.fixture
@@ -28,15 +26,14 @@ def rolls(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
-
-
-def test_stable_rows_are_guaranteed_for_the_data(rolls: Path) -> None:
+def test_stable_rows_are_guaranteed_for_the_data(
+    rolls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = rolls / "rows.json"
-    result = run("--data-dir", str(rolls), "--epochs", "2", "--hidden-size", "10", "--json", str(out))
-    assert result.returncode == 0, result.stderr
-    assert "at most 3 of 88 keys" in result.stdout
+    words = ["--data-dir", str(rolls), "--epochs", "2", "--hidden-size", "10", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["jsb_stability.py", *words])
+    jsb_stability.main()
+    assert "at most 3 of 88 keys" in capsys.readouterr().out
     rows = json.loads(out.read_text())
     assert [(row["cell"], row["stable"]) for row in rows] == [
         ("lstm", False), ("lstm", True), ("gru", False), ("gru", True),
@@ -44,7 +41,7 @@ def test_stable_rows_are_guaranteed_for_the_data(rolls: Path) -> None:
     assert all(row["rate"] <= 0.99 and row["guarantee"] == "guaranteed" for row in rows if row["stable"])
 
 
-def test_missing_data_is_said(tmp_path: Path) -> None:
-    result = run("--data-dir", str(tmp_path))
-    assert result.returncode != 0
-    assert "--data-dir must hold JSB_Chorales.mat" in result.stderr
+def test_missing_data_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["jsb_stability.py", "--data-dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"--data-dir must hold JSB_Chorales\.mat"):
+        jsb_stability.main()

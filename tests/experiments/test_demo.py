@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lightning_stable import cli
-from lightning_stable.experiments.demo import _unused
+from lightning_stable.experiments.demo.demo import _unused
 from lightning_stable.models import LanguageModel
 
 
 def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--epochs", "2", "--limit-batches", "2", "--hidden-size", "12", "--window", "3", "--distance-steps", "4"]
+    small = ["--epochs", "1", "--limit-batches", "2", "--hidden-size", "12", "--window", "3", "--distance-steps", "4"]
     status = cli.main(["--traceback", "demo", "--out", str(tmp_path), *small])
     printed = capsys.readouterr().out
     assert status == 0

@@ -1,6 +1,5 @@
-"""One of two processes that score different data: ``python -m tests.metrics.two_processes RANK FOLDER``."""
+"""One of two processes that score different data."""
 
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,3 @@ def main(rank: int, folder: Path) -> None:
     results = {type(metric).__name__: metric.compute().item() for metric in averages + scores}
     torch.save(results | {"lopsided": lopsided.compute().item()}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_stable.datamodules.language_modeling import Split
 from lightning_stable.datamodules.padded import PaddedBatch, Pair, pad
 from lightning_stable.datamodules.sequences import SequenceDataModule
+from lightning_stable.datamodules.splits import Split
 from lightning_stable.models import MusicModel, SequenceRegressor, SlotTagger
 from tests.helpers import trainer
 

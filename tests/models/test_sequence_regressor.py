@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -107,12 +106,3 @@ def test_adding_and_copy_memory_are_its_tasks(tmp_path: Path) -> None:
         _, targets = data.tensors("test")
         guess = targets.square().mean() if model is one else torch.tensor(float(copy.num_classes)).log()
         assert logged["test_loss"] == pytest.approx(guess.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("input_size", 0), ("output_size", 0), ("output_size", True), ("loss", "mae"), ("dropout", 1.0)],
-)
-def test_wrong_arguments(name: str, value: Any) -> None:
-    with pytest.raises(MisconfigurationException, match=rf"`{name}` must .* Got {value!r}"):
-        regressor(**{name: value})

@@ -1,10 +1,8 @@
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_stable.datamodules.padded import Pair, pad
@@ -126,22 +124,3 @@ def test_dropout_reaches_all_places() -> None:
     dropped = read[0] == 0
     assert dropped.any()
     torch.testing.assert_close(read[0][~dropped], 2 * model.embedding(words)[~dropped])
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("vocab_size", 0),
-        ("embedding_size", 1.5),
-        ("hidden_size", -1),
-        ("dropout", 1),
-        ("input_dropout", "half"),
-        ("unknown_rate", 1.0),
-        ("learning_rate", -1),
-        ("labels", ()),
-        ("labels", "OBI"),
-    ],
-)
-def test_wrong_arguments(name: str, value: Any) -> None:
-    with pytest.raises(MisconfigurationException, match=rf"`{name}` must .* Got"):
-        SlotTagger(**{"vocab_size": WORDS, "labels": LABELS, name: value})

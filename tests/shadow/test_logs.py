@@ -4,11 +4,11 @@ import lightning as L
 import torch
 from torchmetrics import MeanMetric
 
-from lightning_stable.shadow.logs import LogTap, Recorder
+from lightning_stable.shadow.logs import LogTap, TwinLog
 
 
 def test_weighted_means_of_an_epoch() -> None:
-    recorder = Recorder()
+    recorder = TwinLog()
     for size, value in ((2, 1.0), (4, 4.0)):
         recorder.begin("val", torch.ones(size, 3))
         recorder.log("loss", torch.tensor(value))
@@ -24,7 +24,7 @@ def test_weighted_means_of_an_epoch() -> None:
 
 
 def test_a_validation_in_the_middle_of_an_epoch() -> None:
-    recorder = Recorder()
+    recorder = TwinLog()
     recorder.begin("train", torch.ones(1))
     recorder.log("step", 1.0)
     recorder.log("mean", 1.0, on_epoch=True)
@@ -41,7 +41,7 @@ def test_a_validation_in_the_middle_of_an_epoch() -> None:
 
 
 def test_metric_objects_are_computed_and_reset() -> None:
-    recorder, metric = Recorder(), MeanMetric()
+    recorder, metric = TwinLog(), MeanMetric()
     recorder.begin("val", torch.ones(1))
     metric.update(3.0)
     recorder.log("metric", metric)
@@ -57,7 +57,7 @@ def test_values_of_all_processes() -> None:
         operations.append(operation)
         return 3 * value if operation == "sum" else value + 1
 
-    recorder = Recorder(reduce)
+    recorder = TwinLog(reduce)
     recorder.begin("val", torch.ones(2))
     recorder.log("mean", 2.0, sync_dist=True)
     recorder.log("max", 2.0, sync_dist=True, reduce_fx="max")

@@ -1,23 +1,25 @@
-"""Random states, optimizers, the trainer's stand-in and the watch on predictions."""
+"""Random states, batches, the trainer's stand-in and the watch on predictions."""
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
-from torch.optim import SGD, lr_scheduler
+from torch.optim import SGD
 
+from lightning_stable.copying import parts_of
 from lightning_stable.shadow.batches import cloned, shallow, versions
-from lightning_stable.shadow.nested import parts_of
-from lightning_stable.shadow.optimizers import configured
+from lightning_stable.shadow.logs import TwinLog
 from lightning_stable.shadow.predictions import PredictionWatch, first_floating
 from lightning_stable.shadow.rng import RandomStates, isolated
-from lightning_stable.shadow.trainer import Proxy
-from tests.helpers import FEATURES, TIME, Recurrent
+from lightning_stable.shadow.trainer import Proxy, TwinTrainer
+from tests.helpers import FEATURES, TIME, Recurrent, trainer
 
 
 def draw() -> tuple[float, ...]:
@@ -34,46 +36,6 @@ def test_isolated_generators() -> None:
     assert draw() == second
 
 
-def forms() -> dict[str, Any]:
-    parameter = nn.Parameter(torch.ones(()))
-    optimizer = SGD([parameter], lr=1.0)
-    step = lr_scheduler.StepLR(optimizer, 1)
-    plateau = lr_scheduler.ReduceLROnPlateau(optimizer)
-    return {
-        "optimizer": (optimizer, []),
-        "list": ([optimizer], []),
-        "tuple": ((optimizer,), []),
-        "lists": (([optimizer], [step]), [(step, None)]),
-        "lists with dict": (([optimizer], [{"scheduler": plateau, "monitor": "x"}]), [(plateau, "x")]),
-        "one scheduler": (([optimizer], step), [(step, None)]),
-        "dict": ({"optimizer": optimizer}, []),
-        "dict with scheduler": ({"optimizer": optimizer, "lr_scheduler": step}, [(step, None)]),
-        "dict with options": ({"optimizer": optimizer, "lr_scheduler": {"scheduler": step}}, [(step, None)]),
-        "monitor": ({"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "x"}, [(plateau, "x")]),
-        "list of dict": ([{"optimizer": optimizer, "lr_scheduler": step}], [(step, None)]),
-    }
-
-
-@pytest.mark.parametrize("form", forms())
-def test_forms_of_configure_optimizers(form: str) -> None:
-    asked, expected = forms()[form]
-    model = Recurrent()
-    model.configure_optimizers = lambda: asked  # type: ignore[method-assign]
-    optimizer, schedules = configured(model)
-    assert isinstance(optimizer, SGD)
-    assert [type(s.scheduler) for s in schedules] == [type(scheduler) for scheduler, _ in expected]
-    assert [s.monitor for s in schedules] == [monitor for _, monitor in expected]
-
-
-@pytest.mark.parametrize("several", [list, tuple])
-def test_several_optimizers(several: Any) -> None:
-    model = Recurrent()
-    optimizers = several(SGD(model.parameters(), lr=1.0) for _ in range(2))
-    model.configure_optimizers = lambda: optimizers  # type: ignore[method-assign]
-    with pytest.raises(Exception, match="one optimizer"):
-        configured(model)
-
-
 def test_proxy_keeps_what_is_set() -> None:
     target = Recurrent()
     proxy = Proxy(target, bounded=False)
@@ -81,6 +43,31 @@ def test_proxy_keeps_what_is_set() -> None:
     assert (proxy.bounded, proxy.growth, proxy.core) == (False, 7.0, target.core)
     assert (target.bounded, target.growth) == (True, 1.0)
     assert copy.copy(proxy).growth == 7.0
+
+
+def test_the_twins_strategy_leaves_the_model_its_own(tmp_path: Path) -> None:
+    """Also where the model's optimizer is one that Lightning has wrapped, and its strategy averages models."""
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    model, twin = Recurrent(), Recurrent()
+    run = trainer(tmp_path, plugins=[plugin])
+    run.strategy.connect(model)
+    run.strategy.optimizers = [LightningOptimizer(SGD(model.parameters(), lr=1.0))]
+    run.strategy._model_averager = averager = object()
+    wrapped = list(run.strategy._lightning_optimizers)
+    log = TwinLog()
+    twin.trainer = stand_in = TwinTrainer(run, twin, log)  # type: ignore[assignment]
+    stand_in.set_up_optimizers()
+    assert type(stand_in.strategy) is type(run.strategy)
+    assert stand_in.strategy.lightning_module is stand_in.lightning_module is twin
+    assert stand_in.precision_plugin.scaler is not plugin.scaler
+    assert stand_in.strategy._model_averager is None
+    assert stand_in.callbacks == []
+    assert twin.optimizers().param_groups[0]["params"][0] is next(twin.parameters())
+    assert run.strategy.lightning_module is model
+    assert run.precision_plugin is plugin
+    assert run.strategy._model_averager is averager
+    assert run.strategy._lightning_optimizers == wrapped
+    assert wrapped[0]._strategy.lightning_module is model
 
 
 def test_shallow_copies_of_batches() -> None:

@@ -50,7 +50,7 @@ def test_one_row_a_run(default_hp_metric: bool, first: bool, tmp_path: Path) -> 
     start = {name: value(field) for name, field in found["session_start_info"].session_start_info.hparams.items()}
     assert start == {"units": 5.0, "sizes": "(1, 2)", "rate": 0.9, "window": 2.0}
     experiment = found["experiment"].experiment
-    assert {info.name for info in experiment.hparam_infos if info.differs} == {"rate", "window"}
+    assert {info.name for info in experiment.hparam_infos} == {"rate", "window", "units", "sizes"}
     shown = [info.name.tag for info in experiment.metric_infos]
     assert "session_end_info" in found
     scalars = EventAccumulator(str(tmp_path / "run")).Reload().Tags()["tensors"]

@@ -11,15 +11,16 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_lines
 from lightning_stable.experiments.capacity.fits import Line, fit_line
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Bits(Experiment):
-    """Patterns per parameter are searched with the rest: too few hold little, too many are not learned."""
+    """Searches the patterns per parameter with the rest: too few hold little, too many are not learned."""
 
     name = "bits"
     title = "Bits of random labels against parameters"
@@ -27,14 +28,14 @@ class Bits(Experiment):
     @override
     def points(self, budget: Budget) -> list[Point]:
         build = tasks.perceptron(1, 0).build
-        found = [
+        points = [
             Point("perceptron", cell, layers, *tasks.units_for(build, cell, layers, size), stable)
             for cell in budget.cells
             for layers in budget.layers
             for size in budget.sizes
             for stable in (False, True)
         ]
-        return list(dict.fromkeys(found))  # two sizes may be closest to the same network
+        return list(dict.fromkeys(points))  # two sizes may be closest to the same network
 
     @override
     def first(self, point: Point) -> list[Params]:
@@ -57,40 +58,26 @@ class Bits(Experiment):
         return steps * ((7e-3 if point.stable else 3e-3) + 2e-7 * patterns * point.units * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         bits = best.value or 0.0
         return {
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "bits": round(bits, 2),
             "bits_per_parameter": round(bits / point.parameters, 4),
             "patterns": best.details["patterns"],
-            **common(point, trials, best),
         }
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(title=self.title, caption="Published: about 5 bits per parameter (Collins et al. 2017).")
-        for name in ("cell", "layers", "units", "parameters"):
-            table.add_column(name, justify="left" if name == "cell" else "right")
-        for name in ("bits", "bits, stable", "per parameter", "per parameter,\nstable"):
-            table.add_column(name, justify="right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["cell"]):
-                table.add_section()
-            previous = row["cell"]
-            table.add_row(
-                *(str(row[key]) for key in ("cell", "layers", "units", "parameters")),
-                *("" if each is None else f"{each['bits']:.0f}" for each in pair),
-                *("" if each is None else f"{each['bits_per_parameter']:.2f}" for each in pair),
-            )
+        table = paired_table(
+            rows,
+            title=self.title,
+            caption="Published: about 5 bits per parameter (Collins et al. 2017).",
+            keys=("cell", "layers", "units", "parameters"),
+            values={
+                "bits": lambda row: f"{row['bits']:.0f}",
+                "per parameter": lambda row: f"{row['bits_per_parameter']:.2f}",
+            },
+        )
         lines = Table(title="Fitted bits per parameter (slope), over all sizes")
         for name in ("cell", "layers", "slope", "R²", "slope, stable", "R², stable", "stability costs"):
             lines.add_column(name, justify="left" if name == "cell" else "right")
@@ -105,12 +92,12 @@ class Bits(Experiment):
 
 
 def slopes(rows: Sequence[Row], x: str = "parameters", y: str = "bits") -> dict[tuple[str, int], list[Line | None]]:
-    """The fitted lines of every cell and depth: unconstrained and stable."""
+    """Return the fitted lines of every cell and depth: unconstrained and stable."""
     keys = dict.fromkeys((row["cell"], row["layers"]) for row in rows)
 
     def line(key: tuple[str, int], stable: bool) -> Line | None:
-        own = [row for row in rows if (row["cell"], row["layers"]) == key and row["stable"] == stable]
-        return fit_line([row[x] for row in own], [row[y] for row in own])
+        sizes = [row for row in rows if (row["cell"], row["layers"]) == key and row["stable"] == stable]
+        return fit_line([row[x] for row in sizes], [row[y] for row in sizes])
 
     return {key: [line(key, False), line(key, True)] for key in keys}
 

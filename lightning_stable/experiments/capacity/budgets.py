@@ -1,4 +1,4 @@
-"""How much to search: for a laptop, or as much as the paper."""
+"""How much an experiment searches: what a laptop can, or as much as the paper."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Budget:
     """The grid of an experiment and the work per point of it.
 
     Attributes:
-        cells: Cells that are compared.
-        layers: Depths.
-        sizes: Parameters (bits, trainability) or units per layer (reals).
-        trials: Hyperparameters tried per point.
-        steps: Gradient steps per trial.
-        tasks: Tasks of the trainability experiment.
+        cells: The cells that are compared.
+        layers: The depths.
+        sizes: The sizes: parameters (bits, trainability) or units per layer (reals).
+        trials: The number of hyperparameters tried per point.
+        steps: The number of gradient steps per trial.
+        tasks: The tasks of the trainability experiment.
     """
 
     cells: tuple[str, ...]

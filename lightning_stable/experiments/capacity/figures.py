@@ -1,13 +1,18 @@
-"""The figures, drawn without pyplot: no display, and no state left in the user's process."""
+"""The figures of the experiments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning_stable.experiments.capacity.fits import Line
-from lightning_stable.experiments.capacity.point import Row
+from lightning_stable.experiments.results import Row
+from lightning_stable.figures import axes, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STABLE, FREE = "#0b6bcb", "#8c8c8c"
 _KINDS = ((False, FREE, "unconstrained"), (True, STABLE, "stable"))
@@ -23,26 +28,26 @@ def plot_lines(
     title: str,
     unit: str,
 ) -> Path:
-    """A panel per cell and depth: what was measured, and the fitted lines."""
+    """Draw a panel per cell and depth: what was measured, and the fitted lines."""
     figure, panels = _panels(list(lines), title)
-    for axes, (key, fitted) in zip(panels, lines.items(), strict=True):
+    for panel, (key, fitted) in zip(panels, lines.items(), strict=True):
         for (stable, colour, label), line in zip(_KINDS, fitted, strict=True):
             own = [row for row in rows if (row["cell"], row["layers"]) == key and row["stable"] == stable]
             places = [row[x] for row in own]
             text = label if line is None else f"{label}: {line.slope:.2f} {unit}"
-            axes.plot(places, [row[y] for row in own], "o", color=colour, markersize=6, label=text)
+            panel.plot(places, [row[y] for row in own], "o", color=colour, markersize=6, label=text)
             if line is not None:
                 ends = [0, max(places)]
-                axes.plot(ends, [line.intercept + line.slope * end for end in ends], color=colour, linewidth=1.2)
-        axes.set(xlabel=x, ylabel=y if axes is panels[0] else "")
-        axes.set_ylim(0, 1.25 * max(row[y] for row in rows))  # room for the legend
-        axes.set_xlim(left=0)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return _save(figure, path)
+                panel.plot(ends, [line.intercept + line.slope * end for end in ends], color=colour, linewidth=1.2)
+        panel.set(xlabel=x, ylabel=y if panel is panels[0] else "")
+        panel.set_ylim(0, 1.25 * max(row[y] for row in rows))  # room for the legend
+        panel.set_xlim(left=0)
+        panel.legend(frameon=False, fontsize=8, loc="upper left")
+    return save(figure, path)
 
 
 def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
-    """A panel per cell and depth: the error of recall against values per unit; and the reals against the units."""
+    """Draw two panels per cell and depth: the error of recall against values per unit, and reals against units."""
     keys = list(dict.fromkeys((row["cell"], row["layers"]) for row in rows))
     figure, panels = _panels(keys, title, lines=2, shared=False)
     above, below = panels[: len(keys)], panels[len(keys) :]
@@ -58,14 +63,14 @@ def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
             for row in kind:
                 each = row["errors"]
                 shade = 0.35 + 0.65 * row["units"] / widest
-                # Who recalls more values better can do with fewer, too: the rest are trials that went wrong.
+                # A network that recalls more values better can recall fewer, too: other trials went wrong.
                 ahead = [
-                    found for index, found in enumerate(each) if found["error"] <= min(f["error"] for f in each[index:])
+                    entry for index, entry in enumerate(each) if entry["error"] <= min(e["error"] for e in each[index:])
                 ]
                 for trials, style in ((each, "."), (ahead, "o-")):
                     knee.plot(
-                        [found["values"] / row["units"] for found in trials],
-                        [found["error"] for found in trials],
+                        [entry["values"] / row["units"] for entry in trials],
+                        [entry["error"] for entry in trials],
                         style,
                         color=colour,
                         alpha=shade,
@@ -81,51 +86,41 @@ def plot_knees(rows: Sequence[Row], path: Path, *, title: str) -> Path:
         reals.set(xlabel="units", ylabel="reals held" if first else "", xlim=(0, None), ylim=(0, None), title="")
     handles, labels = below[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_shares(rows: Sequence[Row], path: Path, *, title: str) -> Path:
-    """A panel per task: the share of good trials, and how far the best one came, of every cell and depth."""
+    """Draw two panels per task: the share of good trials of every cell and depth, and the best loss."""
     names = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = _panels([(name, None) for name in names], title, lines=2, shared=True)
     for column, name in enumerate(names):
         own = [row for row in rows if row["task"] == name]
         keys = list(dict.fromkeys((row["cell"], row["layers"]) for row in own))
         for line, field in enumerate(("good_fraction", "best_loss")):
-            axes = panels[line * len(names) + column]
+            panel = panels[line * len(names) + column]
             for (stable, colour, label), shift in zip(_KINDS, (-0.2, 0.2), strict=True):
                 kind = {(row["cell"], row["layers"]): row[field] for row in own if row["stable"] == stable}
                 places = [index + shift for index, key in enumerate(keys) if key in kind]
                 values = [kind[key] for key in keys if key in kind]
-                axes.bar(places, values, 0.36, color=colour, label=label)
+                panel.bar(places, values, 0.36, color=colour, label=label)
             ticks = [f"{cell} {layers}" for cell, layers in keys]
-            axes.set_xticks(range(len(keys)), ticks, rotation=60, ha="right", fontsize=8)
-            axes.set_ylim(0, 1.05)
+            panel.set_xticks(range(len(keys)), ticks, rotation=60, ha="right", fontsize=8)
+            panel.set_ylim(0, 1.05)
             if column == 0:
-                axes.set_ylabel("share of good trials" if line == 0 else "best loss / nothing learned")
+                panel.set_ylabel("share of good trials" if line == 0 else "best loss / nothing learned")
             if line == 1:
-                axes.set_title("")
+                panel.set_title("")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _panels(keys: Sequence[tuple[str, int | None]], title: str, lines: int = 1, shared: bool = True) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
+def _panels(
+    keys: Sequence[tuple[str, int | None]], title: str, lines: int = 1, shared: bool = True
+) -> tuple[Figure, list[Axes]]:
     count = len(keys)
-    figure = Figure(figsize=(max(5.0, 3.1 * count), 0.9 + 2.9 * lines), layout="constrained")
-    grid = figure.subplots(lines, count, sharey="all" if shared else "row", squeeze=False)
-    panels = list(grid.flatten())
-    for axes, (name, layers) in zip(panels, [*keys] * lines, strict=True):
-        axes.set_title(name if layers in (None, 1) else f"{name}, {layers} layers")
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-    figure.suptitle(title)
+    size = (max(5.0, 3.1 * count), 0.9 + 2.9 * lines)
+    figure, panels = axes(size, lines, count, title=title, sharey="all" if shared else "row")
+    for panel, (name, layers) in zip(panels, [*keys] * lines, strict=True):
+        panel.set_title(name if layers in (None, 1) else f"{name}, {layers} layers")
     return figure, panels
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """``y = intercept + slope x``, by least squares.
+    """``y = intercept + slope x``: a line by least squares.
 
     Attributes:
         slope: Its slope.
-        intercept: Its value at 0.
-        r_squared: Share of the variance of y it explains.
+        intercept: Its value at x = 0.
+        r_squared: The share of the variance of y that it explains.
     """
 
     slope: float
@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
-    """The line of least squares; None through fewer than two different x.
+    """Return the line of least squares; None through fewer than two different x.
 
     Raises:
         ValueError: If there are not as many y as x.
@@ -32,6 +32,6 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
         raise ValueError(f"`x` and `y` must have the same length. Got {len(x)} and {len(y)}.")
     if len(set(x)) < 2:
         return None
-    found = linregress(x, y)
+    fit = linregress(x, y)
     constant = len(set(y)) == 1  # nothing to explain, and nothing left
-    return Line(float(found.slope), float(found.intercept), 1.0 if constant else float(found.rvalue) ** 2)
+    return Line(float(fit.slope), float(fit.intercept), 1.0 if constant else float(fit.rvalue) ** 2)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Params = dict[str, Any]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -14,12 +13,12 @@ class Point:
     """A network whose hyperparameters are searched.
 
     Attributes:
-        task: What it is trained on.
+        task: The name of the task it is trained on.
         cell: One of :data:`lightning_stable.models.CELLS`.
-        layers: Recurrent layers.
-        units: Units per layer.
-        parameters: Trained numbers, those of the head included.
-        stable: Projected after every step.
+        layers: The number of recurrent layers.
+        units: The number of units per layer.
+        parameters: The number of trained parameters, those of the head included.
+        stable: Whether it is projected after every step.
     """
 
     task: str
@@ -31,7 +30,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Unique among the points of an experiment: ``perceptron/lstm-1x8-stable``."""
+        """The name, unique among the points of an experiment: ``perceptron/lstm-1x8-stable``."""
         return f"{self.task}/{self.cell}-{self.layers}x{self.units}{'-stable' if self.stable else ''}"
 
 
@@ -40,8 +39,8 @@ class Outcome:
     """What a trial measured.
 
     Attributes:
-        value: What the search makes best.
-        details: More about it, kept with the trial.
+        value: The value that the search makes best.
+        details: More about the measurement, kept with the trial.
     """
 
     value: float
@@ -53,13 +52,13 @@ class Trial:
     """A finished trial, as the storage has it.
 
     Attributes:
-        number: In the order of its point.
-        params: Hyperparameters.
-        seed: Of data and training.
-        steps: Gradient steps.
-        seconds: Time it took.
-        value: What the search makes best; None if it failed.
-        details: From :class:`Outcome`; ``{"error": ...}`` if it failed.
+        number: Its place among the trials of its point.
+        params: Its hyperparameters.
+        seed: The seed of data and training.
+        steps: The number of gradient steps.
+        seconds: The time it took.
+        value: The value that the search makes best; None if the trial failed.
+        details: The details of its :class:`Outcome`; ``{"error": ...}`` if the trial failed.
     """
 
     number: int

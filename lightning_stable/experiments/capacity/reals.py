@@ -11,14 +11,15 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_knees
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Reals(Experiment):
-    """Values per unit are searched with the rest; ``values (1 - normalised error)`` of them are held."""
+    """Searches the values per unit with the rest; a network holds ``values (1 - normalised error)`` of them."""
 
     name = "reals"
     title = "Recall of real numbers against units"
@@ -60,8 +61,7 @@ class Reals(Experiment):
         return steps * ((6e-3 if point.stable else 4e-3) + 2e-4 * point.units * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         reals = best.value or 0.0
         errors: dict[int, float] = {}
         for trial in trials:
@@ -69,37 +69,23 @@ class Reals(Experiment):
                 values, error = trial.details["values"], trial.details["error"]
                 errors[values] = min(error, errors.get(values, 1.0))
         return {
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "reals": round(reals, 3),
             "reals_per_unit": round(reals / point.units, 4),
             "errors": [{"values": values, "error": round(errors[values], 4)} for values in sorted(errors)],
-            **common(point, trials, best),
         }
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(
+        table = paired_table(
+            rows,
             title=self.title,
             caption="Published: about one per unit (Collins et al. 2017); a linear read-out cannot say more than one.",
+            keys=("cell", "layers", "units"),
+            values={
+                "reals": lambda row: f"{row['reals']:.2f}",
+                "per unit": lambda row: f"{row['reals_per_unit']:.2f}",
+            },
         )
-        for name in ("cell", "layers", "units", "reals", "reals, stable", "per unit", "per unit, stable"):
-            table.add_column(name, justify="left" if name == "cell" else "right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["cell"]):
-                table.add_section()
-            previous = row["cell"]
-            table.add_row(
-                *(str(row[key]) for key in ("cell", "layers", "units")),
-                *("" if each is None else f"{each['reals']:.2f}" for each in pair),
-                *("" if each is None else f"{each['reals_per_unit']:.2f}" for each in pair),
-            )
         return [table]
 
     @override

@@ -22,17 +22,17 @@ from lightning_stable.experiments.capacity.experiment import Experiment
 from lightning_stable.experiments.capacity.point import Outcome, Point, Trial
 from lightning_stable.experiments.pool import Report
 
-# Seconds between two signs of life of a running trial, and after which one without them is taken for killed.
+# Seconds between two signs of life of a running trial; seconds without any after which it is taken for killed.
 HEARTBEAT, GRACE = 5, 30
 RETRIES = 3
-# Trials drawn at random before the Gaussian process has something to say; those given in advance count.
+# Trials drawn at random before the Gaussian process is asked; those of `Experiment.first` count.
 STARTUP = 2
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The storage behind a database URL, made if it is new.
+    """Open the storage behind a database URL; it is made if it is new.
 
-    A trial whose process was killed is tried again, up to three times, by whoever searches next.
+    The next search tries a trial again whose process was killed, up to three times.
     """
     # Renamed, callback and argument, in optuna 4.9.
     new = hasattr(storages, "RetryHeartbeatStaleTrialCallback")
@@ -47,7 +47,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def study_name(experiment: Experiment, point: Point, steps: int, seed: int) -> str:
-    """What a point is called in the storage: other steps or another seed are another search."""
+    """Return the name of a point in the storage: other steps or another seed are another search."""
     return f"{experiment.name}/{point.name}/{steps}-steps/seed-{seed}"
 
 
@@ -57,10 +57,10 @@ def search_point(
     """Try hyperparameters at a point until so many trials are finished, those of other processes included.
 
     Args:
-        experiment: What is measured.
-        point: Where.
-        url: Of the storage.
-        budget: Trials, gradient steps of each, and the seed.
+        experiment: The experiment, which measures.
+        point: The point of its grid.
+        url: The URL of the storage.
+        budget: The number of trials, the gradient steps of each, and the seed.
         report: Called after every trial.
 
     Returns:
@@ -80,15 +80,15 @@ def search_point(
             study.enqueue_trial(params, skip_if_exists=True)
 
     def objective(trial: optuna.Trial) -> float:
-        own = _seed(shared, trial.number, seed)
+        trial_seed = _seed(shared, trial.number, seed)
         start = time.perf_counter()
-        for key, value in {"seed": own, "steps": steps}.items():
+        for key, value in {"seed": trial_seed, "steps": steps}.items():
             trial.set_user_attr(key, value)
         params = experiment.suggest(trial)
         try:
             with isolate_rng():
-                torch.manual_seed(own)
-                outcome = experiment.measure(point, params, steps, own)
+                torch.manual_seed(trial_seed)
+                outcome = experiment.measure(point, params, steps, trial_seed)
             if not math.isfinite(outcome.value):
                 raise ValueError(f"Training must end with a finite measurement. Got {outcome.value}.")
         except Exception as error:
@@ -100,12 +100,12 @@ def search_point(
     patience = time.monotonic() + 2 * GRACE
     while True:
         fail_stale_trials(study)
-        found = finished(study.trials)
+        ended = finished(study.trials)
         waiting = any(trial.state == TrialState.WAITING for trial in study.trials)
         running = sum(trial.state == TrialState.RUNNING for trial in study.trials)
-        # A running trial belongs to another process, which may have been killed: that takes a while to be certain.
+        # A running trial belongs to another process; whether that was killed takes a while to know.
         patient = time.monotonic() < patience
-        if (waiting and len(found) < trials) or len(found) + (running if patient else 0) < trials:
+        if (waiting and len(ended) < trials) or len(ended) + (running if patient else 0) < trials:
             study.sampler = _sampler(experiment, _seed(shared, len(study.trials), seed))
             try:
                 study.optimize(objective, n_trials=1)
@@ -113,19 +113,19 @@ def search_point(
                 # SQLite locks no row: two processes may take the same waiting trial, and the first to end it counts.
                 if isinstance(error, ValueError) and "Cannot tell" not in str(error):
                     raise
-            found = finished(study.trials)
+            ended = finished(study.trials)
             patience = time.monotonic() + 2 * GRACE
-            values = [trial.value for trial in found if trial.value is not None]
+            values = [trial.value for trial in ended if trial.value is not None]
             best = f", best {(max if experiment.direction == 'maximize' else min)(values):.4g}" if values else ""
-            report(min(len(found), trials), trials, f"trial {len(found)} of {trials}{best}")
-        elif len(found) < trials:
+            report(min(len(ended), trials), trials, f"trial {len(ended)} of {trials}{best}")
+        elif len(ended) < trials:
             time.sleep(1.0)
         else:
-            return found
+            return ended
 
 
 def stored(experiment: Experiment, point: Point, storage: RDBStorage, steps: int, seed: int) -> list[Trial]:
-    """The finished trials of a point that a storage holds."""
+    """Return the finished trials of a point that a storage holds."""
     name = study_name(experiment, point, steps, seed)
     try:
         return finished(optuna.load_study(study_name=name, storage=storage).trials)
@@ -134,7 +134,7 @@ def stored(experiment: Experiment, point: Point, storage: RDBStorage, steps: int
 
 
 def finished(trials: Sequence[FrozenTrial]) -> list[Trial]:
-    """Trials that came to an end, be it an error; not those that were killed."""
+    """Return the trials that came to an end, also by an error; not those that were killed."""
     return [
         Trial(
             number=trial.number,
@@ -153,7 +153,7 @@ def finished(trials: Sequence[FrozenTrial]) -> list[Trial]:
 
 
 def _sampler(experiment: Experiment, seed: int) -> BaseSampler:
-    # Seeded anew for every trial: one that went on from the start would draw the same again after a kill.
+    # Seeded for every trial: a sampler seeded once would repeat its first draws after a kill.
     if experiment.random:
         return RandomSampler(seed)
     return GPSampler(seed=seed, n_startup_trials=STARTUP)

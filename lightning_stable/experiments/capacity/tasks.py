@@ -26,7 +26,7 @@ from lightning_stable.datamodules import (
 from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
 from lightning_stable.models import LanguageModel, SequenceRegressor
 
-# Makes a model from the cell, the layers and the units.
+# Makes a model from the cell, the number of layers and the number of units.
 Build = Callable[[str, int, int], LightningModule]
 BATCH = 128
 
@@ -36,10 +36,10 @@ class Task:
     """A task, ready to train on.
 
     Attributes:
-        data: Data module, set up.
+        data: The data module, set up.
         build: Makes a model.
-        input_bound: Of the recurrence's inputs; None if it follows from the model.
-        floor: Validation loss of a model that has learned nothing but the averages.
+        input_bound: The bound of the inputs of the recurrence; None if it follows from the model.
+        floor: The validation loss of a model that has learned nothing but the averages.
     """
 
     data: LightningDataModule
@@ -49,30 +49,30 @@ class Task:
 
 
 def perceptron(patterns: int, seed: int) -> Task:
-    """Random labels of fixed sequences."""
+    """Return the task to learn random labels of fixed sequences."""
     data = PerceptronCapacityDataModule(patterns=patterns, seed=seed)
     data.setup()
     return Task(data, _regressor(data.input_size, 1, "binary"), 1.0, math.log(2))
 
 
 def function(patterns: int, seed: int) -> Task:
-    """Random values of fixed sequences."""
+    """Return the task to learn random values of fixed sequences."""
     data = RandomFunctionDataModule(patterns=patterns, seed=seed)
     data.setup()
     return Task(data, _regressor(data.input_size, 1, "mse"), 1.0, 1 / 3)
 
 
 def memory(values: int, seed: int) -> Task:
-    """Recall of real numbers."""
+    """Return the task to recall real numbers."""
     data = MemoryThroughputDataModule(length=values, seed=seed, batch_size=BATCH)
     data.setup()
-    # Of these very numbers: chance shall not let a network hold more than there are.
+    # The variance of these very numbers: by chance a network could seem to hold more than there are.
     floor = data.tensors("valid")[1].square().mean().item()
     return Task(data, _regressor(1, values, "mse"), 1.0, floor)
 
 
 def parentheses(seed: int) -> Task:
-    """Counts of open parentheses."""
+    """Return the task to count open parentheses."""
     data = ParenthesesDataModule(seed=seed, batch_size=BATCH)
     data.setup()
     targets = data.tensors("valid")[1]
@@ -81,7 +81,7 @@ def parentheses(seed: int) -> Task:
 
 
 def arithmetic(seed: int) -> Task:
-    """Sums, digit by digit."""
+    """Return the task to add numbers, digit by digit."""
     data = ArithmeticDataModule(seed=seed, digits=2, batch_size=BATCH)
     data.setup()
     classes = data.num_classes
@@ -91,7 +91,7 @@ def arithmetic(seed: int) -> Task:
 
 @lru_cache(maxsize=1)
 def text(data_dir: Path | None) -> Task:
-    """The next character: of text8 in ``data_dir``, or of Python's own documentation."""
+    """Return the task to predict the next character, of text8 in ``data_dir`` or of Python's own documentation."""
     data: LanguageModelingDataModule = (
         PythonDocsDataModule(level="character") if data_dir is None else Text8DataModule(data_dir, batch_size=20)
     )
@@ -106,18 +106,23 @@ def text(data_dir: Path | None) -> Task:
 
 
 def step_entropy(targets: Tensor, classes: int) -> float:
-    """Mean over the steps of the entropy of their classes, in nats: what knowing the step alone leaves to be paid."""
+    """``-mean_t sum_c p_tc log p_tc``: return the loss, in nats, of a model that knows the step t only.
+
+    Args:
+        targets: The classes, of shape ``(sequences, steps)``.
+        classes: The number of classes.
+    """
     shares = F.one_hot(targets, classes).double().mean(0)
     return float(torch.special.xlogy(shares, shares).sum(1).mean().neg())
 
 
 def parameter_count(model: LightningModule) -> int:
-    """Trained numbers."""
+    """Return the number of trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def units_for(build: Build, cell: str, layers: int, parameters: int) -> tuple[int, int]:
-    """The units per layer whose model comes closest to a number of parameters, and what it has."""
+    """Return the units per layer whose model comes closest to a number of parameters, and what it has."""
 
     def size(units: int) -> int:
         return parameter_count(build(cell, layers, units))
@@ -129,7 +134,7 @@ def units_for(build: Build, cell: str, layers: int, parameters: int) -> tuple[in
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) < parameters else (low, middle)
-    return min(((units, size(units)) for units in (low, high)), key=lambda found: abs(found[1] - parameters))
+    return min(((units, size(units)) for units in (low, high)), key=lambda each: abs(each[1] - parameters))
 
 
 def _regressor(inputs: int, outputs: int, loss: Any) -> Build:

@@ -1,11 +1,8 @@
-"""Training one network with given hyperparameters."""
+"""The training of one network with one choice of hyperparameters."""
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +13,8 @@ from typing_extensions import override
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.experiments.capacity.point import Params, Point
 from lightning_stable.experiments.capacity.tasks import Task
+from lightning_stable.experiments.pool import one_thread
+from lightning_stable.quiet import quiet
 
 RATE = 0.99
 
@@ -24,11 +23,11 @@ class Anneal(Callback):
     """Warms the learning rate up over a twentieth of the steps, then lowers it to zero along a cosine.
 
     Args:
-        peak: Largest learning rate.
-        steps: Gradient steps in all.
+        peak: The largest learning rate.
+        steps: The number of gradient steps in all.
     """
 
-    # As a callback: every model can be annealed, and a scheduler of Lightning's costs more per step.
+    # A callback anneals every model, and a scheduler of Lightning's costs more per step.
 
     def __init__(self, peak: float, steps: int) -> None:
         self.peak, self.steps = peak, steps
@@ -40,28 +39,29 @@ class Anneal(Callback):
 
 
 def annealed(peak: float, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 0: linear up to the peak, then half a cosine down."""
+    """Return the learning rate of a step, counted from 0: linear up to the peak, then half a cosine down."""
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
     return peak * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
+@quiet()
 def train(
     task: Task, point: Point, params: Params, steps: int
 ) -> tuple[LightningModule, dict[str, float], float | None]:
     """Train a network and validate it.
 
     Args:
-        task: What to train on.
-        point: Which network.
+        task: The task to train on.
+        point: The network.
         params: ``learning_rate``, and ``gain``, the factor of the recurrent layers' initial weights.
-        steps: Gradient steps.
+        steps: The number of gradient steps.
 
     Returns:
         The model, its validation metrics, and the certified rate; None if the network is unconstrained.
     """
-    quiet()
+    one_thread()
     model = task.build(point.cell, point.layers, point.units)
     core = model.core
     assert isinstance(core, nn.Module)
@@ -93,13 +93,3 @@ def train(
     rate = None if projection is None or projection.report is None else projection.report.rate
     (metrics,) = trainer.validate(model, task.data, verbose=False)
     return model, dict(metrics), rate
-
-
-def quiet() -> None:
-    """One thread per process, and no advice from Lightning on every trial."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # processes share the cores among themselves
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in ("does not have many workers", "LeafSpec", "logging interval", "GPU available but not used"):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -12,19 +12,20 @@ from typing_extensions import override
 
 from lightning_stable.experiments.capacity import tasks
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, beside, common
+from lightning_stable.experiments.capacity.experiment import Experiment, paired_table
 from lightning_stable.experiments.capacity.figures import plot_shares
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
 from lightning_stable.experiments.capacity.train import train
+from lightning_stable.experiments.results import Row
 
 
 class Trainability(Experiment):
-    """Loss relative to learning nothing: 1 is nothing, 0 is everything.
+    """Measures the loss relative to learning nothing: 1 is nothing, 0 is everything.
 
     A trial is good if it goes at least half the way from nothing to the best trial of any network on the task.
 
     Args:
-        data_dir: Folder with text8; None to take Python's own documentation as the text.
+        data_dir: The folder with text8; None takes Python's own documentation as the text.
     """
 
     name = "trainability"
@@ -36,7 +37,7 @@ class Trainability(Experiment):
         self.data_dir = data_dir
 
     def task(self, name: str, parameters: int, seed: int) -> tasks.Task:
-        """A task by its name, with as many patterns or values as fit the size of the network.
+        """Return a task by its name, with as many patterns or values as fit the size of the network.
 
         Raises:
             ValueError: If there is no such task.
@@ -57,15 +58,15 @@ class Trainability(Experiment):
 
     @override
     def points(self, budget: Budget) -> list[Point]:
-        found = []
+        points = []
         for name in budget.tasks:
             build = self.task(name, 1, 0).build
             for cell in budget.cells:
                 for layers in budget.layers:
                     for size in budget.sizes:
                         units, parameters = tasks.units_for(build, cell, layers, size)
-                        found += [Point(name, cell, layers, units, parameters, stable) for stable in (False, True)]
-        return list(dict.fromkeys(found))
+                        points += [Point(name, cell, layers, units, parameters, stable) for stable in (False, True)]
+        return list(dict.fromkeys(points))
 
     @override
     def suggest(self, trial: optuna.Trial) -> Params:
@@ -79,7 +80,7 @@ class Trainability(Experiment):
         task = self.task(point.task, point.parameters, seed)
         _, metrics, rate = train(task, point, params, steps)
         loss = metrics.get("val_loss", float("inf"))
-        # Worse than nothing is no better to know than nothing, and a search cannot keep what is not finite.
+        # How much worse than nothing it was does not matter, and a search cannot keep what is not finite.
         return Outcome(min(1.0, loss / task.floor) if loss == loss else 1.0, {"floor": task.floor, "rate": rate})
 
     @override
@@ -88,18 +89,10 @@ class Trainability(Experiment):
         return 1.0 + steps * ((6e-3 if point.stable else 4e-3) + 2e-4 * length * point.layers)
 
     @override
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
         return {
-            "task": point.task,
-            "cell": point.cell,
-            "layers": point.layers,
-            "units": point.units,
-            "parameters": point.parameters,
-            "stable": point.stable,
             "best_loss": round(best.value or 0.0, 4),
             "losses": [1.0 if trial.value is None else round(trial.value, 4) for trial in trials],
-            **common(point, trials, best),
         }
 
     @override
@@ -113,24 +106,16 @@ class Trainability(Experiment):
 
     @override
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        table = Table(
+        table = paired_table(
+            rows,
             title="Trainability: share of good trials, and the best loss relative to learning nothing",
             caption="Good: at least half the way from learning nothing (1) to the best trial of all on the task.",
+            keys=("task", "cell", "layers", "units"),
+            values={
+                "good": lambda row: f"{row['good_fraction']:.0%}",
+                "best loss": lambda row: f"{row['best_loss']:.3f}",
+            },
         )
-        for name in ("task", "cell", "layers", "units", "good", "good, stable", "best loss", "best loss, stable"):
-            table.add_column(name, justify="left" if name in ("task", "cell") else "right")
-        previous = None
-        for pair in beside(rows):
-            row = pair[0] or pair[1]
-            assert row is not None
-            if previous not in (None, row["task"]):
-                table.add_section()
-            previous = row["task"]
-            table.add_row(
-                *(str(row[key]) for key in ("task", "cell", "layers", "units")),
-                *("" if each is None else f"{each['good_fraction']:.0%}" for each in pair),
-                *("" if each is None else f"{each['best_loss']:.3f}" for each in pair),
-            )
         return [table]
 
     @override

@@ -1,15 +1,14 @@
-"""The demo's figures, drawn without pyplot: no display, and no state left in the user's process."""
+"""The figures of the demo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
 
 from lightning_stable.experiments.demo.runs import Distances, Run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lightning_stable.figures import axes, log_axis, save
 
 # From light to dark with the window.
 _WINDOW_COLOURS = ("#a6cee3", "#5aa5d6", "#1f78b4", "#08306b", "#041a3b")
@@ -17,11 +16,7 @@ _WINDOW_COLOURS = ("#a6cee3", "#5aa5d6", "#1f78b4", "#08306b", "#041a3b")
 
 def plot_runs(runs: list[Run], floor: float, rate: float, path: Path) -> Path:
     """Draw the validation curves with the certified rate underneath, and write a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    figure = Figure(figsize=(7.5, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    figure, (top, bottom) = axes((7.5, 6), rows=2, sharex=True, height_ratios=(3, 2))
     colours = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb"}
     for run in runs:
         epochs = range(1, len(run.perplexity) + 1)
@@ -29,10 +24,8 @@ def plot_runs(runs: list[Run], floor: float, rate: float, path: Path) -> Path:
         top.plot(epochs, run.perplexity, marker="o", color=colours[run.name], label=label)
     top.axhline(floor, color="black", linestyle=":", linewidth=1)
     top.annotate(f"unigram model {floor:.0f}", (1, floor), xytext=(0, -12), textcoords="offset points", fontsize=9)
-    top.set(yscale="log", ylabel="validation perplexity", title="The same network, unconstrained and certified stable")
-    top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    top.yaxis.set_major_formatter("{x:.0f}")
-    top.yaxis.set_minor_locator(NullLocator())
+    top.set(ylabel="validation perplexity", title="The same network, unconstrained and certified stable")
+    log_axis(top, "y", subs=(1, 1.5, 2, 3, 5, 7))
     top.legend(frameon=False)
     free, stable = runs
     bottom.axhline(rate, color="#c0392b", linewidth=1, label=f"target {rate}")
@@ -42,32 +35,17 @@ def plot_runs(runs: list[Run], floor: float, rate: float, path: Path) -> Path:
     bottom.text(0.02, 0.06, off_scale, transform=bottom.transAxes, color=colours["unconstrained"], fontsize=9)
     bottom.legend(frameon=False, loc="lower right")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _tidy(top, bottom)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save(figure, path)
 
 
 def plot_distances(distances: Mapping[str, Distances], path: Path) -> Path:
     """Draw the relative weight distance of twins against the training step, one panel per model; write a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, len(distances), sharey=True, squeeze=False)[0]
-    for axes, (name, by_window) in zip(panels, distances.items(), strict=True):
+    figure, panels = axes((9, 4), columns=len(distances), sharey=True)
+    for panel, (name, by_window) in zip(panels, distances.items(), strict=True):
         for colour, (window, curve) in zip(_WINDOW_COLOURS, sorted(by_window.items()), strict=False):
             steps, values = zip(*curve, strict=True)
-            axes.plot(steps, values, color=colour, label=f"window {window}")
-        axes.set(yscale="log", xlabel="training step", title=f"{name} model and its twins")
+            panel.plot(steps, values, color=colour, label=f"window {window}")
+        panel.set(yscale="log", xlabel="training step", title=f"{name} model and its twins")
     panels[0].set_ylabel("weight distance / distance travelled")
     panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _tidy(*panels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
-
-
-def _tidy(*panels: Axes) -> None:
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    return save(figure, path)

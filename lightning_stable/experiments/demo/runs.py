@@ -1,4 +1,4 @@
-"""The demo's trainings."""
+"""The trainings of the demo."""
 
 from __future__ import annotations
 
@@ -23,33 +23,47 @@ from lightning_stable.callbacks import (
 )
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.diagnostics import truncation_profile
+from lightning_stable.experiments.demo.options import DemoOptions
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability import StabilityReport
 
 TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 100, 40
 DISTANCE_WINDOWS = (2, 5, 10, 20)
-# By window, (step, relative weight distance) in order.
+# By window: step and relative weight distance, in order.
 Distances = dict[int, list[tuple[int, float]]]
 
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """What one training left behind.
+
+    Attributes:
+        name: ``"unconstrained"`` or ``"stable"``.
+        perplexity: The validation perplexity after every epoch.
+        rates: The certified rate after every epoch.
+        step_seconds: The duration of every training step.
+        projection_seconds: The duration of every projection; empty for an unconstrained model.
+        test_perplexity: The test perplexity of the best epoch.
+        twin_perplexity: The test perplexity of the twin of that epoch.
+        required_window: The measured window for :data:`TOLERANCE`; None if it is longer than any measured.
+        metrics: What the callbacks had logged at the end.
+        report: The certificate of the best epoch.
+    """
 
     name: str
-    perplexity: list[float] = field(default_factory=list)  # validation, after every epoch
-    rates: list[float] = field(default_factory=list)  # certified, after every epoch
+    perplexity: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     projection_seconds: list[float] = field(default_factory=list)
     test_perplexity: float = float("nan")
     twin_perplexity: float = float("nan")
-    required_window: int | None = None  # measured, for TOLERANCE
-    metrics: dict[str, float] = field(default_factory=dict)  # at the end
+    required_window: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     report: StabilityReport | None = None
 
     @property
     def best(self) -> float:
-        """Best validation perplexity; the epoch that is tested."""
+        """The best validation perplexity, whose epoch is tested."""
         return min(self.perplexity)
 
 
@@ -86,42 +100,17 @@ class _AfterStep(Callback):
             optimizer.register_step_post_hook(lambda *_: self._function())
 
 
-@dataclass(frozen=True)
-class Options:
-    """What both trainings have in common, and what is asked of the stable one.
-
-    Attributes:
-        epochs: Epochs of each training.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
-        hidden_size: Recurrent units.
-        rate: Largest certified rate of the stable model.
-        gate_bound: As in :func:`lightning_stable.project_`.
-        window: Inputs the twins see.
-        distance_steps: Steps for which twins of several windows are compared.
-        seed: Seed of both trainings.
-        limit_batches: Batches per epoch and stage, for a quick look; None takes all.
-    """
-
-    epochs: int = 6
-    cell: str = "lstm"
-    hidden_size: int = 128
-    rate: float = 0.99
-    gate_bound: float | None = None
-    window: int = 10
-    distance_steps: int = 80
-    seed: int = 1
-    limit_batches: int | None = None
-
-
 def train(
     name: str,
     projection: StabilityProjectionCallback | None,
     data: PythonDocsDataModule,
     out: Path,
-    options: Options,
+    options: DemoOptions,
 ) -> Run:
     """Train a model and its twin, and test both at the model's best epoch."""
-    run, starts, ends = Run(name), [], []  # type: tuple[Run, list[float], list[float]]
+    run = Run(name)
+    starts: list[float] = []
+    ends: list[float] = []
     checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
     shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
@@ -162,16 +151,17 @@ def distances_over_steps(
     projection: StabilityProjectionCallback | None,
     data: PythonDocsDataModule,
     out: Path,
-    options: Options,
+    options: DemoOptions,
 ) -> Distances:
-    """Train twins of several windows beside one model for a short while."""
+    """Train twins of several windows beside one model for a few steps; return their relative weight distances."""
     shadows = [FeedForwardShadowCallback(window) for window in DISTANCE_WINDOWS]
-    recorder = _DistanceRecorder()
+    every = max(1, min(5, options.distance_steps // 2))
+    recorder = _DistanceRecorder(every)
     callbacks = [TQDMProgressBar(refresh_rate=10), *([projection] if projection else []), *shadows, recorder]
     trainer = Trainer(
         max_steps=options.distance_steps,
         limit_val_batches=0,
-        log_every_n_steps=max(1, min(5, options.distance_steps // 2)),
+        log_every_n_steps=every,
         enable_checkpointing=False,
         **_trainer_arguments(f"{name}-windows", out, callbacks),
     )
@@ -180,22 +170,23 @@ def distances_over_steps(
 
 
 class _DistanceRecorder(Callback):
-    """Reads what the shadows before it have logged."""
+    """Keeps the relative weight distances that the shadows before it have logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self._every = every
         self.distances: Distances = {window: [] for window in DISTANCE_WINDOWS}
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % self._every == 0:
             for window, curve in self.distances.items():
                 value = trainer.callback_metrics[f"shadow/k={window}/weight_distance_relative"]
                 curve.append((trainer.global_step, value.item()))
 
 
-def _model(data: PythonDocsDataModule, options: Options) -> LanguageModel:
+def _model(data: PythonDocsDataModule, options: DemoOptions) -> LanguageModel:
     seed_everything(options.seed, verbose=False)
-    # No dropout before the recurrence: the certificate would have to cover every mask.
+    # Dropout before the recurrence would make the certificate cover every mask.
     return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
 
 
@@ -212,7 +203,7 @@ def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[
 
 @torch.no_grad()
 def _required_window(model: LanguageModel, data: PythonDocsDataModule) -> int | None:
-    """Window from which on the outputs of the recurrence on test text are off by at most ``TOLERANCE``."""
+    """Return the window from which on the recurrence is off by at most ``TOLERANCE`` on test text."""
     text = data.stream("test")[: 5 * 256].view(5, 256)
     profile = truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW)
     return profile.required_window(TOLERANCE)

@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""The tables of the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_stable.stability.report import format_rate
 
 
 def comparison_table(runs: list[Run], floors: tuple[float, float]) -> Table:
-    """Perplexities, certified rates and what the projection costs."""
+    """Return the table of perplexities, certified rates and the cost of the projection."""
     table = Table(title="The same network, unconstrained and stable")
     for column in (
         "",
@@ -39,7 +39,7 @@ def comparison_table(runs: list[Run], floors: tuple[float, float]) -> Table:
 
 
 def twin_table(runs: list[Run], window: int) -> Table:
-    """Whether the recurrence was needed: the twins, and how much context the models use."""
+    """Return the table that says whether the recurrence is needed: the twins, and the context the models use."""
     table = Table(title=f"Twins that see {window} inputs")
     table.add_column("")
     for run in runs:
@@ -71,7 +71,7 @@ def _certified_window(run: Run) -> str:
 
 
 def distance_factor(distances: Distances) -> str:
-    """How much nearer the twin with the longest window is to the stable model than that with the shortest."""
+    """Say how much nearer the twin of the longest window is to the stable model than that of the shortest."""
     short, long = min(distances), max(distances)
     near, far = distances[long][-1][1], distances[short][-1][1]
     return (

@@ -1,50 +1,51 @@
-"""The figure of a task, drawn without pyplot: no display, and no state left in the user's process."""
+"""The figure of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from matplotlib.lines import Line2D
 
 from lightning_stable.experiments.reproduce.task import Task
+from lightning_stable.experiments.results import Row
+from lightning_stable.figures import axes, save
 
 _COLOURS = {"stable": "#0b6bcb", "unconstrained": "#8c8c8c", "convolutional": "#d9820f"}
 
 
-def plot_results(task: Task, rows: Sequence[dict[str, Any]], floor: float | None, path: Path) -> Path:
-    """A dot per model, those of a core together, filled if recurrent; published figures as crosses."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
+def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Path) -> Path:
+    """Draw a dot per model, those of a core together, filled if recurrent; published figures as crosses."""
     cores = list(dict.fromkeys(row["core"] for row in rows))
-    figure = Figure(figsize=(7.5, 1.3 + 0.16 * len(rows) + 0.3 * len(cores)), layout="constrained")
-    axes = figure.subplots()
+    figure, (panel,) = axes((7.5, 1.3 + 0.16 * len(rows) + 0.3 * len(cores)))
     height, middles = 0.0, []
     for core in cores:
-        own = [row for row in rows if row["core"] == core]
-        middles.append(height + (len(own) - 1) / 2)
-        for row in own:
+        of_core = [row for row in rows if row["core"] == core]
+        middles.append(height + (len(of_core) - 1) / 2)
+        for row in of_core:
             family = (
                 "convolutional" if row["recurrent_norm"] is None else "stable" if row["stable"] else "unconstrained"
             )
             colour, window = _COLOURS[family], row["window"]
             face = "white" if window else colour
-            axes.plot(row["test"], height, "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
+            panel.plot(row["test"], height, "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
             if window:
                 place = (row["test"], height)
-                axes.annotate(f"{window}", place, (7, 0), textcoords="offset points", va="center", size=7, color=colour)
+                panel.annotate(
+                    f"{window}", place, (7, 0), textcoords="offset points", va="center", size=7, color=colour
+                )
             for published in row["published"]:
                 alpha = 1.0 if published["status"] == "published" else 0.35
-                axes.plot(published["value"], height, "x", color="#b3261e", alpha=alpha, markersize=6, zorder=2)
+                panel.plot(published["value"], height, "x", color="#b3261e", alpha=alpha, markersize=6, zorder=2)
             height += 1
         if core != cores[-1]:
-            axes.axhline(height + 0.4, color="#dddddd", linewidth=0.8)
+            panel.axhline(height + 0.4, color="#dddddd", linewidth=0.8)
         height += 1.8
     if floor is not None:
-        axes.axvline(floor * task.metric.scale, color="black", linestyle=":", linewidth=1)
+        panel.axvline(floor * task.metric.scale, color="black", linestyle=":", linewidth=1)
     tests = [row["test"] for row in rows]
     if min(tests) > 0 and max(tests) > 100 * min(tests):  # one model solves the task, another does not
-        axes.set_xscale("log")
+        panel.set_xscale("log")
     marks = [
         Line2D([], [], marker="o", linestyle="", color=_COLOURS["unconstrained"], label="unconstrained"),
         Line2D([], [], marker="o", linestyle="", color=_COLOURS["stable"], label="stable"),
@@ -52,11 +53,9 @@ def plot_results(task: Task, rows: Sequence[dict[str, Any]], floor: float | None
         Line2D([], [], marker="o", linestyle="", color=_COLOURS["convolutional"], label="convolutional"),
         Line2D([], [], marker="x", linestyle="", color="#b3261e", label="literature (pale: recalled)"),
     ]
-    axes.set_yticks(middles, cores)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(xlabel=f"{task.metric.title}, test ({task.metric.better} is better)", title=task.title)
+    panel.set_yticks(middles, cores)
+    panel.invert_yaxis()
+    panel.grid(visible=False, axis="y")
+    panel.set(xlabel=f"{task.metric.title}, test ({task.metric.better} is better)", title=task.title)
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save(figure, path)

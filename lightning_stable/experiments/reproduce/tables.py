@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
 from lightning_stable.experiments.reproduce.task import Task
+from lightning_stable.experiments.results import Row
 from lightning_stable.stability.report import format_rate
-
-Row = dict[str, Any]
 
 
 def results_table(task: Task, rows: Sequence[Row], floor: float | None) -> Table:
-    """One line per model, truncated ones below the recurrent model they come from."""
+    """Return a table with one line per model, truncated ones below the recurrent model they come from."""
     sources = list(dict.fromkeys((each.source, each.status) for each in task.published))
     marks = dict(zip(sources, "abcdefghij", strict=False))
     table = Table(
@@ -47,8 +45,13 @@ def results_table(task: Task, rows: Sequence[Row], floor: float | None) -> Table
     return table
 
 
+def describe_published(row: Row) -> str:
+    """Return the published figures of a row in one line: ``8.45 (published, Bai et al. 2018)``."""
+    return "; ".join(f"{each['value']:g} ({each['status']}, {each['source']})" for each in row["published"])
+
+
 def kind(row: Row) -> str:
-    """``stable, truncated``; nothing for a convolutional network."""
+    """Return the kind of a model, ``stable, truncated``; nothing for a convolutional network."""
     if row["recurrent_norm"] is None:
         return ""
     return ("stable" if row["stable"] else "unconstrained") + (", truncated" if row["window"] else "")

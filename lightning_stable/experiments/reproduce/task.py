@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_stable import checks
+from lightning_stable.experiments.reproduce.options import BudgetName
+
 Config = dict[str, Any]
-Budget = Literal["small", "paper"]
-BUDGETS: tuple[Budget, ...] = ("small", "paper")
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Published:
 
     Attributes:
         core: ``"lstm"``, ``"tcn"``, ...
-        value: In the unit of the task's metric.
-        source: Where it stands.
+        value: The figure, in the unit of the task's metric.
+        source: Where it was published.
         status: ``"published"``, or ``"recalled"`` if it was not confirmed.
-        stable: Of a stable model, or of an unconstrained one; None where the source makes no difference.
+        stable: Whether the model is stable; None where the source makes no difference.
     """
 
     core: str
@@ -40,10 +41,10 @@ class Metric:
     """What a task is measured by.
 
     Attributes:
-        name: As it is logged after ``val_`` and ``test_``.
-        title: As a table shows it, with its unit.
+        name: The name under which it is logged, after ``val_`` and ``test_``.
+        title: The title in a table, with the unit.
         better: Which values are better.
-        scale: Factor from what is logged to what is shown.
+        scale: The factor from what is logged to what is shown.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Run:
 
     Attributes:
         core: ``"rnn"``, ``"lstm"``, ``"tcn"``, ...
-        stable: Whether it is projected after every step.
-        window: None for a recurrent model; k for a truncated one.
-        config: A complete configuration of LightningCLI.
-        seconds: How long it takes on one core, roughly.
+        stable: Whether the model is projected after every step.
+        window: The window of a truncated model; None for a recurrent one.
+        config: The complete configuration of LightningCLI.
+        seconds: About how long the run takes on one core.
     """
 
     core: str
@@ -72,7 +73,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """``lstm-stable-k10``."""
+        """The name of the run: ``lstm-stable-k10``."""
         parts = [self.core, "stable" if self.stable else "", f"k{self.window}" if self.window else ""]
         return "-".join(part for part in parts if part)
 
@@ -84,21 +85,22 @@ class Task:
     A value ``data.NAME`` in a configuration is replaced by that attribute of the data module, once it is set up.
 
     Attributes:
-        name: Name of the task and its file.
-        title: Title of table and figure.
+        name: The name of the task and its file.
+        title: The title of table and figure.
         metric: What is measured.
-        note: What to expect, printed under the table.
         config: The configuration that all runs share.
-        cells: Of recurrent cores, by name: ``config`` over the shared one, ``stable`` over that where the model is
-            projected, ``seconds``, and ``window_cost``, by how much of that a truncated run takes longer per input of
-            its window.
-        baselines: The same of convolutional cores; ``always`` for those that no option asks for.
-        stable: Configuration over the shared one where a model is projected.
-        windows: Of the truncated models.
-        input_bound: Input set of the certificates, as ``class_path`` and ``init_args``; None for what can be derived.
-        budgets: By name, ``config`` over the shared one, ``windows`` and a factor ``time``.
-        published: Figures to compare with.
-        floor: What a model reaches that has learned nothing; None if unknown. A number, or the name of an attribute
+        cells: By the name of a recurrent core: ``config`` over the shared one, ``stable`` over that where the model is
+            projected, ``seconds``, and ``window_cost``, the share of that by which a truncated run takes longer per
+            input of its window.
+        budgets: By name: ``config`` over the shared one, ``windows`` and a factor ``time``.
+        note: What to expect; it is printed under the table.
+        baselines: As ``cells``, for convolutional cores; ``always`` marks those that no option has to ask for.
+        stable: The configuration over the shared one where a model is projected.
+        windows: The windows of the truncated models.
+        input_bound: The input set of the certificates, as ``class_path`` and ``init_args``; None takes what can be
+            derived.
+        published: The figures to compare with.
+        floor: The score of a model that has learned nothing; None if unknown. A number, or the name of an attribute
             of the data module.
     """
 
@@ -107,7 +109,7 @@ class Task:
     metric: Metric
     config: Config
     cells: dict[str, Config]
-    budgets: dict[Budget, Config]
+    budgets: dict[BudgetName, Config]
     note: str = ""
     baselines: dict[str, Config] = field(default_factory=dict)
     stable: Config = field(default_factory=dict)
@@ -116,14 +118,16 @@ class Task:
     published: tuple[Published, ...] = ()
     floor: float | str | None = None
 
-    def runs(self, budget: Budget, *, seed: int, data_dir: Path | None = None, baselines: bool = False) -> list[Run]:
-        """All models of a budget.
+    def runs(
+        self, budget: BudgetName, *, seed: int, data_dir: Path | None = None, baselines: bool = False
+    ) -> list[Run]:
+        """Return all models of a budget.
 
         Args:
             budget: ``"small"`` or ``"paper"``.
-            seed: Of every run.
-            data_dir: Folder with the data set; None for the data module's default.
-            baselines: Take all convolutional cores, not only those that are always there.
+            seed: The seed of every run.
+            data_dir: The folder with the data set; None takes the data module's default.
+            baselines: Whether all convolutional cores are taken, not only those that are always there.
         """
         chosen = self.budgets[budget]
         shared = merged(self.config, chosen.get("config", {}))
@@ -150,7 +154,7 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """Names of all tasks."""
+    """Return the names of all tasks."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -160,13 +164,12 @@ def load_task(name: str) -> Task:
     Raises:
         ValueError: If there is no such task.
     """
-    if name not in task_names():
-        raise ValueError(f"`task` must be one of {task_names()}. Got {name!r}.")
+    name = checks.choice("task", name, task_names())
     return read_task(_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 
 def read_task(text: str, name: str) -> Task:
-    """A task from the text of its file.
+    """Return the task that the text of a file describes.
 
     Raises:
         ValueError: If it has keys that mean nothing, or lacks some.
@@ -181,13 +184,13 @@ def read_task(text: str, name: str) -> Task:
 
 
 def merged(*configs: Mapping[str, Any]) -> Config:
-    """Configurations laid over each other, the later the higher: mappings are joined, lists appended to lists."""
+    """Return configurations laid over each other: the later wins, mappings are joined, lists are appended to lists."""
     result: Config = {}
     for config in configs:
         for key, value in config.items():
             below = result.get(key)
             if isinstance(below, dict) and isinstance(value, Mapping):
-                # Arguments of one class are none of another's.
+                # The arguments of one class mean nothing to another.
                 other = "class_path" in value and value["class_path"] != below.get("class_path")
                 result[key] = copy.deepcopy(dict(value)) if other else merged(below, value)
             elif isinstance(below, list) and isinstance(value, list):
@@ -198,7 +201,7 @@ def merged(*configs: Mapping[str, Any]) -> Config:
 
 
 def filled(config: Any, data: object) -> Any:
-    """The configuration with every string ``"data.NAME"`` replaced by that attribute of the data module."""
+    """Return a configuration with every string ``"data.NAME"`` replaced by that attribute of the data module."""
     if isinstance(config, dict):
         return {key: filled(value, data) for key, value in config.items()}
     if isinstance(config, list):

@@ -1,18 +1,14 @@
-"""Training one model from its configuration, in a process of its own."""
+"""The training of one model from its configuration."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import logging
 import math
-import os
 import time
-import warnings
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -22,13 +18,12 @@ from lightning.pytorch.cli import LightningCLI, instantiate_class
 from typing_extensions import override
 
 from lightning_stable import certify
-from lightning_stable.experiments.files import write_text
-from lightning_stable.experiments.pool import Report
+from lightning_stable.experiments.pool import Report, one_thread
 from lightning_stable.experiments.reproduce.task import Config, Run, Task, filled, merged
+from lightning_stable.experiments.results import Row, write_text
 from lightning_stable.feedforward import ConvolutionalNet
+from lightning_stable.quiet import quiet
 from lightning_stable.trainers import callbacks_of
-
-Row = dict[str, Any]
 
 
 def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Path:
@@ -37,8 +32,8 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
     Args:
         task: The task.
         run: The run.
-        folder: Folder for everything the run writes.
-        data: Its data module, set up.
+        folder: The folder for everything the run writes.
+        data: The data module, set up.
     """
     monitor = f"val_{task.metric.name}"
     checkpoint = {
@@ -61,13 +56,14 @@ def prepare(task: Task, run: Run, folder: Path, data: LightningDataModule) -> Pa
     return path
 
 
+@quiet()
 def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> Row:
     """Train a model, test the best epoch, certify it, and write ``result.json`` into the folder of the run.
 
     Returns:
-        What the results hold of it.
+        The row of the run in the results.
     """
-    _quiet()
+    one_thread()
     start = time.perf_counter()
     cli = LightningCLI(
         args=["--config", str(config)],
@@ -104,7 +100,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
 
 
 def finished(folder: Path, config: Path) -> Row | None:
-    """The row of a run that was finished with this very configuration; None otherwise."""
+    """Return the row of a run that was finished with this very configuration; None otherwise."""
     path = folder / "result.json"
     if not path.is_file():
         return None
@@ -114,19 +110,19 @@ def finished(folder: Path, config: Path) -> Row | None:
 
 
 def make_data(config: Config) -> LightningDataModule:
-    """The data module of a configuration, set up.
+    """Return the data module of a configuration, set up.
 
     Raises:
         ValueError: If it needs a folder with the data set, or has no use for one.
     """
     name: str = config["data"]["class_path"]
-    given = config["data"].get("init_args", {}).get("data_dir")
+    data_dir = config["data"].get("init_args", {}).get("data_dir")
     module, _, class_name = name.rpartition(".")
     parameter = inspect.signature(getattr(import_module(module), class_name)).parameters.get("data_dir")
-    if parameter is None and given is not None:
-        raise ValueError(f"`data_dir` has no meaning for {class_name}, which makes its data itself. Got {given!r}.")
-    if parameter is not None and parameter.default is parameter.empty and given is None:
-        raise ValueError(f"`data_dir` must be the folder with your copy of the data for {class_name}. Got None.")
+    if parameter is None and data_dir is not None:
+        raise ValueError(f"`--data-dir` has no meaning for {class_name}, which makes its own data. Got {data_dir!r}.")
+    if parameter is not None and parameter.default is parameter.empty and data_dir is None:
+        raise ValueError(f"`--data-dir` must be the folder with your copy of the data for {class_name}. Got None.")
     data: LightningDataModule = instantiate_class((), {"init_args": {}} | config["data"])
     data.prepare_data()
     data.setup("fit")
@@ -151,21 +147,8 @@ def _is_of(core: str, stable: bool | None, run: Run) -> bool:
     return core == run.core and run.window is None and (stable is None or stable == run.stable)
 
 
-def _quiet() -> None:
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # runs share the cores among themselves
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning against a newer torch
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    # The configuration is meant to say which optimizer; the command line is none of LightningCLI's.
-    warnings.filterwarnings("ignore", message=".*configure_optimizers.* will be overridden")
-    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
-
-
 class _Reporter(Callback):
-    """Passes the validation metric on after every epoch."""
+    """Reports the validation metric after every epoch."""
 
     def __init__(self, monitor: str, scale: float, report: Report) -> None:
         self._monitor, self._scale, self._report = monitor, scale, report

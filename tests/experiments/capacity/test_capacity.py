@@ -6,32 +6,23 @@ import builtins
 import csv
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from lightning_stable.commands.capacity import EXPERIMENTS
-from lightning_stable.experiments import capacity, cli
-from lightning_stable.experiments.capacity import BUDGETS, Bits, Budget, Options, Reals, Trainability
-from lightning_stable.experiments.pool import Job
+from lightning_stable import cli
+from lightning_stable.commands.capacity import ExperimentName
+from lightning_stable.experiments.capacity import capacity
+from lightning_stable.experiments.capacity.bits import Bits
+from lightning_stable.experiments.capacity.budgets import BUDGETS, Budget
+from lightning_stable.experiments.capacity.options import CapacityOptions
+from lightning_stable.experiments.capacity.reals import Reals
+from lightning_stable.experiments.capacity.trainability import Trainability
 from lightning_stable.models import CELLS
-from tests.experiments.capacity.tiny import Tiny, ignore
+from tests.experiments.capacity.tiny import Tiny
 
 COMMON = {"cell", "layers", "units", "parameters", "stable", "trials", "seconds", "seed", "hyperparameters"}
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All jobs in this process, which costs no start of another."""
-
-    def run_all(jobs: list[Job], processes: int, keep: Callable[[str, Any], str], *_: Any) -> dict[str, Exception]:
-        for job in jobs:
-            keep(job.name, job.function(*job.arguments, ignore))
-        return {}
-
-    monkeypatch.setattr(capacity, "run_all", run_all)
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -42,9 +33,10 @@ def read(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.usefixtures("here")
 def test_bits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     budget = Budget(("rnn",), (1,), (40, 80), 1, 3)
-    assert capacity.measure(Bits(), budget, tmp_path, Options(jobs=1)) == 0
+    assert capacity.measure(Bits(), budget, tmp_path, CapacityOptions(jobs=1)) == 0
     printed = capfd.readouterr().out
     assert "4 trials to go, 1 at a time, about" in " ".join(printed.split())
     assert "Fitted bits per parameter" in printed
@@ -60,16 +52,16 @@ def test_bits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert all(trial["seed"] and trial["steps"] == "3" for trial in trials)
 
     # Nothing is overwritten, and what is finished is kept.
-    with pytest.raises(ValueError, match="`out` must have no searches"):
-        capacity.measure(Bits(), budget, tmp_path, Options(jobs=1))
-    assert capacity.measure(Bits(), budget, tmp_path, Options(jobs=1, resume=True)) == 0
+    with pytest.raises(ValueError, match="`--out` must have no searches"):
+        capacity.measure(Bits(), budget, tmp_path, CapacityOptions(jobs=1))
+    assert capacity.measure(Bits(), budget, tmp_path, CapacityOptions(jobs=1, resume=True)) == 0
     assert "0 trials to go" in " ".join(capfd.readouterr().out.split())
     assert read(tmp_path) == rows
 
 
 @pytest.mark.usefixtures("here")
 def test_reals(tmp_path: Path) -> None:
-    assert capacity.measure(Reals(), Budget(("gru",), (1,), (2,), 2, 3), tmp_path, Options(jobs=1)) == 0
+    assert capacity.measure(Reals(), Budget(("gru",), (1,), (2,), 2, 3), tmp_path, CapacityOptions(jobs=1)) == 0
     for row in read(tmp_path):
         assert row.keys() >= COMMON
         assert row["reals_per_unit"] == pytest.approx(row["reals"] / 2, abs=1e-3)
@@ -80,7 +72,7 @@ def test_reals(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_trainability(tmp_path: Path) -> None:
     budget = Budget(("rnn",), (1, 2), (60,), 1, 2, ("function", "perceptron"))
-    assert capacity.measure(Trainability(), budget, tmp_path, Options(jobs=1)) == 0
+    assert capacity.measure(Trainability(), budget, tmp_path, CapacityOptions(jobs=1)) == 0
     rows = read(tmp_path)
     assert len(rows) == 8
     for row in rows:
@@ -102,14 +94,14 @@ def test_good_is_half_the_way_to_the_best_of_the_task() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_point_without_a_result_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = Tiny(broken=(1, 2))
-    assert capacity.measure(broken, Budget(("rnn",), (1,), (1,), 2, 1), tmp_path, Options(jobs=1)) == 1
+    assert capacity.measure(broken, Budget(("rnn",), (1,), (1,), 2, 1), tmp_path, CapacityOptions(jobs=1)) == 1
     printed = " ".join(capfd.readouterr().out.split())
     assert "nothing/rnn-1x3 has no result: ValueError: `x` must be whole." in printed
     assert json.loads((tmp_path / "results.json").read_text()) == []
 
 
 def test_budgets_name_cells_that_exist() -> None:
-    assert sorted(BUDGETS) == sorted(EXPERIMENTS)
+    assert sorted(BUDGETS) == sorted(get_args(ExperimentName))
     for budgets in BUDGETS.values():
         assert set(budgets["small"].cells) <= set(CELLS)
         assert set(budgets["paper"].cells) == set(CELLS)
@@ -126,19 +118,23 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(capacity, "run", fake)
     assert cli.main(["capacity", "reals"]) == 0
-    options = ["--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--jobs", "3", "--cells", "rnn", "gru"]
+    words = ["--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--jobs", "3", "--cells", "rnn", "gru"]
     more = ["--trials", "9", "--steps", "8", "--resume", "--storage", "sqlite:///there.db", "--data-dir", "data"]
-    assert cli.main(["capacity", "trainability", *options, *more]) == 0
-    assert calls[0] == ("reals", Path("runs/capacity-reals"), Options())
-    given = Options("paper", 4, 3, ("rnn", "gru"), 9, 8, True, "sqlite:///there.db", Path("data"))
-    assert calls[1] == ("trainability", tmp_path, given)
+    assert cli.main(["capacity", "trainability", *words, *more]) == 0
+    name, out, options = calls[0]
+    assert (name, out) == ("reals", Path("runs/capacity-reals"))
+    assert vars(options) == vars(CapacityOptions()) | {"experiment": "reals"}
+    name, out, options = calls[1]
+    assert (name, out) == ("trainability", tmp_path)
+    expected = CapacityOptions("paper", tmp_path, 4, 3, ("rnn", "gru"), 9, 8, True, "sqlite:///there.db", Path("data"))
+    assert vars(options) == vars(expected) | {"experiment": "trainability"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bits", "--cells", "transformer"], "`cells` must be among"),
-        (["bits", "--data-dir", "data"], "`data_dir` has a meaning for trainability only"),
+        (["bits", "--cells", "transformer"], "`--cells` must be one of"),
+        (["bits", "--data-dir", "data"], "`--data-dir` has a meaning for trainability only"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -159,9 +155,8 @@ def test_without_the_extra_there_is_one_line(
             raise ModuleNotFoundError("No module named 'optuna'", name="optuna")
         return real(name, *args, **kwargs)
 
-    for name in [name for name in sys.modules if name.startswith("lightning_stable.experiments.capacity")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("lightning_stable.experiments.capacity", raising=False)
+    monkeypatch.delitem(sys.modules, capacity.__name__)
+    monkeypatch.delattr(capacity.__name__)
     monkeypatch.setattr(builtins, "__import__", without)
     assert cli.main(["capacity", "bits"]) == 2
     error = capsys.readouterr().err

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from lightning_stable.experiments.capacity import search
 from lightning_stable.experiments.capacity.budgets import Budget
-from lightning_stable.experiments.capacity.experiment import Experiment, common
-from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Row, Trial
+from lightning_stable.experiments.capacity.experiment import Experiment
+from lightning_stable.experiments.capacity.point import Outcome, Params, Point, Trial
+from lightning_stable.experiments.results import Row
 
 POINT = Point("nothing", "rnn", 1, 3, 10, False)
 
@@ -49,9 +50,8 @@ class Tiny(Experiment):
     def seconds(self, point: Point, steps: int) -> float:
         return 0.1
 
-    def row(self, point: Point, trials: Sequence[Trial]) -> Row:
-        best = self.best(trials)
-        return {"cell": point.cell, "value": best.value, **common(point, trials, best)}
+    def values(self, point: Point, trials: Sequence[Trial], best: Trial) -> Row:
+        return {"value": best.value}
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         return [Table(title=f"{len(rows)} rows")]

@@ -1,4 +1,4 @@
-"""A whole task, small, in processes of its own."""
+"""A whole task, small, in another process."""
 
 import csv
 import json
@@ -10,10 +10,12 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI, instantiate_class
 
-from lightning_stable import certify, cli, reproduce
-from lightning_stable.experiments.files import write_text
-from lightning_stable.experiments.reproduce import Options
+from lightning_stable import certify, cli
+from lightning_stable.experiments.reproduce import reproduce
+from lightning_stable.experiments.reproduce.options import ReproduceOptions
 from lightning_stable.experiments.reproduce.task import read_task
+from lightning_stable.experiments.reproduce.train import finished
+from lightning_stable.experiments.results import write_text
 
 TEXT = """
 title: Linear system
@@ -75,11 +77,13 @@ def read(out: Path) -> dict[tuple[str, bool, int | None], dict[str, Any]]:
     return {(row["core"], row["stable"], row["window"]): row for row in rows}
 
 
-def test_a_task_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_task_from_end_to_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     task, out = read_task(TEXT, "linear"), tmp_path / "out"
-    assert reproduce.reproduce(task, out, Options(only=ONLY, jobs=2, seed=7)) == 0
+    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seed=7)) == 0
     printed = capfd.readouterr().out
-    assert "3 models to train, 2 at a time, about" in printed
+    assert "3 models to train, 1 at a time, about" in printed
     assert "What to expect." in printed
     assert "nothing learned" in printed
     assert "0.5 a" in printed
@@ -113,21 +117,20 @@ def test_a_task_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str
     again.trainer.fit(again.model, datamodule=again.datamodule)
     assert again.trainer.callback_metrics["val_loss"].item() >= stable["validation"]
 
+    request.getfixturevalue("here")  # one start of another process is enough
     # What is finished is kept, what was changed or is missing is trained.
     (out / "runs" / "tcn" / "result.json").unlink()
     marked = out / "runs" / "rnn-stable" / "result.json"
     content = json.loads(marked.read_text())
     content["row"]["test"] = 123.0
     marked.write_text(json.dumps(content))
-    assert reproduce.reproduce(task, out, Options(only=ONLY, jobs=1, seed=7, resume=True)) == 0
+    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seed=7, resume=True)) == 0
     assert "1 models to train" in capfd.readouterr().out.replace("1 model ", "1 models ")
     assert read(out)["rnn", True, None]["test"] == 123.0
     assert read(out)["tcn", False, None]["test"] == tcn["test"]
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_finished(tmp_path: Path) -> None:
-    from lightning_stable.experiments.reproduce.train import finished
-
     config = write_text(tmp_path / "config.yaml", yaml.safe_dump({"seed_everything": 1}))
     assert finished(tmp_path, config) is None
     result = {"row": {"test": 1.0}, "config": config.read_text()}
@@ -137,9 +140,10 @@ def test_what_was_trained_otherwise_is_not_taken_for_finished(tmp_path: Path) ->
     assert finished(tmp_path, config) is None
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = TEXT.replace("kernel_size: 2", "kernel_size: -2")
-    options = Options(only=("rnn", "tcn"), jobs=1)
+    options = ReproduceOptions(only=("rnn", "tcn"), jobs=1)
     assert reproduce.reproduce(read_task(broken, "linear"), tmp_path, options) == 1
     printed = capfd.readouterr().out
     assert "tcn failed:" in printed
@@ -148,8 +152,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capfd: pytest
 
 
 def test_unknown_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`only` must name runs of the task: rnn, rnn-k3, .* Got 'gpt'"):
-        reproduce.reproduce(read_task(TEXT, "linear"), tmp_path, Options(only=("gpt",)))
+    with pytest.raises(ValueError, match=r"`--only` must name runs of the task: rnn, rnn-k3, .* Got 'gpt'"):
+        reproduce.reproduce(read_task(TEXT, "linear"), tmp_path, ReproduceOptions(only=("gpt",)))
 
 
 def test_half_written_files_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +171,7 @@ def test_half_written_files_are_not_left(tmp_path: Path, monkeypatch: pytest.Mon
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
-    def fake(task: Any, out: Path, options: Options) -> int:
+    def fake(task: Any, out: Path, options: ReproduceOptions) -> int:
         calls.append((task.name, out, options))
         return 0
 
@@ -175,13 +179,18 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cli.main(["reproduce", "copy"]) == 0
     arguments = ["--data-dir", "data", "--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--baselines"]
     assert cli.main(["reproduce", "jsb", *arguments, "--resume", "--jobs", "3", "--only", "rnn", "tcn"]) == 0
-    assert calls[0] == ("copy", Path("runs/copy"), Options())
-    assert calls[1] == ("jsb", tmp_path, Options("paper", Path("data"), 4, True, True, 3, ("rnn", "tcn")))
+    task, out, options = calls[0]
+    assert (task, out) == ("copy", Path("runs/copy"))
+    assert vars(options) == vars(ReproduceOptions()) | {"task": "copy"}
+    task, out, options = calls[1]
+    assert (task, out) == ("jsb", tmp_path)
+    expected = ReproduceOptions(tmp_path, Path("data"), "paper", 4, True, True, 3, ("rnn", "tcn"))
+    assert vars(options) == vars(expected) | {"task": "jsb"}
 
 
 def test_an_option_that_does_not_fit_the_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["reproduce", "copy", "--data-dir", "data", "--out", str(tmp_path / "out")]) == 2
-    assert "`data_dir`" in capsys.readouterr().err
+    assert "`--data-dir` has no meaning" in capsys.readouterr().err
     assert cli.main(["reproduce", "atis", "--out", str(tmp_path / "out")]) == 2
-    assert "data_dir" in capsys.readouterr().err
+    assert "`--data-dir` must be the folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

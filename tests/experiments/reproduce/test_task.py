@@ -1,13 +1,13 @@
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from lightning.pytorch.cli import instantiate_class
 
-from lightning_stable.cli import TASKS
-from lightning_stable.experiments.reproduce import BUDGETS, load_task, task_names
-from lightning_stable.experiments.reproduce.task import filled, merged, read_task
+from lightning_stable.commands.reproduce import TaskName
+from lightning_stable.experiments.reproduce.options import BudgetName
+from lightning_stable.experiments.reproduce.task import filled, load_task, merged, read_task, task_names
 from lightning_stable.models import CELLS, CORES
 
 TEXT = """
@@ -85,11 +85,11 @@ def test_unknown_task() -> None:
 
 # The files ------------------------------------------------------------------------------------------------------------
 def test_every_task_has_a_file() -> None:
-    assert sorted(TASKS) == task_names()
+    assert sorted(get_args(TaskName)) == task_names()
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", get_args(TaskName))
+@pytest.mark.parametrize("budget", get_args(BudgetName))
 def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) -> None:
     task = load_task(name)
     assert task.cells.keys() <= CELLS.keys()

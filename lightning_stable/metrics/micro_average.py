@@ -1,4 +1,4 @@
-"""Averages of losses that are already there, exact over any number of batches and devices."""
+"""Averages of losses that a model has computed, exact over any number of batches and devices."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torchmetrics import Metric
 
 
 class MicroAverage(Metric):
-    """Sum of the losses over their number, of everything seen since the last reset.
+    """The sum of the losses over their number, of everything seen since the last reset; nan without a loss.
 
-    A micro average: each token or frame counts the same, whatever the length of the batch it came in and the device it
-    was scored on. Without one it is nan.
+    This is a micro average: each token or frame counts the same, whatever the length of its batch and the device that
+    scored it.
     """
 
     # torchmetrics' own means (and its text.Perplexity) sum in float32, which loses digits over millions of tokens.
@@ -32,11 +32,11 @@ class MicroAverage(Metric):
         """Add tokens or frames.
 
         Args:
-            nll: negative log-likelihoods in nats: one per token or frame, of any shape, or already summed.
-            count: number of tokens or frames in ``nll``; by default its number of elements.
+            nll: Negative log-likelihoods in nats: one per token or frame, of any shape, or already summed.
+            count: Number of tokens or frames in ``nll``; by default its number of elements.
 
         Raises:
-            ValueError: if ``count`` is negative.
+            ValueError: If ``count`` is negative.
         """
         if isinstance(count, int) and count < 0:
             raise ValueError(f"`count` must not be negative. Got {count}.")
@@ -49,10 +49,10 @@ class MicroAverage(Metric):
         return self.total / self.count
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Synchronize the processes, all of them in the same precision."""
+        """Synchronize the processes, all of which sum in the same precision."""
         self._widen()  # a process without a token has not been there yet
         super().sync(*args, **kwargs)
 
     def _widen(self) -> None:
-        # Done late because ``model.to("mps")`` fails on float64 and ``model.to(torch.bfloat16)`` would narrow it.
+        # Not in the constructor: ``model.to("mps")`` fails on float64 and ``model.to(torch.bfloat16)`` would narrow it.
         self.total = self.total.to(torch.float32 if self.total.device.type == "mps" else torch.float64)

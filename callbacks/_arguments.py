@@ -1,0 +1,51 @@
+"""Arguments that several callbacks take, checked in the constructor and against the model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from lightning_stable import checks
+from lightning_stable.recurrence import Recurrence, recurrences_by_module
+from lightning_stable.stability.inputs.sets import as_input_set
+
+
+def module_patterns(modules: str | Iterable[str] | None) -> list[str] | None:
+    """Return the patterns of module names; None stands for all modules.
+
+    Raises:
+        TypeError: If ``modules`` holds something other than strings.
+        ValueError: If there is no pattern.
+    """
+    patterns = checks.patterns("modules", modules)
+    if patterns == []:
+        raise ValueError("`modules` must name at least one pattern, or be None for all modules. Got [].")
+    return patterns
+
+
+def checked_input_bound(input_bound: Any) -> Any:
+    """Return ``input_bound`` as it was given; whether it names recurrences of a model is for the model to say.
+
+    Raises:
+        TypeError: If it is no bound.
+        ValueError: If it is a bound that no input can have.
+    """
+    if input_bound is not None:
+        for bound in input_bound.values() if isinstance(input_bound, Mapping) else (input_bound,):
+            as_input_set(bound)
+    return input_bound
+
+
+def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str, list[Recurrence]]:
+    """Return the recurrences of the model of a run, by the name of their module.
+
+    Raises:
+        MisconfigurationException: If there is none, a pattern matches none, or recurrent weights are parametrized.
+    """
+    try:
+        return recurrences_by_module(model, modules)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

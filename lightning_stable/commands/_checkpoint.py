@@ -1,0 +1,110 @@
+"""The checkpoint of a command: its options, its model, and the input set as the command line writes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+    from lightning_stable.checkpoints import Checkpoint
+    from lightning_stable.stability import InputSet, StabilityReport
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Parse ``NAME=VALUE``; the value is JSON, True, False, None or a string."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must have the form NAME=VALUE. Got {text}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, {"True": True, "False": False, "None": None}.get(value, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """The options of all commands that read a checkpoint.
+
+    Attributes:
+        checkpoint: Checkpoint that a Trainer saved; no code in it is run.
+        input_bound: What is known about the inputs of the recurrences: a number B (every |x| <= B), active:COUNT (at
+            most COUNT entries are not 0, each in [0, 1]), l2:RADIUS or box:LOW:HIGH (default: what follows from the
+            model itself, then the range of the inputs seen).
+        class_path: The LightningModule (default: the class the checkpoint names, if it is one of
+            lightning_stable.models).
+        arguments: Argument of the class that the checkpoint does not hold; may be repeated.
+    """
+
+    checkpoint: Path = field(metadata={"metavar": "CKPT"})
+    input_bound: str | None = field(default=None, metadata={"metavar": "VALUE"})
+    class_path: str | None = field(default=None, metadata={"metavar": "PKG.MODULE.CLASS"})
+    arguments: tuple[tuple[str, Any], ...] = field(
+        default=(),
+        metadata={"flag": "--set", "action": "append", "nargs": None, "type": assignment, "metavar": "NAME=VALUE"},
+    )
+
+    def load(self) -> tuple[LightningModule, Checkpoint]:
+        """Return the model, in evaluation mode, and the checkpoint it comes from.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read, or does not fit the class.
+        """
+        from lightning_stable.checkpoints import load_model, read_checkpoint
+
+        checkpoint = read_checkpoint(self.checkpoint)
+        return load_model(checkpoint, self.class_path, dict(self.arguments)), checkpoint
+
+
+def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bound: str | None) -> StabilityReport:
+    """Certify a model; where its inputs are unknown, for the range that a callback recorded in training.
+
+    Args:
+        model: The model, in evaluation mode.
+        checkpoint: The checkpoint it comes from.
+        input_bound: The input set as the command line writes it; None takes what follows from the model.
+
+    Raises:
+        ValueError: As :func:`~lightning_stable.certify`.
+    """
+    from lightning_stable import certify
+    from lightning_stable.checkpoints import recorded_inputs
+    from lightning_stable.recurrence import find_recurrences
+
+    if input_bound is not None:
+        return certify(model, input_bound=parse_input_bound(input_bound))
+    report, recorded = certify(model), recorded_inputs(checkpoint)
+    unbounded = {layer.name for layer in report.layers if not math.isfinite(layer.rate)}
+    unknown = {r.module_name for r in find_recurrences(model) if r.name in unbounded}
+    ranges = {name: recorded[name] for name in unknown & recorded.keys()}
+    return certify(model, input_bound=ranges) if ranges else report
+
+
+def parse_input_bound(text: str) -> InputSet:
+    """Return the input set that a number, ``active:COUNT``, ``l2:RADIUS`` or ``box:LOW:HIGH`` stands for.
+
+    Raises:
+        ValueError: If the text is none of them.
+    """
+    from lightning_stable.stability import ActiveEntries, Box, L2Ball
+    from lightning_stable.stability.inputs.sets import SupNorm
+
+    kinds: dict[str, Callable[..., InputSet]] = {
+        "active": lambda count: ActiveEntries(int(count)),
+        "l2": lambda radius: L2Ball(float(radius)),
+        "box": lambda low, high: Box(float(low), float(high)),
+    }
+    kind, *numbers = text.split(":")
+    try:
+        return kinds[kind](*numbers) if numbers else SupNorm(float(kind))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "`--input-bound` must be a finite number of at least 0, active:COUNT, l2:RADIUS, or box:LOW:HIGH with "
+            f"LOW <= HIGH. Got {text!r}."
+        ) from error

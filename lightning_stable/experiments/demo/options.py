@@ -1,0 +1,40 @@
+"""The options of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lightning_stable.options import Positive, between
+
+CellName = Literal["rnn", "irnn", "ugrnn", "gru", "lstm", "intersection"]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What both trainings have in common, and what is asked of the stable one.
+
+    Attributes:
+        out: Folder for results.
+        epochs: Epochs per model.
+        cell: Recurrent cell.
+        hidden_size: Recurrent units.
+        rate: Largest certified rate.
+        gate_bound: Largest value of the forget or update gate (default: rate squared).
+        window: Inputs the twins see.
+        distance_steps: Steps of the last comparison.
+        seed: Seed of both trainings.
+        limit_batches: Batches per epoch, for a quick look (default: all).
+    """
+
+    out: Path = Path("runs/demo")
+    epochs: Positive = 6
+    cell: CellName = "lstm"
+    hidden_size: Positive = 128
+    rate: Annotated[float, between("(0, 1)")] = 0.99
+    gate_bound: Annotated[float, between("(0, 1)")] | None = None
+    window: Positive = 10
+    distance_steps: Positive = 80
+    seed: int = 1
+    limit_batches: Positive | None = None

@@ -1,0 +1,65 @@
+"""Files of results, which are either whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+Row = dict[str, Any]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file in one piece and return its path: a reader sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV, in one piece, with the keys of the first row as columns; return the path."""
+    lines = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return write_text(path, lines.getvalue())
+
+
+def write_results(folder: Path, rows: Sequence[Row], **flat: Callable[[Row], object]) -> None:
+    """Write rows as ``results.json`` and ``results.csv``.
+
+    Args:
+        folder: The folder of both files.
+        rows: The rows, ready for JSON.
+        **flat: For columns of the CSV that replace a nested value: what they hold of a row.
+    """
+    write_text(folder / "results.json", json.dumps(rows, indent=1))
+    write_csv(folder / "results.csv", [row | {key: value(row) for key, value in flat.items()} for row in rows])
+
+
+def show(console: Console, **values: object) -> None:
+    """Print a line for every value, its name in front; paths are not broken."""
+    width = max(map(len, values)) + 1
+    for name, value in values.items():
+        console.print(f"{f'{name}:':{width}} {value}", highlight=False, soft_wrap=True)
+
+
+def show_failures(console: Console, failures: Mapping[str, Exception]) -> None:
+    """Print a line for every job that failed."""
+    for name, error in failures.items():
+        console.print(f"{name} failed: {error}", style="red", highlight=False)

@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol, runtime_checkable
+
+import lightning.pytorch as L
+import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch import strategies as lightning_strategies
+from torch import nn
+
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval
+from tests.helpers import trainer
+
+
+class First(Callback):
+    pass
+
+
+class Second(First):
+    def table_entries(self) -> None: ...
+
+
+@runtime_checkable
+class Tabulated(Protocol):
+    def table_entries(self) -> None: ...
+
+
+def test_callbacks_of_a_kind_keep_their_order(tmp_path: Path) -> None:
+    callbacks = [Second(), First(), Second()]
+    run = trainer(tmp_path, *callbacks)
+    assert callbacks_of(run, First) == callbacks
+    assert callbacks_of(run, Second) == callbacks[::2]
+    assert callbacks_of(run, Tabulated) == callbacks[::2]  # type: ignore[type-abstract]
+    assert callbacks_of(run, Path) == []
+
+
+def test_logging_interval(tmp_path: Path) -> None:
+    assert logging_interval(trainer(tmp_path, log_every_n_steps=7)) == 7
+    assert logging_interval(trainer(tmp_path, log_every_n_steps=0)) == 0
+
+
+def strategy(name: str, package: Any) -> Any:
+    kind = getattr(package, name)
+    return SimpleNamespace(strategy=kind.__new__(kind))
+
+
+WHOLE, SHARDED = ("SingleDeviceStrategy", "DDPStrategy"), ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *SHARDED])
+def test_strategies_of_both_packages(name: str) -> None:
+    other = pytest.importorskip("pytorch_lightning.strategies")
+    for package in (lightning_strategies, other):
+        run = strategy(name, package)
+        if name in WHOLE:
+            check_strategy(run, "The asker", "whole matrices")
+        else:
+            with pytest.raises(
+                MisconfigurationException, match=rf"^The asker needs whole matrices, .* Got strategy {name}; use"
+            ):
+                check_strategy(run, "The asker", "whole matrices")
+
+
+def test_modules_of_both_packages() -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    for package in (L, other):
+        assert lightning_class(package.LightningModule()) is package.LightningModule
+    assert lightning_class(nn.Linear(1, 1)) is lightning_class(None) is None
+
+
+def test_a_strategy_of_ones_own_is_one_of_its_base() -> None:
+    class Own(lightning_strategies.DDPStrategy):
+        pass
+
+    check_strategy(strategy("Own", SimpleNamespace(Own=Own)), "The asker", "whole matrices")
+    with pytest.raises(MisconfigurationException, match="Got strategy str; use 'ddp' or 'auto'"):
+        check_strategy(SimpleNamespace(strategy="ddp"), "The asker", "whole matrices")  # type: ignore[arg-type]
+
+
+def test_the_other_package_is_not_imported_for_the_question() -> None:
+    script = """
+import sys
+from types import SimpleNamespace
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_stable.trainers import check_strategy
+check_strategy(SimpleNamespace(strategy=SingleDeviceStrategy("cpu")), "The asker", "whole matrices")
+assert "pytorch_lightning" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
