@@ -417,8 +417,8 @@ def test_a_mapping_names_modules_or_layers() -> None:
         ({"input_bound": torch.ones(4)}, r"`input_bound` of 'core' must be for 3 features. Got one for 4: |x| <= 1"),
         ({"input_bound": {"core.l0": FiniteSet(torch.eye(2))}}, r"of 'core.l0' must be for 3 features. Got one for 2"),
         ({"norm": "frobenius"}, r"`norm` must be one of \('row', 'tight', 'l2'\) for the gru recurrence 'core.l0'"),
-        ({"state_bound": 0.5}, r"`state_bound` must be a number in \[1, inf\). Got 0.5"),
-        ({"state_bound": math.inf}, r"`state_bound` must be a number in \[1, inf\). Got inf"),
+        ({"state_bound": -0.5}, r"`state_bound` must be a number in \[0, inf\). Got -0.5"),
+        ({"state_bound": math.inf}, r"`state_bound` must be a number in \[0, inf\). Got inf"),
         ({"modules": "encoder"}, "`modules` pattern matches no recurrent module. Got 'encoder'"),
     ],
 )
@@ -437,7 +437,7 @@ def test_arguments_that_are_not_understood(verb: Any, kwargs: dict[str, Any], me
         ({"input_bound": {"core": "2"}}, "`input_bound` must be a number, an input set"),
         ({"input_bound": "2"}, "`input_bound` must be a number, an input set"),
         ({"norm": 2}, "`norm` must be a string. Got 2"),
-        ({"state_bound": "1"}, r"`state_bound` must be a number in \[1, inf\). Got '1'"),
+        ({"state_bound": "1"}, r"`state_bound` must be a number in \[0, inf\). Got '1'"),
         ({"modules": 1}, "`modules` must be a name pattern, several of them, or None. Got 1"),
     ],
 )

@@ -425,10 +425,22 @@ def test_inputs_that_are_not_finite_are_no_range(broken: float) -> None:
 
 def test_recurrences_that_rest_on_no_inputs_are_not_watched() -> None:
     model = Model("rnn", bounded=False)
-    Projector(model, CONSTRAINT).attach()
-    assert not model.core._forward_pre_hooks
-    Projector(model, CONSTRAINT, input_bound=1.0).attach()
-    assert model.core._forward_pre_hooks
+    projector = Projector(model, CONSTRAINT)
+    projector.attach()
+    model(torch.ones(1, 2, FEATURES))
+    assert not projector.monitor.ranges
+    assert not projector.monitor.excess
+    bounded = Projector(model, CONSTRAINT, input_bound=0.5)
+    bounded.attach()
+    model(torch.ones(1, 2, FEATURES))
+    report = bounded.certify()
+    assert (report.guarantee, report.input_excess) == ("guaranteed", pytest.approx(0.5, abs=1e-5))  # the rate rests on no inputs
+    assert report.required_window(1e-2) is None  # the windows do
+
+
+def left(projector: Projector) -> dict[str, str | None]:
+    """Layers whose inputs were seen outside their set, with the reason why there is no certificate."""
+    return {layer.name: layer.reason for layer in projector.certify().layers if layer.input_excess > 0}
 
 
 @pytest.mark.parametrize(
@@ -454,13 +466,13 @@ def test_bounds_of_single_layers(bound: Any, recorded: bool) -> None:
     report = projector.certify()
     assert report.rate <= RATE
     assert report.layers[0].guarantee == ("data" if recorded and "core.l0" not in bound else "guaranteed")
-    assert not projector.uncovered_inputs()
+    assert not left(projector)
     if not recorded or "core.l0" in bound:
         model(torch.full((1, 2, FEATURES), 5.0))
-        assert all("lie outside its input set" in message for message in projector.uncovered_inputs().values())
-        assert projector.uncovered_inputs().keys() == (
-            {"core"} if not isinstance(bound, dict) or "core" in bound else bound.keys()
-        )
+        reasons = left(projector)
+        assert all("lie outside its input set" in (reason or "") for reason in reasons.values())
+        assert reasons.keys() == ({"core.l0"} if recorded else {"core.l0", "core.l0_reverse"})
+        assert projector.certify().guarantee == "none"
 
 
 @pytest.mark.parametrize(
@@ -478,11 +490,13 @@ def test_inputs_outside_their_set(input_set: Any, inside: list[float], outside: 
     projector = Projector(model, CONSTRAINT, input_bound=input_set)
     projector.attach()
     model(torch.tensor([[inside]]))
-    assert projector.uncovered_inputs() == {}
+    assert not left(projector)
     model(torch.tensor([[outside]]))
-    model(torch.tensor([[inside, [math.nan] * FEATURES]]))  # not finite: no input at all
-    (message,) = projector.uncovered_inputs().values()
-    assert message.startswith(f"Inputs of 'core' lie outside its input set ({input_set.describe()}) by {by:.4g}; ")
+    reason = next(iter(left(projector).values()))
+    assert reason is not None
+    assert reason.startswith(f"Inputs of 'core' lie outside its input set ({input_set.describe()}) by {by:.4g}. ")
+    model(torch.tensor([[inside, [math.nan] * FEATURES]]))
+    assert projector.certify().input_excess == math.inf
 
 
 def test_inputs_are_compared_in_full_precision() -> None:
@@ -493,7 +507,7 @@ def test_inputs_are_compared_in_full_precision() -> None:
     projector.attach()
     with torch.autocast("cpu", torch.bfloat16):
         model(beta.expand(1, 2, -1))
-    assert projector.uncovered_inputs() == {}
+    assert not left(projector)
 
 
 def test_switched_off() -> None:
@@ -503,7 +517,7 @@ def test_switched_off() -> None:
         projector.attach()
     known.monitor.checking = unknown.monitor.recording = False
     model(torch.ones(1, 2, FEATURES))
-    assert not known.uncovered_inputs()
+    assert not left(known)
     assert unknown.unseen_inputs()
 
 
@@ -540,7 +554,7 @@ def test_an_input_outside_its_set_in_another_process() -> None:
     projector = Projector(Model("gru"), CONSTRAINT, input_bound=1.0, reduce_max=reduce_max)
     projector.project(strict=False)
     reduce_max.assert_not_called()  # nothing is recorded, so nothing need be told
-    assert "by 2.5;" in projector.uncovered_inputs()["core"]
+    assert "by 2.5." in str(left(projector)["core.l0"])
 
 
 def test_ranges_of_an_earlier_run() -> None:
