@@ -81,12 +81,11 @@ class StateGradientCallback(Callback):
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
-        for name, value in (("max_lag", max_lag), ("num_batches", num_batches), ("every_n_epochs", every_n_epochs)):
-            checks.integer(name, value)
-        if loss is not None:
-            checks.text("loss", loss)
-        self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
-        self.loss, self.input_bound = loss, input_bound
+        self.max_lag = checks.integer("max_lag", max_lag)
+        self.num_batches = checks.integer("num_batches", num_batches)
+        self.every_n_epochs = checks.integer("every_n_epochs", every_n_epochs)
+        self.loss = None if loss is None else checks.text("loss", loss)
+        self.input_bound = input_bound
         self.modules = checks.patterns("modules", modules)
         self.figures = check_folder(figures)
         self.reports: dict[str, StateGradients] = {}

@@ -70,10 +70,9 @@ class TruncationProfileCallback(Callback):
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
-        for name, value in (("max_window", max_window), ("every_n_epochs", every_n_epochs)):
-            checks.integer(name, value)
-        checks.number("tolerance", tolerance, "(0, inf)")
-        self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
+        self.max_window = checks.integer("max_window", max_window)
+        self.tolerance = checks.number("tolerance", tolerance, "(0, inf)")
+        self.every_n_epochs = checks.integer("every_n_epochs", every_n_epochs)
         self.modules = checks.patterns("modules", modules)
         self.input_bound, self.figures = input_bound, check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}

@@ -55,7 +55,7 @@ def gradient_norms(
         ValueError: If ``max_lag`` is no positive integer, the module is not recurrent, bidirectional or windowed, or
             inputs, states or gradients do not fit it.
     """
-    checks.integer("max_lag", max_lag)
+    max_lag = checks.integer("max_lag", max_lag)
     run = _Run.of(recurrent, inputs, state)
     if output_gradients is None and state_gradients is None:
         cotangent = _normed(_random(run.after, seed))[0]
@@ -95,7 +95,7 @@ def lyapunov_exponents(
     Raises:
         ValueError: As :func:`gradient_norms`, or if ``max_iterations`` is no positive integer.
     """
-    checks.integer("max_iterations", max_iterations)
+    max_iterations = checks.integer("max_iterations", max_iterations)
     run = _Run.of(recurrent, inputs, state)
     steps = [run.linear_step(position) for position in range(len(run.inputs))]
     lengths = run.valid.sum(0)

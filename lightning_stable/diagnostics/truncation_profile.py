@@ -63,7 +63,7 @@ class TruncationProfile:
         Raises:
             ValueError: If the tolerance is not a positive number.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
         above = (~(self.max_error <= tolerance)).nonzero()
         first = int(above[-1]) + 2 if len(above) else 1
         return first if first <= len(self.windows) else None
@@ -120,7 +120,7 @@ def truncation_profile(
     Raises:
         ValueError: If ``max_window`` is no positive integer, the module is not recurrent, or inputs do not fit it.
     """
-    checks.integer("max_window", max_window)
+    max_window = checks.integer("max_window", max_window)
     stacks = stacks_of(recurrent)
     layout = Layout.of(recurrent, inputs)
     layout.check(recurrent, None)

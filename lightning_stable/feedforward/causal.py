@@ -83,22 +83,14 @@ class ConvolutionalNet(nn.Module, ABC):
         self, input_size: int, hidden_size: int, num_layers: int, kernel_size: int, dropout: float, causal: bool
     ) -> None:
         super().__init__()
-        sizes = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "kernel_size": kernel_size,
-        }
-        for name, size in sizes.items():
-            checks.integer(name, size)
-        checks.number("dropout", dropout, "[0, 1)")
-        checks.boolean("causal", causal)
+        self.input_size = checks.integer("input_size", input_size)
+        self.output_size = checks.integer("hidden_size", hidden_size)
+        checks.integer("num_layers", num_layers)
+        checks.integer("kernel_size", kernel_size)
+        self.causal = checks.boolean("causal", causal)
         if not causal and kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd with causal=False, to have a middle. Got {kernel_size}.")
-        self.input_size = input_size
-        self.output_size = hidden_size
-        self.causal = causal
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(checks.number("dropout", dropout, "[0, 1)"))
 
     @abstractmethod
     def evaluate(self, hidden: Tensor, padding: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
         ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module is
             bidirectional or a cell.
     """
-    checks.integer("window", window)
+    window = checks.integer("window", window)
     for recurrence in find_recurrences(module):
         if not recurrence.takes_sequences or bool(getattr(recurrence.module, "bidirectional", False)):
             raise ValueError(

@@ -336,17 +336,17 @@ def test_what_cannot_be_measured_is_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"max_lag": 0}, "`max_lag` must be a positive integer. Got 0"),
-        ({"num_batches": 1.5}, "`num_batches` must be a positive integer. Got 1.5"),
-        ({"every_n_epochs": True}, "`every_n_epochs` must be a positive integer. Got True"),
-        ({"loss": ""}, "`loss` must be the name of a logged value, or None. Got ''"),
-        ({"figures": 3}, "`figures` must be the path of a folder, or None. Got 3"),
+        ({"max_lag": 0}, ValueError, "`max_lag` must be a positive integer. Got 0"),
+        ({"num_batches": 1.5}, TypeError, "`num_batches` must be a positive integer. Got 1.5"),
+        ({"every_n_epochs": True}, TypeError, "`every_n_epochs` must be a positive integer. Got True"),
+        ({"loss": ""}, ValueError, "`loss` must not be empty. Got ''"),
+        ({"figures": 3}, (TypeError, ValueError), "`figures` must be the path of a folder, or None. Got 3"),
     ],
 )
-def test_wrong_argument(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_argument(arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
         StateGradientCallback(**arguments)
 
 

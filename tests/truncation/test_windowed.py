@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from lightning_stable import certify, project_
 from lightning_stable.recurrence import Recurrence, register_recurrence_factory
 from lightning_stable.recurrence.base import State as Parts
-from lightning_stable.truncation import Windowed, evaluate, fused, truncate
+from lightning_stable.truncation import Windowed, truncate
+from lightning_stable.truncation.exact import evaluate, fused
 from tests.nets import CELLS, LAYERS, net
 from tests.recurrence.test_registry import LeakyCell, LeakyRecurrence
 from tests.truncation.brute import each, flat, gradients, own, restarted, restarted_cell, same, start_state

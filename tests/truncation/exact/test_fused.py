@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.truncation.exact import evaluate, fused, truncate
+from lightning_stable.truncation import truncate
+from lightning_stable.truncation.exact import evaluate, fused
 from lightning_stable.truncation.exact.fused import fused_kernels, fused_window_rows
 from lightning_stable.truncation.exact.rows import advance_rows, window_rows
 from lightning_stable.truncation.exact.stack import Stack, States, stacks_of
