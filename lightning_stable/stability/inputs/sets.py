@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
 
 
@@ -212,7 +211,7 @@ class FiniteSet(InputSet):
         """Smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
-            products = product(points, weight.mT)
+            products = points @ weight.mT
             return Interval(products.amin(0), products.amax(0))
         # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
         total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
@@ -222,13 +221,13 @@ class FiniteSet(InputSet):
     def highest(self, weight: Tensor) -> Tensor:
         """Without a look at the smallest products."""
         if self.drop_probability == 0:
-            return product(weight, self.points.detach().to(weight).mT).amax(1)
+            return (weight @ self.points.detach().to(weight).mT).amax(1)
         return self.drive(weight).high
 
     def maximizer(self, weight: Tensor) -> Tensor:
         """The point with the largest product; under dropout with the entries that lower it dropped."""
         points = self.points.detach().to(weight)
-        products = product(points, weight.mT)
+        products = points @ weight.mT
         if self.drop_probability == 0:
             return points[products.max(0).indices]  # faster than argmax over the first dimension
         best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)

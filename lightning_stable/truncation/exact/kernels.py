@@ -13,7 +13,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product, tanh
 from lightning_stable.recurrence import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
@@ -83,8 +82,8 @@ class RNNKernel(Kernel):
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
         """One product and the nonlinearity in place."""
-        total = pre if state is None else product(state[0], weights.hidden.t(), pre)
-        return (tanh(total) if self.tanh else total.relu(),), ()
+        total = pre if state is None else torch.addmm(pre, state[0], weights.hidden.t())
+        return (total.tanh() if self.tanh else total.relu(),), ()
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
@@ -97,7 +96,7 @@ class RNNKernel(Kernel):
             _tanh_backward(grad, value, grad_input=pre)
         else:
             torch.mul(grad, value > 0, out=pre)
-        return pre, pre, [None if before is None else product(pre, weights.hidden)]
+        return pre, pre, [None if before is None else pre @ weights.hidden]
 
 
 class LSTMKernel(Kernel):
@@ -121,12 +120,12 @@ class LSTMKernel(Kernel):
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
         """One product, then everything in place."""
         units = pre.shape[1] // 4
-        gates = pre.clone() if state is None else product(state[0], weights.hidden.t(), pre)
+        gates = pre.clone() if state is None else torch.addmm(pre, state[0], weights.hidden.t())
         gates[:, : 3 * units].sigmoid_()
         i, f, o, g = gates.chunk(self.gates, 1)
-        g.copy_(tanh(g))
+        g.tanh_()
         cell = i * g if state is None else torch.mul(f, state[1]).addcmul_(i, g)
-        squashed = tanh(cell)
+        squashed = cell.tanh()
         return (o * squashed, cell), (gates, squashed)
 
     def backward(
@@ -154,7 +153,7 @@ class LSTMKernel(Kernel):
         _tanh_backward(tanhs, g, grad_input=tanhs)
         if before is None:
             return pre, pre, [None, None]
-        return pre, pre, [product(pre, weights.hidden), through.mul_(f)]
+        return pre, pre, [pre @ weights.hidden, through.mul_(f)]
 
 
 class GRUKernel(Kernel):
@@ -180,11 +179,11 @@ class GRUKernel(Kernel):
             gates = pre[:, : 2 * units].sigmoid()
             candidate = weights.hidden_bias.expand(len(pre), units)
         else:
-            hidden = product(state[0], weights.hidden.t())
+            hidden = state[0] @ weights.hidden.t()
             gates = hidden[:, : 2 * units].add_(pre[:, : 2 * units]).sigmoid_()
             candidate = hidden[:, 2 * units :].add_(weights.hidden_bias)
         reset, update = gates.chunk(2, 1)
-        new = tanh(torch.addcmul(pre[:, 2 * units :], reset, candidate))
+        new = torch.addcmul(pre[:, 2 * units :], reset, candidate).tanh_()
         after = new - update * new if state is None else torch.lerp(new, state[0], update)
         return (after,), (gates, candidate, new)
 
@@ -205,7 +204,7 @@ class GRUKernel(Kernel):
         torch.mul(grad, -new if before is None else before[0] - new, out=pre[:, units : 2 * units])
         _sigmoid_backward(sigmoids, gates, grad_input=sigmoids)
         hidden = torch.cat((sigmoids, tanhs * reset), 1)
-        return pre, hidden, [None if before is None else product(hidden, weights.hidden, kept)]
+        return pre, hidden, [None if before is None else torch.addmm(kept, hidden, weights.hidden)]
 
 
 def kernel_of(recurrence: Recurrence) -> Kernel | None:
