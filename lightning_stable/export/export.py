@@ -23,10 +23,10 @@ from lightning_stable.export.quiet import quiet
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
 from lightning_stable.export.windows import recurrent_modules
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
-from lightning_stable.truncation.windowed import original_class
 
 _NAMES = (("input", "count", "recent"), ("output", "next_count", "next_recent"))
 

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.recurrence.base import State
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.exact.stack import Stack, States, stacks_of
 from lightning_stable.truncation.truncate import truncate
-from lightning_stable.truncation.windowed import Windowed, original_class, windowed_class
+from lightning_stable.truncation.windowed import Windowed, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from lightning_stable import checks
 from lightning_stable.copying import ModuleT, copied
 from lightning_stable.recurrence import find_recurrences, recurrences_of
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import registered_type
-from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, original_class, windowed_class
+from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
 
 
 def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bool | None = None) -> ModuleT:

@@ -10,8 +10,9 @@ from torch import nn
 from lightning_stable import checks
 from lightning_stable.copying import copied
 from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
-from lightning_stable.truncation.windowed import Windowed, original_class, windowed_class
+from lightning_stable.truncation.windowed import Windowed, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lightning_stable.recurrence.forms import Form, original_class
 from lightning_stable.truncation.carried_state import CarriedState, Memory, carry, memory_of
 from lightning_stable.truncation.exact.bidirectional import bidirectional_rows
 from lightning_stable.truncation.exact.evaluate import advance, evaluate_rows
@@ -20,7 +21,7 @@ from lightning_stable.truncation.exact.rows import advance_rows, head_rows
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
 
 
-class Windowed(nn.Module):
+class Windowed(Form):
     """What a windowed module is besides the module it was: :func:`windowed_class` makes a subclass of both.
 
     The module keeps its class as a base, its attributes, and its parameters with their names; only what is evaluated
@@ -161,7 +162,7 @@ class WindowedLayer(Windowed):
         masks: list[Tensor],
     ) -> Any:
         if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
-            reason = "of a PackedSequence" if layout.packed is not None else "of a bidirectional layer"
+            reason = "a state of a PackedSequence" if layout.packed is not None else "a state of a bidirectional layer"
             after = Memory(self, lost=reason)
         elif rows is not None:
             after = Memory(self, seen, rows=rows, batch=1 if layout.batched else None)
@@ -317,17 +318,11 @@ def _plain(state: Any) -> Any:
 _CLASSES: dict[tuple[type[nn.Module], type[Windowed]], type[Windowed]] = {}
 
 
-def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, that before it was windowed if it is."""
-    return type(module).__bases__[-1] if isinstance(module, Windowed) else type(module)
-
-
 def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Windowed]:
     """The class that is both the original and a windowed form; one for each pair."""
     if (original, form) not in _CLASSES:
         name = f"{form.__name__.removesuffix('Layer').removesuffix('Cell')}{original.__name__}"
-        attributes = {"__module__": __name__, "original_class": original}
-        _CLASSES[original, form] = type(name, (form, original), attributes)
+        _CLASSES[original, form] = type(name, (form, original), {"__module__": __name__})
     return _CLASSES[original, form]
 
 
