@@ -7,19 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
+from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.precision import full_precision
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
 
@@ -76,14 +73,13 @@ class TruncationProfileCallback(Callback):
         self.modules = checks.patterns("modules", modules)
         self.input_bound, self.figures = input_bound, check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}
-        self._seen: dict[str, Any] = {}
-        self._hooks: list[RemovableHandle] = []
+        self._recorder = RecordedCalls({})
         self._measured: list[str] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         try:
-            find_recurrences(pl_module, self.modules)
+            recurrences_by_module(pl_module, self.modules)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
 
@@ -94,27 +90,23 @@ class TruncationProfileCallback(Callback):
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         if not due or trainer.sanity_checking or batch_idx or dataloader_idx:
             return
-        self._seen = {}
-        modules = {r.module_name: r for r in find_recurrences(pl_module, self.modules)}
-        for name, recurrence in modules.items():
-            keep = self._keep_call if recurrence.takes_sequences else self._keep_step
-            self._hooks.append(recurrence.module.register_forward_pre_hook(_named(keep, name), with_kwargs=True))
+        groups = recurrences_by_module(pl_module, self.modules)
+        self._recorder = RecordedCalls({name: group[0] for name, group in groups.items()})
+        self._recorder.attach()
 
     @override
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._unhook()
+        self._recorder.detach()
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seen, self._seen = self._seen, {}
-        for name, inputs in seen.items():
+        for name, run in self._recorder.take().items():
             module = pl_module.get_submodule(name)
-            given = torch.stack(inputs) if isinstance(inputs, list) else inputs
+            # In the dtype of the weights, from which autocast may have made less.
+            inputs = run.inputs.to(next(module.parameters()).dtype)
             bound = known_inputs(trainer, name) if self.input_bound is None else self.input_bound
             with full_precision(pl_module.device):
-                profile = truncation_profile(
-                    module, _as_weights(given, module), self.max_window, input_bound=bound, name=name
-                )
+                profile = truncation_profile(module, inputs, self.max_window, input_bound=bound, name=name)
             self.profiles[name] = profile
             pl_module.log_dict(self._metrics(name, profile), rank_zero_only=True)
             draw(trainer, "truncation", name, profile.plot, self.figures)
@@ -135,7 +127,7 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        modules = dict.fromkeys(r.module_name for r in find_recurrences(pl_module, self.modules))
+        modules = recurrences_by_module(pl_module, self.modules)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 
@@ -145,21 +137,7 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _keep_call(self, name: str, inputs: Any) -> None:
-        """Of several calls the longest."""
-        if name not in self._seen or _length(inputs) > _length(self._seen[name]):
-            self._seen[name] = inputs
-
-    def _keep_step(self, name: str, inputs: Tensor) -> None:
-        """The steps of a cell make one sequence."""
-        self._seen.setdefault(name, []).append(inputs)
+        self._recorder.detach()
 
     def _metrics(self, name: str, profile: TruncationProfile) -> dict[str, float]:
         window = profile.required_window(self.tolerance)
@@ -169,20 +147,3 @@ class TruncationProfileCallback(Callback):
         if math.isfinite(profile.rate):
             metrics["rate"] = profile.rate
         return {f"truncation/{name}/{key}": value for key, value in metrics.items()}
-
-
-def _named(keep: Any, name: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(name, args[0] if args else kwargs["input"])
-
-    return hook
-
-
-def _length(inputs: Any) -> int:
-    return inputs.data.numel() if isinstance(inputs, PackedSequence) else inputs.numel()
-
-
-def _as_weights(inputs: Any, module: nn.Module) -> Any:
-    """In the dtype of the weights, from which autocast may have made less."""
-    dtype = next(module.parameters()).dtype
-    return inputs.to(dtype)

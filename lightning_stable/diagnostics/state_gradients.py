@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.diagnostics.jacobians import gradient_norms, lyapunov_exponents
+from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
@@ -140,36 +141,24 @@ class StateGradients:
         )
 
     def plot(self) -> Figure:
-        """Norms against the lag on a logarithmic scale, as a matplotlib figure without a display."""
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(6.5, 4), layout="constrained")
-        axes = figure.subplots()
+        """Draw the norms against the lag on a logarithmic scale, as a matplotlib figure without a display."""
         lags, largest = self.lags.tolist(), self.max.tolist()
+        curves = [("largest", "largest, measured", largest), ("mean", "mean, measured", self.mean.tolist())]
         if self.is_certified and largest[0] > 0:
-            line = [largest[0] * self.certified_rate**lag for lag in lags]
             label = f"certified rate {self.certified_rate:.3g} ** lag, up to a constant"
             label += " (range of this data)" if self.guarantee == "data" else ""
-            axes.plot(lags, line, color="#c0392b", linestyle="--", label=label)
-        axes.plot(lags, largest, color="#0b6bcb", marker="o", markersize=3, label="largest, measured")
-        axes.plot(lags, self.mean.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean, measured")
+            curves.insert(0, ("certified", label, [largest[0] * self.certified_rate**lag for lag in lags]))
         gradient = r"$\|\partial\, loss_t / \partial h_{t-\tau}\|$"
         regime = "stable" if self.in_stable_regime else "unstable"
         certified = "" if self.is_certified else ", not certified"
-        axes.set(
-            yscale="log",
+        return plot_decay(
+            lags,
+            curves,
             xlabel=r"$\tau$ (steps back)",
             ylabel=gradient if self.source == "loss" else "growth, random directions",
             title=f"States of {self.name or 'the recurrence'}: {regime} on these data{certified}\n"
             f"measured decay {self.decay:.3g}, largest rate {self.rate:.3g} per step",
         )
-        axes.title.set_fontsize(11)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
-        return figure
 
 
 def measure_state_gradients(

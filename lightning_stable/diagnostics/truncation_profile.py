@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
+from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.stability.inputs.resolve import resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
@@ -69,33 +70,27 @@ class TruncationProfile:
         return first if first <= len(self.windows) else None
 
     def plot(self) -> Figure:
-        """Errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(6.5, 4), layout="constrained")
-        axes = figure.subplots()
-        windows = self.windows.tolist()
+        """Draw errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
+        largest, mean = self.max_error.tolist(), self.mean_error.tolist()
+        curves = [
+            ("largest", "largest error", largest),
+            ("mean", "mean error", mean),
+            ("level", "mean norm of the outputs", [self.output_norm] * len(mean)),
+        ]
         if not self.bound.isnan().all():
             label = "certified bound" + (" (range of this data)" if self.guarantee == "data" else "")
-            axes.plot(windows, self.bound.tolist(), color="#c0392b", linestyle="--", label=label)
-        axes.plot(windows, self.max_error.tolist(), color="#0b6bcb", marker="o", markersize=3, label="largest error")
-        axes.plot(windows, self.mean_error.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean error")
-        axes.axhline(self.output_norm, color="black", linestyle=":", linewidth=1, label="mean norm of the outputs")
+            curves.insert(0, ("certified", label, self.bound.tolist()))
         decay = "" if math.isnan(self.rate) else f": measured rate {self.rate:.3g} per step"
-        axes.set(
-            yscale="log",
+        figure = plot_decay(
+            self.windows.tolist(),
+            curves,
             xlabel="window (inputs seen)",
             ylabel="error of the output",
             title=f"Truncation of {self.name or 'the recurrence'}{decay}",
         )
-        positive = [value for value in self.mean_error.tolist() if value > 0]
+        positive = [value for value in mean if value > 0]
         if positive:  # exact windows have error 0, and bounds may lie far above what matters
-            axes.set_ylim(min(positive) / 3, 10 * max(self.output_norm, self.max_error.max().item()))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
+            figure.axes[0].set_ylim(min(positive) / 3, 10 * max(self.output_norm, *largest))
         return figure
 
 

@@ -19,10 +19,10 @@ from lightning_stable.export.examples import example_for, random_batch
 from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
 from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
-from lightning_stable.export.quiet import quiet
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
 from lightning_stable.export.windows import recurrent_modules
+from lightning_stable.quiet import silent
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability import StabilityReport, certify
@@ -192,7 +192,7 @@ def _write(
     """Write a file which takes its name once it is compared; return how far it is from the reference."""
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         written = Path(folder) / path.name
-        with quiet():
+        with silent():
             format.write(program, written, metadata)
             run = format.open(written)
         difference = compare(run)

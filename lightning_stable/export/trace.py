@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_stable.export.formats import Tensors
 from lightning_stable.export.forms import BatchForm, StreamingForm
-from lightning_stable.export.quiet import quiet
+from lightning_stable.quiet import silent
 
 Axes = tuple[dict[int, str], ...]
 _BATCH = 3
@@ -53,7 +53,7 @@ def _export(form: torch.nn.Module, inputs: Tensors, axes: Axes) -> ExportedProgr
     sizes = {name: Dim(name) for named in axes for name in named.values()}
     dynamic: Any = tuple({dim: sizes[name] for dim, name in named.items()} for named in axes)
     try:
-        with quiet():
+        with silent():
             return torch.export.export(form, inputs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # whatever the model's own code runs into
         reason = shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...")
