@@ -34,7 +34,7 @@ class StateGradientCallback(Callback):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
-    nothing; see :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients` for what is made of it.
+    nothing; see :func:`~lightning_stable.diagnostics.measure_state_gradients` for what is made of it.
     A model that is not certified stable may still operate in the stable regime on its data (Miller & Hardt, *Stable
     Recurrent Models*): ``callback.reports["core"].in_stable_regime``. All of these are measurements on these batches,
     **not bounds**. Nothing is done on the training path, random states and modes stay as they are.
@@ -57,7 +57,7 @@ class StateGradientCallback(Callback):
         figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
-        reports: The latest :class:`~lightning_stable.diagnostics.state_gradients.StateGradients` by name of the module.
+        reports: The latest :class:`~lightning_stable.diagnostics.StateGradients` by name of the module.
 
     Raises:
         ValueError: For arguments out of range.

@@ -48,7 +48,7 @@ class TruncationProfileCallback(Callback):
         figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
-        profiles: The latest :class:`~lightning_stable.truncation.TruncationProfile` by name of the module.
+        profiles: The latest :class:`~lightning_stable.diagnostics.TruncationProfile` by name of the module.
 
     Raises:
         ValueError: For arguments out of range; at validation, if there is no recurrence.

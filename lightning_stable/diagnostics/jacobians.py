@@ -39,8 +39,8 @@ def gradient_norms(
     ``t`` together: one pass over the sequence for every lag.
 
     Args:
-        recurrent: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
-        inputs: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
+        recurrent: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
+        inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         output_gradients: ``d loss / d output``, laid out as the module's output (a tensor or a PackedSequence); None
             takes random unit directions in the state at every ``t`` instead, unless ``state_gradients`` are given.
         max_lag: Largest lag, at least 1.
@@ -83,8 +83,8 @@ def lyapunov_exponents(
     renormalised at every step, so that long sequences neither overflow nor vanish. Stopped early it is too small.
 
     Args:
-        recurrent: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
-        inputs: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
+        recurrent: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
+        inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         state: As in :func:`gradient_norms`.
         max_iterations: Of the power method, which stops by itself when no exponent grows any more.
         seed: Of its start; the global random state is not used.
