@@ -1,4 +1,4 @@
-"""Show at validation how gradients and perturbations travel through the states of every recurrent layer."""
+"""A callback that shows at validation how gradients and perturbations travel through recurrent states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StateGradientCallback(Callback):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
-    nothing; see :func:`~lightning_stable.diagnostics.measure_state_gradients` for what is made of it.
+    nothing; see :func:`~lightning_stable.diagnostics.measure_state_gradients` for what is measured.
     A model that is not certified stable may still operate in the stable regime on its data (Miller & Hardt, *Stable
     Recurrent Models*): ``callback.reports["core"].in_stable_regime``. All of these are measurements on these batches,
     **not bounds**. Nothing is done on the training path, random states and modes stay as they are.
@@ -60,7 +60,8 @@ class StateGradientCallback(Callback):
         reports: The latest :class:`~lightning_stable.diagnostics.StateGradients` by name of the module.
 
     Raises:
-        ValueError: For arguments out of range.
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
         MisconfigurationException: When the trainer starts, if no recurrence can be measured or the strategy shards
             parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
 
@@ -92,6 +93,7 @@ class StateGradientCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy or a model that does not fit, and warn of modules that are skipped."""
         if stage not in ("fit", "validate"):
             return
         check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
@@ -112,6 +114,7 @@ class StateGradientCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Run the validation step on a copy of the model and measure the recurrent modules it called."""
         due = trainer.current_epoch % self.every_n_epochs == 0 and batch_idx < self.num_batches
         if not due or trainer.sanity_checking or dataloader_idx:
             return
@@ -135,16 +138,18 @@ class StateGradientCallback(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the measurements of all batches, log the figures and draw them."""
         parts, self._parts = self._parts, {}
         for name, reports in parts.items():
             report = self.reports[name] = StateGradients.joined(reports)
             metrics = {"decay": report.decay, "lyapunov": report.lyapunov, "rate_measured": report.rate}
             finite = {f"state_gradient/{name}/{key}": v for key, v in metrics.items() if math.isfinite(v)}
             pl_module.log_dict(finite, rank_zero_only=True)
-            self._draw(trainer, report)
+            draw(trainer, "state_gradient", name, report.plot, self.figures)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forget the measurements of a validation that was cut off."""
         self._parts = {}
 
     def _loss_of(self, trainer: Trainer, twin: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
@@ -178,12 +183,9 @@ class StateGradientCallback(Callback):
             )
         return loss
 
-    def _draw(self, trainer: Trainer, report: StateGradients) -> None:
-        draw(trainer, "state_gradient", report.name, report.plot, self.figures)
-
 
 def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
-    """A copy in the same state, with the model's own parameters."""
+    """A copy in the same state, with the model's own parameters; hooks of this package do nothing in it."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     try:
         twin = copied(model, memo)
@@ -222,8 +224,8 @@ def _gradients(loss: Tensor | None, outputs: list[Tensor]) -> list[Tensor | None
     wanted = [output for output in outputs if output.requires_grad]
     if loss is None or not wanted:
         return [None] * len(outputs)
-    found = iter(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
-    return [next(found) if output.requires_grad else None for output in outputs]
+    gradients = iter(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
+    return [next(gradients) if output.requires_grad else None for output in outputs]
 
 
 def _is_loss(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Show at validation how much context every recurrent layer uses."""
+"""A callback that shows at validation how much context every recurrent layer uses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class TruncationProfileCallback(Callback):
         profiles: The latest :class:`~lightning_stable.diagnostics.TruncationProfile` by name of the module.
 
     Raises:
-        ValueError: For arguments out of range; at validation, if there is no recurrence.
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        MisconfigurationException: When the trainer starts, if the model has no recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[TruncationProfileCallback(max_window=50)])
@@ -78,6 +80,7 @@ class TruncationProfileCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a model without a recurrence."""
         try:
             recurrences_by_module(pl_module, self.modules)
         except ValueError as error:
@@ -87,6 +90,7 @@ class TruncationProfileCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Record the calls in the first batch."""
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         if not due or trainer.sanity_checking or batch_idx or dataloader_idx:
             return
@@ -96,10 +100,12 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop recording."""
         self._recorder.detach()
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Profile the modules that were called, log the figures and draw them."""
         for name, run in self._recorder.take().items():
             module = pl_module.get_submodule(name)
             # In the dtype of the weights, from which autocast may have made less.
@@ -114,7 +120,7 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By now the weights as they are have been certified, where a projection callback is there to do it."""
+        """Show the certified windows, which a projection callback on the trainer knows by now."""
         measured, self._measured = self._measured, []
         reports = [callback.report for callback in projections_of(trainer) if callback.report is not None]
         bounds = [bounds for report in reports for bounds in report.bounds if bounds.name in measured]
@@ -127,16 +133,19 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the chart of the windows to the page in TensorBoard."""
         modules = recurrences_by_module(pl_module, self.modules)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what TensorBoard has not written yet."""
         flush(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop recording where a validation was cut off."""
         self._recorder.detach()
 
     def _metrics(self, name: str, profile: TruncationProfile) -> dict[str, float]:

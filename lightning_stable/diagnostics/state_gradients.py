@@ -37,8 +37,8 @@ class StateGradients:
     The state is that of all layers of the module together, ``(h, c)`` for LSTM; norms are Euclidean.
 
     Attributes:
-        norms: ``||d loss_t / d h_{t - lag}||``, shape ``(max_lag + 1, positions)``, float64: row ``lag``, a column for
-            every ``t`` of every sequence that has a loss; NaN where the run begins later.
+        norms: ``||d loss_t / d h_{t - lag}||``, shape ``(max_lag + 1, positions)``, float64, with a row for every lag
+            and a column for every ``t`` of every sequence that has a loss; NaN where the run begins later.
         exponents: Finite-time Lyapunov exponent of every sequence, shape ``(sequences,)``: the logarithm per step of
             the largest factor by which a perturbation of its first state grows until its end. Short sequences measure
             transient growth.
@@ -46,7 +46,7 @@ class StateGradients:
         guarantee: What the certified rate holds for: ``"guaranteed"``, ``"data"`` (inputs in the range of these) or
             ``"none"``.
         source: Where gradients start from: ``"loss"``, or ``"random"`` directions in the state at ``t``.
-        name: Of the module.
+        name: Name of the module.
     """
 
     norms: Tensor
@@ -58,7 +58,7 @@ class StateGradients:
 
     @classmethod
     def joined(cls, parts: Sequence[StateGradients]) -> StateGradients:
-        """Measurements on several batches as one; the certified rate is the largest of theirs.
+        """Return measurements on several batches as one; the certified rate is the largest of theirs.
 
         Raises:
             ValueError: If there are none, or they go to different lags.
@@ -172,21 +172,25 @@ def measure_state_gradients(
     input_bound: Any = None,
     name: str = "",
 ) -> StateGradients:
-    """Measure one recurrent module on given inputs: :func:`gradient_norms`, :func:`lyapunov_exponents`, certificate.
+    """Measure gradient norms and Lyapunov exponents of one recurrent module on given inputs, beside its certificate.
+
+    See :func:`gradient_norms` and :func:`lyapunov_exponents`.
 
     Args:
         recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module) with one
             direction, not windowed. Dropout between layers is off.
-        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
+        inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
+            ``(time, batch, features)``.
         output_gradients: ``d loss / d output``, see :func:`gradient_norms`; None takes random directions.
         max_lag: Largest lag, at least 1.
         state: As in :func:`gradient_norms`.
         state_gradients: As in :func:`gradient_norms`.
         input_bound: What is known about the inputs, see :func:`lightning_stable.certify`; None takes the range of
             ``inputs`` where a cell needs one.
-        name: Of the module, for texts.
+        name: Name of the module, for texts.
 
     Raises:
+        TypeError: As :func:`gradient_norms`.
         ValueError: As :func:`gradient_norms`.
     """
     known = output_gradients is not None or state_gradients is not None

@@ -40,13 +40,13 @@ class TruncationProfile:
     Attributes:
         windows: Shape ``(max_window,)``.
         max_error: Largest Euclidean norm of the difference of the outputs over batch and time, same shape.
-        mean_error: Its mean over batch and time, same shape.
+        mean_error: Mean of that norm over batch and time, same shape.
         rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
         bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
         guarantee: What the bound holds for: ``"guaranteed"`` for every admissible input, ``"data"`` for inputs in
             the range of these, ``"none"`` if there is none.
         output_norm: Mean Euclidean norm of the recurrent layer's outputs, to compare with.
-        name: Of the layer, for the plot.
+        name: Name of the layer, for the plot.
     """
 
     windows: Tensor
@@ -59,10 +59,11 @@ class TruncationProfile:
     name: str = ""
 
     def required_window(self, tolerance: float) -> int | None:
-        """Smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none of these does.
+        """Return the smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none does.
 
         Raises:
-            ValueError: If the tolerance is not a positive number.
+            TypeError: If the tolerance is no number.
+            ValueError: If it is not positive and finite.
         """
         tolerance = checks.number("tolerance", tolerance, "(0, inf)")
         above = (~(self.max_error <= tolerance)).nonzero()
@@ -100,20 +101,22 @@ def truncation_profile(
 ) -> TruncationProfile:
     """Compare a recurrent layer with its windowed forms of every length on given inputs, from zero states.
 
-    All windows come from one pass: the trajectory after ``k`` sweeps ``S <- phi(shift(S), x)`` over all positions is
-    that of the ``k``-window form. Dropout between layers is off.
+    All windows come from one pass: after ``k`` sweeps ``S <- phi(shift(S), x)`` over all positions, ``S`` is the
+    trajectory of the form with window ``k``. Dropout between layers is off.
 
     Args:
         recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module), windowed
             or not.
-        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
-        max_window: Longest window.
+        inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
+            ``(time, batch, features)``.
+        max_window: Longest window, at least 1.
         input_bound: What is known about the inputs, for the certified bound, see :func:`lightning_stable.certify`;
             None takes the range of ``inputs`` where a cell needs one.
-        name: For the title of the plot.
+        name: Name of the layer, for the title of the plot.
 
     Raises:
-        ValueError: If ``max_window`` is no positive integer, the module is not recurrent, or inputs do not fit it.
+        TypeError: If ``max_window`` is no integer.
+        ValueError: If ``max_window`` is not positive, the module is not recurrent, or inputs do not fit it.
     """
     max_window = checks.integer("max_window", max_window)
     stacks = stacks_of(recurrent)
@@ -145,7 +148,7 @@ def truncation_profile(
 
 @contextmanager
 def _at_rest(recurrent: nn.Module) -> Iterator[None]:
-    """The module as it is stored, without dropout."""
+    """Evaluate the module inside the block as it is stored, without dropout."""
     with evaluating(recurrent), recurrent.as_stored() if isinstance(recurrent, Windowed) else nullcontext():
         yield
 

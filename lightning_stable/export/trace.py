@@ -22,12 +22,12 @@ _LONGEST_REASON = 300
 def trace(
     form: BatchForm | StreamingForm, draw: Callable[[int, int], Tensor], length: int, fixed: int, *, batch_first: bool
 ) -> tuple[ExportedProgram, Axes, int | None]:
-    """The program of a form for batches of every size and, if the model lets it, sequences of every length.
+    """Return the program of a form for batches of every size and, if the model allows it, sequences of every length.
 
     Args:
         form: The form.
-        draw: Makes inputs of a batch size and a length.
-        length: To trace with.
+        draw: Function that makes inputs of a batch size and a length.
+        length: Length of the inputs to trace with.
         fixed: The only length of a program that cannot have others.
         batch_first: Whether the batch is the first dimension of the inputs, or the second after time.
 
@@ -61,7 +61,7 @@ def _export(form: torch.nn.Module, inputs: Tensors, axes: Axes) -> ExportedProgr
 
 
 def describe(program: ExportedProgram, axes: Axes, names: Sequence[Sequence[str]]) -> tuple[dict[str, Any], ...]:
-    """Shapes and dtypes of what a program takes and of what it returns, by name."""
+    """Return shapes and dtypes of what a program takes and of what it returns, by name."""
     found = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     signature = program.graph_signature
     inputs, outputs = ([found[str(name)] for name in part] for part in (signature.user_inputs, signature.user_outputs))

@@ -46,7 +46,7 @@ class PlainWindows(Windowed):
     recent: Recent | None = None
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """As the module's own ``forward``; the state it returns is that of the last window and carries no others.
+        """Run as the module's own ``forward`` does; its state is that of the last window and carries no others.
 
         Raises:
             ValueError: If the input is packed, or in a stream not one step in one direction.
@@ -75,11 +75,12 @@ class PlainWindows(Windowed):
 
 
 def plain_windows(model: ModuleT, window: int) -> ModuleT:
-    """A twin as :func:`~lightning_stable.truncate` makes it, in evaluation mode and in the form that can be exported.
+    """Return a twin as :func:`~lightning_stable.truncate` makes it, in evaluation mode and in a form for export.
 
     Raises:
-        ValueError: If ``window`` is no positive integer, there is no recurrence, or one is a cell: the loop around it
-            is the user's own, and cannot be followed for every length.
+        TypeError: If ``window`` is no integer.
+        ValueError: If ``window`` is not positive, there is no recurrence, or one is a cell: the loop around it is the
+            user's own, and cannot be followed for every length.
     """
     for recurrence in find_recurrences(model):
         if not recurrence.takes_sequences:
@@ -94,5 +95,5 @@ def plain_windows(model: ModuleT, window: int) -> ModuleT:
 
 
 def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The recurrent modules of a model by name, in order."""
+    """Return the recurrent modules of a model by name, in order."""
     return {recurrence.module_name: recurrence.module for recurrence in find_recurrences(model)}

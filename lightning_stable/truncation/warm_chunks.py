@@ -20,12 +20,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class ChunkedLayer(Windowed):
     """Form of unidirectional layers that evaluates chunks of ``window`` outputs side by side.
 
-    Every chunk runs from zero over ``window - 1`` inputs of warm-up and its own; an output sees between ``window``
-    and ``2 window - 1`` inputs. The first chunk, up to three windows long, starts where the layer is told to.
+    Every chunk runs from zero over ``window - 1`` inputs of warm-up and its own inputs; an output sees between
+    ``window`` and ``2 window - 1`` inputs. The first chunk, up to three windows long, starts from the given state.
     """
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """As the module's own ``forward``, with as many steps as three windows have, whatever the length."""
+        """Run as the module's own ``forward`` does, in at most as many steps as three windows have inputs."""
         if self._stored or Layout.of(self, input).packed is not None:
             stored: tuple[Any, Any] = super().forward(input, hx)
             return stored
@@ -58,15 +58,20 @@ def _each(state: Any, change: Any) -> Any:
 
 
 def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
-    """A twin whose recurrent layers see *at least* the last ``window`` inputs: fast, for evaluation.
+    """Return a twin whose recurrent layers see *at least* the last ``window`` inputs: fast, for evaluation.
 
-    Many times cheaper than :func:`truncate`, by torch's own layers on chunks side by side, and no exact truncation:
-    the context varies between ``window`` and ``2 window - 1`` inputs with the position (``3 window`` at the
+    It runs torch's own layers on chunks side by side, many times cheaper than :func:`truncate`. It is no exact
+    truncation: the context varies with the position between ``window`` and ``2 window - 1`` inputs (``3 window`` at the
     beginning, and a state handed on from chunk to chunk of a stream remembers everything). Where the recurrence
-    contracts, the bound of the window holds for it. Parameters are copies, ``state_dict`` keys the same.
+    contracts, the bound of the window holds for it. Parameters are copies; the keys of the ``state_dict`` are the same.
+
+    Args:
+        module: Any module with recurrences; it is not changed.
+        window: Number of inputs that an output depends on at least.
 
     Raises:
-        ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module is
+        TypeError: If ``window`` is no integer.
+        ValueError: If ``window`` is not positive, there is no recurrence, or a recurrent module is
             bidirectional or a cell.
     """
     window = checks.integer("window", window)

@@ -1,4 +1,4 @@
-"""Windowed evaluation of bidirectional modules.
+"""Windows of bidirectional modules.
 
 Output ``t`` is that of the whole bidirectional stack run on the inputs ``t - window + 1 .. t + window - 1`` (cut at
 the ends of the sequence), from the module's start where the window meets an end and from zero elsewhere.
@@ -27,7 +27,7 @@ def bidirectional_rows(
     *,
     recompute: bool | None = None,
 ) -> tuple[States, States]:
-    """States of both directions at every position, ``time`` rows each.
+    """Return the states of both directions at every position, ``time`` rows each.
 
     Args:
         stacks: Forward and backward direction.
@@ -55,7 +55,7 @@ def _one_way(stack: Stack, inputs: Tensor, window: int, start: States, recompute
 
 
 def reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
-    """Index that turns every sequence around and leaves the padding behind it, shape ``(time, batch)``."""
+    """Return the index that turns every sequence around and leaves its padding behind it, shape ``(time, batch)``."""
     time, batch = inputs.shape[:2]
     positions = torch.arange(time, device=inputs.device)[:, None].expand(time, batch)
     last = (time if lengths is None else lengths) - 1
@@ -63,5 +63,5 @@ def reversal(inputs: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def reorder(values: Tensor, index: Tensor) -> Tensor:
-    """Entries of ``values``, shape ``(time, batch, features)``, at the positions of ``index``."""
+    """Return the entries of ``values``, shape ``(time, batch, features)``, at the positions of ``index``."""
     return values.gather(0, index[..., None].expand_as(values))

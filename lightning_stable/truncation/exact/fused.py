@@ -1,7 +1,7 @@
-"""Windowed evaluation of torch's own cells in one autograd function: :func:`rows.window_rows`, several times faster.
+"""Windows of torch's own cells in one autograd function: :func:`rows.window_rows`, several times faster.
 
-Rows are evaluated block by block, few enough for the caches of a CPU. What the backward pass needs is either kept, or
-computed once more per block when it is needed: then only the inputs are saved, whatever the window.
+Rows are evaluated in blocks that fit the caches of a CPU. What the backward pass needs is either kept, or computed once
+more for each block; in the second case only the inputs are saved, whatever the window.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from lightning_stable.truncation.exact.kernels import Kernel, KernelWeights, Par
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate
 
 Step = Callable[[int, States], States]
-# Rows times batch of a block: its gates stay in a core's cache. An accelerator wants all rows at once.
+# Rows times batch of a block, whose gates stay in a core's cache. On an accelerator all rows are one block.
 _CPU_BLOCK = 512
-# Kept up to this many bytes, computed again beyond.
+# The backward pass keeps up to this many bytes, and computes what it needs once more beyond.
 KEEP_BYTES = 128 * 2**20
 
 
 def fused_kernels(stack: Stack) -> tuple[Kernel, ...] | None:
-    """The kernels of all layers; None if a layer has none."""
+    """Return the kernels of all layers; None if a layer has none."""
     kernels = tuple(kernel_of(layer) for layer in stack.layers)
     return None if any(kernel is None for kernel in kernels) else kernels  # type: ignore[return-value]
 
@@ -40,7 +40,7 @@ def fused_window_rows(
     masks: Sequence[Tensor] = (),
     recompute: bool | None = None,
 ) -> States:
-    """As :func:`rows.window_rows`; ``recompute`` None decides by the size of what would be kept."""
+    """Return what :func:`rows.window_rows` does; ``recompute=None`` decides by the size of what would be kept."""
     time, batch, _ = inputs.shape
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     if not torch.is_grad_enabled():
@@ -56,7 +56,7 @@ def fused_window_rows(
 def fused_advance_rows(
     stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor, rows: States, masks: Sequence[Tensor] = ()
 ) -> States:
-    """As :func:`rows.advance_rows`; the backward pass, seldom needed, evaluates once more."""
+    """Return what :func:`rows.advance_rows` does; the backward pass, which is seldom needed, evaluates once more."""
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     starts = concatenate(stack.zeros(inputs), rows)
     count = len(starts[0][0])
@@ -65,7 +65,7 @@ def fused_advance_rows(
 
 
 def fused_step(stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor) -> Step:
-    """As :func:`evaluate.step_of`, without gradients."""
+    """Return what :func:`evaluate.step_of` does."""
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     projected = _projected(inputs, weights[0])
 

@@ -1,4 +1,4 @@
-"""How a recurrent module is given its inputs, and the one form in which they are evaluated: time first, batched."""
+"""The layouts in which a recurrent module takes inputs, all evaluated in one: time first, batched."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ class Layout:
             module.check_forward_args(data, self.batched_state(hx), batch_sizes)
 
     def batched_state(self, hx: Any) -> Any:
-        """A given state with a batch dimension."""
+        """Return a state, as the module takes it, with a batch dimension."""
         if self.batched or hx is None:
             return hx
         return tuple(part.unsqueeze(1) for part in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
 
     def padded(self, data: Tensor) -> Tensor:
-        """Entries of a packed sequence, shape ``(entries, features)``, placed as the inputs are."""
+        """Return the entries of a packed sequence, shape ``(entries, features)``, placed as the inputs are."""
         assert self.packed is not None
         values: Tensor = pad_packed_sequence(PackedSequence(data, self.packed.batch_sizes))[0]
         return values
 
     def starts(self, stacks: tuple[Stack, ...], hx: Any) -> tuple[States, ...]:
-        """The states before the first input, one row each, per direction."""
+        """Return the states before the first input, one row each, per direction."""
         if hx is None:
             return tuple(stack.zeros(self.inputs[:1]) for stack in stacks)
         hx = self.batched_state(hx)
@@ -108,12 +108,12 @@ class Layout:
         )
 
     def results(self, output: Tensor, last: Sequence[Layer], state_parts: int | None = None) -> tuple[Any, Any]:
-        """Output and final state as the module returns them.
+        """Return output and final state as the module returns them.
 
         Args:
             output: Shape ``(time, batch, features)``.
-            last: Last states per direction.
-            state_parts: How many parts of a state the module returns; None for all.
+            last: The last states of each direction.
+            state_parts: Number of the parts of a state that the module returns; None for all.
         """
         # Layer by layer, forward before backward.
         layers = [state for layer in zip(*last, strict=True) for state in layer]
@@ -132,12 +132,12 @@ class Layout:
         return returned, parts if len(parts) > 1 else parts[0]
 
     def last(self, states: States) -> Layer:
-        """The states at the end of every sequence, by layer."""
+        """Return the states at the end of every sequence, by layer."""
         if self.lengths is None:
             return tuple(tuple(part[-1] for part in state) for state in states)
         lanes = torch.arange(len(self.lengths), device=self.lengths.device)
         return tuple(tuple(part[self.lengths - 1, lanes] for part in state) for state in states)
 
     def first(self, states: States) -> Layer:
-        """The states at the first position, where the backward direction ends."""
+        """Return the states at the first position, where the backward direction ends."""
         return tuple(tuple(part[0] for part in state) for state in states)
