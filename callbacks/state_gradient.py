@@ -215,8 +215,8 @@ def _of_steps(run: Run, loss: Tensor | None) -> dict[str, Any]:
     outputs = [state[0] if isinstance(state, tuple) else state for state in run.returned]
     gradients = _gradients(loss, outputs)
     values = [torch.zeros_like(out) if grad is None else grad for out, grad in zip(outputs, gradients, strict=True)]
-    known = any(gradient is not None for gradient in gradients)
-    return {"inputs": run.inputs, "state": run.state, "output_gradients": torch.stack(values) if known else None}
+    reached = any(gradient is not None for gradient in gradients)
+    return {"inputs": run.inputs, "state": run.state, "output_gradients": torch.stack(values) if reached else None}
 
 
 def _gradients(loss: Tensor | None, outputs: list[Tensor]) -> list[Tensor | None]:

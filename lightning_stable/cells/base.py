@@ -43,8 +43,8 @@ class MixingRNN(nn.RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         gate_bias: float = 1.0,
     ) -> None:
@@ -125,26 +125,26 @@ class MixingRNN(nn.RNNBase):
                 f"`hx` must have as many dimensions as the input, {input.dim()}. Got {hx.dim()}: {tuple(hx.shape)}."
             )
         if not batched:
-            given, hx = input.unsqueeze(int(not self.batch_first)), None if hx is None else hx.unsqueeze(1)
+            values, hx = input.unsqueeze(int(not self.batch_first)), None if hx is None else hx.unsqueeze(1)
         else:
-            given = input
-        inputs = given.transpose(0, 1) if self.batch_first else given
-        state = self._start(given, inputs, hx, None, None)
+            values = input
+        inputs = values.transpose(0, 1) if self.batch_first else values
+        state = self._start(values, inputs, hx, None, None)
         outputs, state = self._layers(inputs, state, None, None)
         if not batched:
             return outputs.squeeze(1), state.squeeze(1)
         return outputs.transpose(0, 1) if self.batch_first else outputs, state
 
     def _start(
-        self, given: Tensor, inputs: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, order: Tensor | None
+        self, values: Tensor, inputs: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, order: Tensor | None
     ) -> Tensor:
         """Return the checked start, ``(layers * directions, batch, hidden_size)``, in the order of the inputs."""
         if not len(inputs):
-            raise ValueError(f"`input` must have at least one time step. Got shape {tuple(given.shape)}.")
+            raise ValueError(f"`input` must have at least one time step. Got shape {tuple(values.shape)}.")
         directions = self.num_layers * (1 + self.bidirectional)
         if hx is None:
             hx = inputs.new_zeros(directions, inputs.shape[1], self.hidden_size)
-        self.check_forward_args(given, hx, batch_sizes)
+        self.check_forward_args(values, hx, batch_sizes)
         start: Tensor = self.permute_hidden(hx, order)
         return start
 

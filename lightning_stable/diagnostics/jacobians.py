@@ -129,10 +129,10 @@ class _Run:
     valid: Tensor
 
     @classmethod
-    def of(cls, recurrent: nn.Module, given: Any, state: Any) -> _Run:
+    def of(cls, recurrent: nn.Module, values: Any, state: Any) -> _Run:
         stack = _stack_of(recurrent)
         dtype = next(recurrent.parameters()).dtype
-        layout = Layout.of(recurrent, given.to(dtype) if isinstance(given, (Tensor, PackedSequence)) else given)
+        layout = Layout.of(recurrent, values.to(dtype) if isinstance(values, (Tensor, PackedSequence)) else values)
         inputs, cell = layout.inputs, not stack.layers[0].takes_sequences
         if not len(inputs):
             raise ValueError(f"`inputs` must have at least one step. Got shape {tuple(inputs.shape)}.")

@@ -78,7 +78,7 @@ class RecordedCalls:
     def take(self) -> dict[str, Run]:
         """Return what was recorded since this was last called, by the name of the module."""
         calls, self._calls = self._calls, {}
-        return {name: self._run(name, made) for name, made in calls.items()}
+        return {name: self._run(name, of_module) for name, of_module in calls.items()}
 
     def end_batch(self) -> None:
         """Add what was recorded of a batch that is over to ``batches``."""
@@ -103,8 +103,8 @@ class RecordedCalls:
 
 
 def _cut_history(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    given = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
-    return (*args[:1], *map(_detached, args[1:])), given
+    options = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
+    return (*args[:1], *map(_detached, args[1:])), options
 
 
 def _detached(value: Any) -> Any:

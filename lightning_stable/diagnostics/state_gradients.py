@@ -193,7 +193,7 @@ def measure_state_gradients(
         TypeError: As :func:`gradient_norms`.
         ValueError: As :func:`gradient_norms`.
     """
-    known = output_gradients is not None or state_gradients is not None
+    from_loss = output_gradients is not None or state_gradients is not None
     norms = gradient_norms(
         recurrent, inputs, output_gradients, max_lag, state=state, state_gradients=state_gradients
     ).flatten(1)
@@ -201,13 +201,13 @@ def measure_state_gradients(
     norms = norms[:, norms[0] > 0].double().cpu()
     exponents = lyapunov_exponents(recurrent, inputs, state=state).double().cpu()
     rate, guarantee = _certified(recurrent, inputs, input_bound)
-    return StateGradients(norms, exponents, rate, guarantee, "loss" if known else "random", name)
+    return StateGradients(norms, exponents, rate, guarantee, "loss" if from_loss else "random", name)
 
 
-def _certified(recurrent: nn.Module, given: Any, input_bound: Any) -> tuple[float, str]:
+def _certified(recurrent: nn.Module, inputs: Any, input_bound: Any) -> tuple[float, str]:
     recurrences = recurrences_of(recurrent)
     if input_bound is None:
-        data = given.data if isinstance(given, PackedSequence) else given
+        data = inputs.data if isinstance(inputs, PackedSequence) else inputs
         seen = data.detach().double().flatten(0, -2)
         sources: Sources = {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
     else:

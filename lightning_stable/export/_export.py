@@ -21,8 +21,8 @@ from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
-from lightning_stable.export.windows import recurrent_modules
 from lightning_stable.quiet import silent
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability import StabilityReport, certify
@@ -131,8 +131,8 @@ def export(
 def recurrent_form(model: nn.Module) -> nn.Module:
     """Return a copy of a model as the recurrent one: on the CPU, in evaluation mode, of at least float32."""
     recurrent = copied(model).cpu().eval()
-    for module in recurrent_modules(recurrent).values():
-        module.__class__ = original_class(module)
+    for recurrence, *_ in recurrences_by_module(recurrent).values():
+        recurrence.module.__class__ = original_class(recurrence.module)
     return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
 
 
@@ -145,7 +145,8 @@ def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
 
 
 def _window_of(model: nn.Module) -> int:
-    windows = {module.window if isinstance(module, Windowed) else None for module in recurrent_modules(model).values()}
+    modules = [recurrence.module for (recurrence, *_) in recurrences_by_module(model).values()]
+    windows = {module.window if isinstance(module, Windowed) else None for module in modules}
     window = windows.pop() if len(windows) == 1 else None
     if window is None:
         raise ValueError("`window` must be given, unless all recurrent layers have the same one. Got None.")

@@ -47,7 +47,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> Non
 
 def _open_onnx(path: Path) -> Runner:
     session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
 
     def run(inputs: Tensors) -> Tensors:
         arrays = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.export.windows import PlainWindows, Recent, plain_windows, recurrent_modules
-from lightning_stable.recurrence import recurrences_of
+from lightning_stable.export.windows import PlainWindows, Recent, plain_windows
+from lightning_stable.recurrence import recurrences_by_module
 
 
 class BatchForm(nn.Module):
@@ -52,7 +52,7 @@ class StreamingForm(nn.Module):
         super().__init__()
         self.model = plain_windows(model, window)
         self.window, self.every_step, self.time_dim = window, every_step, int(batch_first)
-        layers = {name: recurrences_of(module, name) for name, module in recurrent_modules(self.model).items()}
+        layers = recurrences_by_module(self.model)
         for name, recurrences in layers.items():
             if any(recurrence.direction == "backward" for recurrence in recurrences):
                 raise ValueError(
@@ -80,7 +80,7 @@ class StreamingForm(nn.Module):
         Returns:
             The answer, shape ``(batch, ...)``, and the next ``count`` and ``recent``.
         """
-        layers: list[PlainWindows] = list(recurrent_modules(self.model).values())  # type: ignore[arg-type]
+        layers = [layer for layer in self.model.modules() if isinstance(layer, PlainWindows)]
         memories = [Recent(count, part.transpose(0, 1)) for part in torch.split(recent, self.features, dim=-1)]
         try:
             for layer, memory in zip(layers, memories, strict=True):

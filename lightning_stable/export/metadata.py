@@ -82,20 +82,20 @@ def read_metadata(path: str | Path) -> Metadata:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
-    found = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
+    entries = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
     names = {field.name for field in fields(Metadata)}
-    if not names <= found.keys():
+    if not names <= entries.keys():
         raise ValueError(f"`path` must be a file that lightning-stable exported. Got {str(path)!r}.")
-    return Metadata(**{name: found[name] for name in names})
+    return Metadata(**{name: entries[name] for name in names})
 
 
 def _of_archive(path: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = {}
+    entries: Mapping[str, Any] = {}
     with zipfile.ZipFile(path) as archive:
         held = next((name for name in archive.namelist() if name.endswith("/" + ARCHIVED)), None)
         if held is not None:
-            found = json.loads(archive.read(held))
-    return found
+            entries = json.loads(archive.read(held))
+    return entries
 
 
 def _of_onnx(path: Path) -> Mapping[str, Any]:

@@ -62,9 +62,9 @@ def _export(form: torch.nn.Module, inputs: Tensors, axes: Axes) -> ExportedProgr
 
 def describe(program: ExportedProgram, axes: Axes, names: Sequence[Sequence[str]]) -> tuple[dict[str, Any], ...]:
     """Return shapes and dtypes of what a program takes and of what it returns, by name."""
-    found = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     signature = program.graph_signature
-    inputs, outputs = ([found[str(name)] for name in part] for part in (signature.user_inputs, signature.user_outputs))
+    inputs, outputs = ([values[str(name)] for name in part] for part in (signature.user_inputs, signature.user_outputs))
     free = {
         str(value.shape[dim]): name for value, named in zip(inputs, axes, strict=True) for dim, name in named.items()
     }
@@ -74,6 +74,6 @@ def describe(program: ExportedProgram, axes: Axes, names: Sequence[Sequence[str]
         return {"shape": shape, "dtype": str(value.dtype).removeprefix("torch.")}
 
     return tuple(
-        {name: described(value) for name, value in zip(given, values, strict=False)}
-        for given, values in zip(names, (inputs, outputs), strict=True)
+        {name: described(value) for name, value in zip(part, tensors, strict=False)}
+        for part, tensors in zip(names, (inputs, outputs), strict=True)
     )

@@ -20,14 +20,14 @@ def largest_difference(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
         ValueError: If two differ in shape, or by more than :data:`TOLERANCE`, or are not finite.
     """
     largest = 0.0
-    for found, expected in answers:
-        if found.shape != expected.shape:
+    for answer, expected in answers:
+        if answer.shape != expected.shape:
             raise ValueError(
                 "The exported program must agree with the truncated model. "
-                f"Got shape {tuple(found.shape)} in place of {tuple(expected.shape)}."
+                f"Got shape {tuple(answer.shape)} in place of {tuple(expected.shape)}."
             )
         scale = expected.abs().amax().clamp(min=1)
-        difference = ((found - expected).abs().amax() / scale).item()
+        difference = ((answer - expected).abs().amax() / scale).item()
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"The exported program must agree with the truncated model to {TOLERANCE:g}. Got {difference:.3g}: "

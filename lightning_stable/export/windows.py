@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.exact.stack import Stack, States, stacks_of
@@ -82,18 +82,14 @@ def plain_windows(model: ModuleT, window: int) -> ModuleT:
         ValueError: If ``window`` is not positive, there is no recurrence, or one is a cell: the loop around it is the
             user's own, and cannot be followed for every length.
     """
-    for recurrence in find_recurrences(model):
+    for name, (recurrence, *_) in recurrences_by_module(model).items():
         if not recurrence.takes_sequences:
             raise ValueError(
                 "A recurrence that is exported must be a layer that takes a whole sequence. "
-                f"Got {recurrence.module_name or 'the module'!r}, a {original_class(recurrence.module).__name__}."
+                f"Got {name or 'the module'!r}, a {original_class(recurrence.module).__name__}."
             )
     twin = truncate(model, window).eval()
-    for recurrent in recurrent_modules(twin).values():
+    for recurrence, *_ in recurrences_by_module(twin).values():
+        recurrent = recurrence.module
         recurrent.__class__ = windowed_class(original_class(recurrent), PlainWindows)
     return twin
-
-
-def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the recurrent modules of a model by name, in order."""
-    return {recurrence.module_name: recurrence.module for recurrence in find_recurrences(model)}

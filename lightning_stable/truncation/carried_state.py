@@ -147,15 +147,13 @@ class CarriedState(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Copy the memory as well; a copied layer owns the copied memory."""
-        if id(self) not in memo:
-            with torch._C.DisableTorchFunctionSubclass():
-                plain = self.as_subclass(Tensor).detach().clone().requires_grad_(self.requires_grad)
-            memo[id(self)] = plain
-            if self.memory is not None:
-                copied = self.memory.apply(lambda tensor: tensor.detach().clone())
-                layer = copy.deepcopy(copied.layer, memo)
-                memo[id(self)] = carry(plain, replace(copied, layer=layer), self.part)
-        return memo[id(self)]  # type: ignore[no-any-return]
+        with torch._C.DisableTorchFunctionSubclass():
+            twin = self.as_subclass(Tensor).detach().clone().requires_grad_(self.requires_grad)
+        memo[id(self)] = twin
+        if self.memory is None:
+            return twin
+        memory = self.memory.apply(lambda tensor: tensor.detach().clone())
+        return carry(twin, replace(memory, layer=copy.deepcopy(memory.layer, memo)), self.part)
 
 
 def _with_memories(

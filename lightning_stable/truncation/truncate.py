@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_stable import checks
 from lightning_stable.copying import ModuleT, copied
-from lightning_stable.recurrence import find_recurrences, recurrences_of
+from lightning_stable.recurrence import find_recurrences, recurrences_by_module
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import registered_type
 from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
@@ -59,11 +59,11 @@ def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> M
             ``forward`` of its own, which a windowed form could not follow.
     """
     window = checks.integer("window", window)
-    modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
-    for recurrent in modules.values():
+    for recurrence, *_ in recurrences_by_module(module).values():
+        recurrent = recurrence.module
         if not isinstance(recurrent, Windowed):
             _check_own_forward(recurrent)
-        form = WindowedLayer if recurrences_of(recurrent)[0].takes_sequences else WindowedCell
+        form = WindowedLayer if recurrence.takes_sequences else WindowedCell
         recurrent.__class__ = windowed_class(original_class(recurrent), form)
         assert isinstance(recurrent, Windowed)
         recurrent.window, recurrent.recompute = window, recompute

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_stable import checks
 from lightning_stable.copying import copied
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.windowed import Windowed, windowed_class
@@ -75,14 +75,14 @@ def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
             bidirectional or a cell.
     """
     window = checks.integer("window", window)
-    for recurrence in find_recurrences(module):
+    for name, (recurrence, *_) in recurrences_by_module(module).items():
         if not recurrence.takes_sequences or bool(getattr(recurrence.module, "bidirectional", False)):
             raise ValueError(
                 "`truncate_at_least` works on unidirectional layers that take a whole sequence; use `truncate`. "
-                f"Got {recurrence.module_name or 'the module'!r}, a {type(recurrence.module).__name__}."
+                f"Got {name or 'the module'!r}, a {type(recurrence.module).__name__}."
             )
     twin = copied(module)
-    for recurrence in find_recurrences(twin):
+    for recurrence, *_ in recurrences_by_module(twin).values():
         recurrent = recurrence.module
         recurrent.__class__ = windowed_class(original_class(recurrent), ChunkedLayer)
         assert isinstance(recurrent, Windowed)

@@ -25,8 +25,8 @@ KEEP_BYTES = 128 * 2**20
 
 def fused_kernels(stack: Stack) -> tuple[Kernel, ...] | None:
     """Return the kernels of all layers; None if a layer has none."""
-    kernels = tuple(kernel_of(layer) for layer in stack.layers)
-    return None if any(kernel is None for kernel in kernels) else kernels  # type: ignore[return-value]
+    kernels = tuple(kernel for layer in stack.layers if (kernel := kernel_of(layer)) is not None)
+    return kernels if len(kernels) == len(stack.layers) else None
 
 
 def fused_window_rows(

@@ -26,7 +26,7 @@ class Layout:
         lengths: Length of every sequence, shape ``(batch,)``; None if all are equally long.
         batched: Whether the module was given a batch.
         batch_first: Whether batches come with the batch first.
-        packed: The packed sequence that was given, or None.
+        packed: The inputs, if they are a PackedSequence.
     """
 
     inputs: Tensor
@@ -36,21 +36,21 @@ class Layout:
     packed: PackedSequence | None
 
     @classmethod
-    def of(cls, module: nn.Module, given: Any) -> Layout:
-        """Read the layout of ``given``, the input of ``module``.
+    def of(cls, module: nn.Module, values: Any) -> Layout:
+        """Read the layout of ``values``, the input of ``module``.
 
         Raises:
             ValueError: If it is neither a PackedSequence nor a tensor with 2 or 3 dimensions.
         """
-        if isinstance(given, PackedSequence):
+        if isinstance(values, PackedSequence):
             # Without its indices it stays in sorted order.
-            inputs, lengths = pad_packed_sequence(PackedSequence(given.data, given.batch_sizes))
-            return cls(inputs, lengths.to(inputs.device), True, False, given)
-        if not isinstance(given, Tensor) or given.dim() not in (2, 3):
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            inputs, lengths = pad_packed_sequence(PackedSequence(values.data, values.batch_sizes))
+            return cls(inputs, lengths.to(inputs.device), True, False, values)
+        if not isinstance(values, Tensor) or values.dim() not in (2, 3):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"`input` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}.")
-        batched, batch_first = given.dim() == 3, bool(getattr(module, "batch_first", False))
-        inputs = (given.transpose(0, 1) if batch_first else given) if batched else given.unsqueeze(1)
+        batched, batch_first = values.dim() == 3, bool(getattr(module, "batch_first", False))
+        inputs = (values.transpose(0, 1) if batch_first else values) if batched else values.unsqueeze(1)
         return cls(inputs, None, batched, batch_first, None)
 
     @property
