@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_stable.cells import UGRNN
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
 
@@ -268,8 +269,8 @@ class _Walk:
         module = self._module(node) if node.op == "call_module" else None
         if module is None or module._forward_hooks or node in self.overwritten:
             return None
-        # A windowed form (which says what it was made from) puts out states of the same run, started later.
-        own = getattr(module, "original_class", type(module))
+        # A windowed form puts out states of the same run, started later.
+        own = original_class(module)
         kinds = (kind for kind in (nn.RNN, nn.LSTM, nn.GRU, UGRNN) if issubclass(own, kind))
         kind = next((kind for kind in kinds if own.forward is kind.forward), None)
         tanh_rnn = kind is nn.RNN and module.nonlinearity == "tanh"
