@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Comparison, compared, duration
 from lightning_stable import truncate
-from lightning_stable.arithmetic import product
 
 Function = Callable[[Tensor], Any]
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -99,9 +98,9 @@ def products(layer: nn.RNNBase, rows: int, window: int, block: int = 500) -> Non
     for low in range(0, rows, block):
         states = weight.new_ones(min(block, rows - low), weight.shape[1])
         for _ in range(window - 1):
-            gates = product(states, weight.t())
-            product(gates, weight)
-            product(states.t(), gates)
+            gates = states @ weight.t()
+            torch.mm(gates, weight)
+            torch.mm(states.t(), gates)
 
 
 def peak_memory(time: int = 256, batch: int = 20, units: int = 128, window: int = 25) -> Iterator[tuple[str, float]]:

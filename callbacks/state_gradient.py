@@ -1,4 +1,4 @@
-"""Show at validation how gradients and perturbations travel through the states of every recurrent layer."""
+"""A callback that shows at validation how gradients and perturbations travel through recurrent states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
@@ -23,21 +23,19 @@ from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
 from lightning_stable.diagnostics import StateGradients, measure_state_gradients
 from lightning_stable.diagnostics.jacobians import unmeasured
+from lightning_stable.diagnostics.recorded_calls import RecordedCalls, Run
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import check_folder, draw
 from lightning_stable.trainers import check_strategy
 
-# What a recurrent module was called with and returned: input, state, output.
-_Call = tuple[Any, Any, Any]
-
 
 class StateGradientCallback(Callback):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
-    nothing; see :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients` for what is made of it.
+    nothing; see :func:`~lightning_stable.diagnostics.measure_state_gradients` for what is measured.
     A model that is not certified stable may still operate in the stable regime on its data (Miller & Hardt, *Stable
     Recurrent Models*): ``callback.reports["core"].in_stable_regime``. All of these are measurements on these batches,
     **not bounds**. Nothing is done on the training path, random states and modes stay as they are.
@@ -60,10 +58,11 @@ class StateGradientCallback(Callback):
         figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
-        reports: The latest :class:`~lightning_stable.diagnostics.state_gradients.StateGradients` by name of the module.
+        reports: The latest :class:`~lightning_stable.diagnostics.StateGradients` by name of the module.
 
     Raises:
-        ValueError: For arguments out of range.
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
         MisconfigurationException: When the trainer starts, if no recurrence can be measured or the strategy shards
             parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
 
@@ -82,12 +81,11 @@ class StateGradientCallback(Callback):
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
-        for name, value in (("max_lag", max_lag), ("num_batches", num_batches), ("every_n_epochs", every_n_epochs)):
-            checks.integer(name, value)
-        if loss is not None:
-            checks.text("loss", loss)
-        self.max_lag, self.num_batches, self.every_n_epochs = max_lag, num_batches, every_n_epochs
-        self.loss, self.input_bound = loss, checked_input_bound(input_bound)
+        self.max_lag = checks.integer("max_lag", max_lag)
+        self.num_batches = checks.integer("num_batches", num_batches)
+        self.every_n_epochs = checks.integer("every_n_epochs", every_n_epochs)
+        self.loss = None if loss is None else checks.text("loss", loss)
+        self.input_bound = checked_input_bound(input_bound)
         self.modules = checks.patterns("modules", modules)
         self.figures = check_folder(figures)
         self.reports: dict[str, StateGradients] = {}
@@ -96,6 +94,7 @@ class StateGradientCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy or a model that does not fit, and warn of modules that are skipped."""
         if stage not in ("fit", "validate"):
             return
         check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
@@ -116,6 +115,7 @@ class StateGradientCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Run the validation step on a copy of the model and measure the recurrent modules it called."""
         due = trainer.current_epoch % self.every_n_epochs == 0 and batch_idx < self.num_batches
         if not due or trainer.sanity_checking or dataloader_idx:
             return
@@ -124,14 +124,11 @@ class StateGradientCallback(Callback):
             twin, batch = _copied(trainer, pl_module), apply_to_collection(batch, Tensor, torch.clone)
             groups = recurrences_by_module(twin, self.modules)
             measured = {name: group[0] for name, group in groups.items() if not unmeasured(group)}
-            calls: dict[str, list[_Call]] = {name: [] for name in measured}
-            for name, recurrence in measured.items():
-                _watch(recurrence.module, calls[name])
-            loss = self._loss_of(trainer, twin, batch, batch_idx)
-            for name, made in calls.items():
-                if not made:
-                    continue
-                arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(made, loss)
+            recorder = RecordedCalls(measured, results=True)
+            with recorder.attached():
+                loss = self._loss_of(trainer, twin, batch, batch_idx)
+            for name, run in recorder.take().items():
+                arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(run, loss)
                 bound = self.input_bound.get(name) if isinstance(self.input_bound, Mapping) else self.input_bound
                 bound = known_inputs(trainer, name) if bound is None else bound
                 with full_precision(pl_module.device):
@@ -142,16 +139,18 @@ class StateGradientCallback(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the measurements of all batches, log the figures and draw them."""
         parts, self._parts = self._parts, {}
         for name, reports in parts.items():
             report = self.reports[name] = StateGradients.joined(reports)
             metrics = {"decay": report.decay, "lyapunov": report.lyapunov, "rate_measured": report.rate}
             finite = {f"state_gradient/{name}/{key}": v for key, v in metrics.items() if math.isfinite(v)}
             pl_module.log_dict(finite, rank_zero_only=True)
-            self._draw(trainer, report)
+            draw(trainer, "state_gradient", name, report.plot, self.figures)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forget the measurements of a validation that was cut off."""
         self._parts = {}
 
     def _loss_of(self, trainer: Trainer, twin: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
@@ -185,12 +184,9 @@ class StateGradientCallback(Callback):
             )
         return loss
 
-    def _draw(self, trainer: Trainer, report: StateGradients) -> None:
-        draw(trainer, "state_gradient", report.name, report.plot, self.figures)
-
 
 def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
-    """A copy in the same state, with the model's own parameters."""
+    """A copy in the same state, with the model's own parameters; hooks of this package do nothing in it."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     try:
         twin = copied(model, memo)
@@ -200,53 +196,28 @@ def _copied(trainer: Trainer, model: LightningModule) -> LightningModule:
             f"Got {type(error).__name__}: {error}"
         ) from error
     twin.trainer = trainer
-    for module in twin.modules():
-        hooks = module._forward_pre_hooks
-        # Those of other callbacks at work in this batch would take the copy's inputs for the model's.
-        for key in [key for key, hook in hooks.items() if hook.__module__.startswith("lightning_stable.callbacks")]:
-            del hooks[key]
     return twin
 
 
-def _watch(module: nn.Module, calls: list[_Call]) -> None:
-    """Note the calls of a module, and cut the history of the states it is given.
-
-    A step's output is the next step's state: a gradient would come back through it from all later losses.
-    """
-
-    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        given = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
-        return (*args[:1], *_detached(args[1:])), given
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        inputs, *rest = (*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs))
-        calls.append((_detached(inputs), rest[0] if rest else None, output))
-
-    module.register_forward_pre_hook(cut, with_kwargs=True)
-    module.register_forward_hook(note, with_kwargs=True)
-
-
-def _of_sequence(calls: list[_Call], loss: Tensor | None) -> dict[str, Any]:
-    """What is measured of a module that takes sequences: of several calls the longest."""
-    inputs, state, (output, final) = max(calls, key=lambda call: call[0].data.numel())
+def _of_sequence(run: Run, loss: Tensor | None) -> dict[str, Any]:
+    """What :func:`measure_state_gradients` is told about a run of a module that takes sequences."""
+    ((output, final),) = run.returned
     parts = final if isinstance(final, tuple) else (final,)
     values, *last = _gradients(loss, [output.data if isinstance(output, PackedSequence) else output, *parts])
+    state_gradients: Any = None
     if any(gradient is not None for gradient in last):
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parts, last, strict=True)]
         state_gradients = tuple(filled) if isinstance(final, tuple) else filled[0]
-    else:
-        state_gradients = None
-    return {"inputs": inputs, "state": state, "output_gradients": values, "state_gradients": state_gradients}
+    return {"inputs": run.inputs, "state": run.state, "output_gradients": values, "state_gradients": state_gradients}
 
 
-def _of_steps(calls: list[_Call], loss: Tensor | None) -> dict[str, Any]:
-    """What is measured of a cell: its calls make one sequence."""
-    outputs = [output[0] if isinstance(output, tuple) else output for _, _, output in calls]
-    found = _gradients(loss, outputs)
-    values = [torch.zeros_like(out) if grad is None else grad for out, grad in zip(outputs, found, strict=True)]
-    known = any(gradient is not None for gradient in found)
-    inputs = torch.stack([inputs for inputs, _, _ in calls])
-    return {"inputs": inputs, "state": calls[0][1], "output_gradients": torch.stack(values) if known else None}
+def _of_steps(run: Run, loss: Tensor | None) -> dict[str, Any]:
+    """What :func:`measure_state_gradients` is told about the steps of a cell."""
+    outputs = [state[0] if isinstance(state, tuple) else state for state in run.returned]
+    gradients = _gradients(loss, outputs)
+    values = [torch.zeros_like(out) if grad is None else grad for out, grad in zip(outputs, gradients, strict=True)]
+    reached = any(gradient is not None for gradient in gradients)
+    return {"inputs": run.inputs, "state": run.state, "output_gradients": torch.stack(values) if reached else None}
 
 
 def _gradients(loss: Tensor | None, outputs: list[Tensor]) -> list[Tensor | None]:
@@ -254,15 +225,9 @@ def _gradients(loss: Tensor | None, outputs: list[Tensor]) -> list[Tensor | None
     wanted = [output for output in outputs if output.requires_grad]
     if loss is None or not wanted:
         return [None] * len(outputs)
-    found = iter(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
-    return [next(found) if output.requires_grad else None for output in outputs]
+    gradients = iter(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
+    return [next(gradients) if output.requires_grad else None for output in outputs]
 
 
 def _is_loss(value: Any) -> bool:
     return isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
-
-
-def _detached(values: Any) -> Any:
-    if isinstance(values, PackedSequence):
-        return PackedSequence(values.data.detach(), *values[1:])
-    return apply_to_collection(values, Tensor, torch.Tensor.detach)

@@ -1,4 +1,4 @@
-"""Show at validation how much context every recurrent layer uses."""
+"""A callback that shows at validation how much context every recurrent layer uses."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import checked_input_bound
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
+from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.precision import full_precision
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
 
@@ -52,10 +49,12 @@ class TruncationProfileCallback(Callback):
         figures: Folder for the figures as PNG files; None writes none.
 
     Attributes:
-        profiles: The latest :class:`~lightning_stable.truncation.TruncationProfile` by name of the module.
+        profiles: The latest :class:`~lightning_stable.diagnostics.TruncationProfile` by name of the module.
 
     Raises:
-        ValueError: For arguments out of range; at validation, if there is no recurrence.
+        TypeError: If an argument has a wrong type.
+        ValueError: If an argument is out of range.
+        MisconfigurationException: When the trainer starts, if the model has no recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[TruncationProfileCallback(max_window=50)])
@@ -71,21 +70,20 @@ class TruncationProfileCallback(Callback):
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
-        for name, value in (("max_window", max_window), ("every_n_epochs", every_n_epochs)):
-            checks.integer(name, value)
-        checks.number("tolerance", tolerance, "(0, inf)")
-        self.max_window, self.tolerance, self.every_n_epochs = max_window, tolerance, every_n_epochs
+        self.max_window = checks.integer("max_window", max_window)
+        self.tolerance = checks.number("tolerance", tolerance, "(0, inf)")
+        self.every_n_epochs = checks.integer("every_n_epochs", every_n_epochs)
         self.modules = checks.patterns("modules", modules)
         self.input_bound, self.figures = checked_input_bound(input_bound), check_folder(figures)
         self.profiles: dict[str, TruncationProfile] = {}
-        self._seen: dict[str, Any] = {}
-        self._hooks: list[RemovableHandle] = []
+        self._recorder = RecordedCalls({})
         self._measured: list[str] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a model without a recurrence."""
         try:
-            find_recurrences(pl_module, self.modules)
+            recurrences_by_module(pl_module, self.modules)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
 
@@ -93,30 +91,29 @@ class TruncationProfileCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Record the calls in the first batch."""
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         if not due or trainer.sanity_checking or batch_idx or dataloader_idx:
             return
-        self._seen = {}
-        modules = {r.module_name: r for r in find_recurrences(pl_module, self.modules)}
-        for name, recurrence in modules.items():
-            keep = self._keep_call if recurrence.takes_sequences else self._keep_step
-            self._hooks.append(recurrence.module.register_forward_pre_hook(_named(keep, name), with_kwargs=True))
+        groups = recurrences_by_module(pl_module, self.modules)
+        self._recorder = RecordedCalls({name: group[0] for name, group in groups.items()})
+        self._recorder.attach()
 
     @override
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._unhook()
+        """Stop recording."""
+        self._recorder.detach()
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seen, self._seen = self._seen, {}
-        for name, inputs in seen.items():
+        """Profile the modules that were called, log the figures and draw them."""
+        for name, run in self._recorder.take().items():
             module = pl_module.get_submodule(name)
-            given = torch.stack(inputs) if isinstance(inputs, list) else inputs
+            # In the dtype of the weights, from which autocast may have made less.
+            inputs = run.inputs.to(next(module.parameters()).dtype)
             bound = known_inputs(trainer, name) if self.input_bound is None else self.input_bound
             with full_precision(pl_module.device):
-                profile = truncation_profile(
-                    module, _as_weights(given, module), self.max_window, input_bound=bound, name=name
-                )
+                profile = truncation_profile(module, inputs, self.max_window, input_bound=bound, name=name)
             self.profiles[name] = profile
             pl_module.log_dict(self._metrics(name, profile), rank_zero_only=True)
             draw(trainer, "truncation", name, profile.plot, self.figures)
@@ -124,7 +121,7 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By now the weights as they are have been certified, where a projection callback is there to do it."""
+        """Show the certified windows, which a projection callback on the trainer knows by now."""
         measured, self._measured = self._measured, []
         reports = [callback.report for callback in projections_of(trainer) if callback.report is not None]
         bounds = [bounds for report in reports for bounds in report.bounds if bounds.name in measured]
@@ -137,31 +134,20 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        modules = dict.fromkeys(r.module_name for r in find_recurrences(pl_module, self.modules))
+        """Add the chart of the windows to the page in TensorBoard."""
+        modules = recurrences_by_module(pl_module, self.modules)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write what TensorBoard has not written yet."""
         flush(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _keep_call(self, name: str, inputs: Any) -> None:
-        """Of several calls the longest."""
-        if name not in self._seen or _length(inputs) > _length(self._seen[name]):
-            self._seen[name] = inputs
-
-    def _keep_step(self, name: str, inputs: Tensor) -> None:
-        """The steps of a cell make one sequence."""
-        self._seen.setdefault(name, []).append(inputs)
+        """Stop recording where a validation was cut off."""
+        self._recorder.detach()
 
     def _metrics(self, name: str, profile: TruncationProfile) -> dict[str, float]:
         window = profile.required_window(self.tolerance)
@@ -171,20 +157,3 @@ class TruncationProfileCallback(Callback):
         if math.isfinite(profile.rate):
             metrics["rate"] = profile.rate
         return {f"truncation/{name}/{key}": value for key, value in metrics.items()}
-
-
-def _named(keep: Any, name: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(name, args[0] if args else kwargs["input"])
-
-    return hook
-
-
-def _length(inputs: Any) -> int:
-    return inputs.data.numel() if isinstance(inputs, PackedSequence) else inputs.numel()
-
-
-def _as_weights(inputs: Any, module: nn.Module) -> Any:
-    """In the dtype of the weights, from which autocast may have made less."""
-    dtype = next(module.parameters()).dtype
-    return inputs.to(dtype)

@@ -9,7 +9,6 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr):`(~?)([\w.\s]+)`")
 # Functions in a module of the same name, which hides them from the analysis.
 HIDDEN = {
     "lightning_stable.certify": "lightning_stable.stability.certify.certify",
-    "lightning_stable.truncate": "lightning_stable.truncation.truncate.truncate",
 }
 
 

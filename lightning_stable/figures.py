@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The styles of a curve, by what it stands for.
+_STYLES: dict[str, dict[str, Any]] = {
+    "certified": {"color": "#c0392b", "linestyle": "--"},
+    "largest": {"color": "#0b6bcb", "marker": "o", "markersize": 3},
+    "mean": {"color": "#7fb3e6", "marker": "o", "markersize": 3},
+    "level": {"color": "black", "linestyle": ":", "linewidth": 1},
+}
+
 
 def axes(
     size: tuple[float, float], rows: int = 1, columns: int = 1, *, title: str | None = None, **arguments: Any
@@ -45,6 +53,34 @@ def log_axis(panel: Axes, name: Literal["x", "y"], subs: Sequence[float] = (1, 2
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
+
+
+def plot_decay(
+    steps: Sequence[int], curves: Sequence[tuple[str, str, Sequence[float]]], *, xlabel: str, ylabel: str, title: str
+) -> Figure:
+    """Draw what decays with a number of steps, on a logarithmic scale.
+
+    Args:
+        steps: The number of steps, an integer for every point.
+        curves: For each curve what it stands for (``"certified"``, ``"largest"``, ``"mean"`` or ``"level"``), its
+            label, and its values.
+        xlabel: What the steps are.
+        ylabel: What the values are.
+        title: The title; it may have several lines.
+
+    Returns:
+        A matplotlib figure with one panel.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (panel,) = axes((6.5, 4))
+    for kind, label, values in curves:
+        panel.plot(steps, values, label=label, **_STYLES[kind])
+    panel.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
+    panel.set_title(title, fontsize=11)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend(frameon=False, fontsize=9)
+    return figure
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -1,9 +1,14 @@
+"""Blocks that print less, and put everything back."""
+
+import contextlib
 import logging
 import warnings
 
 import pytest
 
-from lightning_stable.quiet import quiet
+from lightning_stable.quiet import quiet, silent
+
+LIGHTNING = logging.getLogger("lightning.pytorch")
 
 
 def test_advice_is_not_shown_and_anything_else_is() -> None:
@@ -25,3 +30,17 @@ def test_what_was_shown_before_is_shown_after_an_error() -> None:
     with pytest.raises(RuntimeError), quiet():
         raise RuntimeError
     assert warnings.filters == filters
+
+
+def test_a_silent_block(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.suppress(KeyError), silent():
+        print("out")
+        warnings.warn("a warning", stacklevel=1)
+        LIGHTNING.critical("a record")
+        raise KeyError
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    with pytest.warns(UserWarning, match="later"):
+        warnings.warn("later", stacklevel=1)
+    LIGHTNING.critical("later")
+    assert [record.message for record in caplog.records] == ["later"]

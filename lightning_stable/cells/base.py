@@ -1,4 +1,4 @@
-"""What layers with the signature of ``nn.RNN`` share whose state is ``h' = g h + (1 - g) c``."""
+"""The base of layers whose state is ``h' = g h + (1 - g) c``, with the signature of ``nn.RNN``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class MixingRNN(nn.RNNBase):
         input_size: Features per time step.
         hidden_size: Units per layer and direction.
         num_layers: Number of layers.
-        bias: Whether there are biases.
+        bias: Whether the layers have biases.
         batch_first: Whether batched tensors are ``(batch, time, features)`` instead of ``(time, batch, features)``.
-        dropout: Dropout on the outputs of every layer but the last, in training.
-        bidirectional: Run over the sequence in both directions.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        gate_bias: Added to the initial biases of the gates: above 0 they start open, and the state remembers.
+        dropout: Probability of dropout on the outputs of every layer but the last, in training.
+        bidirectional: Whether the layers run over the sequence in both directions.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+        gate_bias: Number added to the initial biases of the gates: above 0 they start open, and the state remembers.
     """
 
     gate_bias: float = 0.0
@@ -43,8 +43,8 @@ class MixingRNN(nn.RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         gate_bias: float = 1.0,
     ) -> None:
@@ -65,7 +65,7 @@ class MixingRNN(nn.RNNBase):
         self.reset_parameters()
 
     def _shapes(self, features: int) -> Shapes:
-        """Shapes of the parameters of one directed layer, by role."""
+        """Return the shapes of the parameters of one directed layer, by role."""
         rows = 2 * self.hidden_size
         return {
             "weight_ih": (rows, features),
@@ -79,7 +79,7 @@ class MixingRNN(nn.RNNBase):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform in ``+-1 / sqrt(hidden_size)`` as torch's layers, plus ``gate_bias`` on the biases of the gates."""
+        """Draw from ``+-1 / sqrt(hidden_size)`` as torch's layers do; add ``gate_bias`` to the biases of the gates."""
         super().reset_parameters()
         for name, parameter in self.named_parameters():
             if name.startswith(("bias_ih", "bias_iy")):
@@ -89,15 +89,15 @@ class MixingRNN(nn.RNNBase):
         """Do nothing: there is no cuDNN kernel."""
 
     def extra_repr(self) -> str:
-        """That of torch's layers, and the gate bias if it is not 1."""
+        """Return what torch's layers say, and the gate bias if it is not 1."""
         return super().extra_repr() + (f", gate_bias={self.gate_bias}" if self.gate_bias != 1 else "")
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
         """Run over sequences.
 
         Args:
-            input: Shape ``(time, batch, features)``, batch first if so chosen, ``(time, features)`` without a batch, or
-                a PackedSequence.
+            input: Shape ``(time, batch, features)``, or ``(batch, time, features)`` with ``batch_first``;
+                ``(time, features)`` without a batch; or a PackedSequence.
             hx: The state before the first input, ``(layers * directions, batch, hidden_size)``, without the batch for
                 inputs without one; zeros by default.
 
@@ -125,33 +125,33 @@ class MixingRNN(nn.RNNBase):
                 f"`hx` must have as many dimensions as the input, {input.dim()}. Got {hx.dim()}: {tuple(hx.shape)}."
             )
         if not batched:
-            given, hx = input.unsqueeze(int(not self.batch_first)), None if hx is None else hx.unsqueeze(1)
+            values, hx = input.unsqueeze(int(not self.batch_first)), None if hx is None else hx.unsqueeze(1)
         else:
-            given = input
-        inputs = given.transpose(0, 1) if self.batch_first else given
-        state = self._start(given, inputs, hx, None, None)
+            values = input
+        inputs = values.transpose(0, 1) if self.batch_first else values
+        state = self._start(values, inputs, hx, None, None)
         outputs, state = self._layers(inputs, state, None, None)
         if not batched:
             return outputs.squeeze(1), state.squeeze(1)
         return outputs.transpose(0, 1) if self.batch_first else outputs, state
 
     def _start(
-        self, given: Tensor, inputs: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, order: Tensor | None
+        self, values: Tensor, inputs: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, order: Tensor | None
     ) -> Tensor:
-        """The checked start, shape ``(layers * directions, batch, hidden_size)``, in the order of the inputs."""
+        """Return the checked start, ``(layers * directions, batch, hidden_size)``, in the order of the inputs."""
         if not len(inputs):
-            raise ValueError(f"`input` must have at least one time step. Got shape {tuple(given.shape)}.")
+            raise ValueError(f"`input` must have at least one time step. Got shape {tuple(values.shape)}.")
         directions = self.num_layers * (1 + self.bidirectional)
         if hx is None:
             hx = inputs.new_zeros(directions, inputs.shape[1], self.hidden_size)
-        self.check_forward_args(given, hx, batch_sizes)
+        self.check_forward_args(values, hx, batch_sizes)
         start: Tensor = self.permute_hidden(hx, order)
         return start
 
     def _layers(
         self, inputs: Tensor, state: Tensor, valid: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """All layers on ``(time, batch, features)``; ``valid``, ``(time, batch, 1)``, says which entries are inputs."""
+        """Run all layers on ``(time, batch, features)``; ``valid``, ``(time, batch, 1)``, marks what is no padding."""
         starts, last = iter(state.unbind(0)), []
         for layer in range(self.num_layers):
             outputs = []
@@ -167,14 +167,14 @@ class MixingRNN(nn.RNNBase):
     def _dropped(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is None:
             return F.dropout(inputs, self.dropout)
-        # On the entries alone, as torch's layers draw it.
+        # Masks are drawn for the entries alone, as torch's layers draw them.
         packed = pack_padded_sequence(inputs, lengths)
         return pad_packed_sequence(packed._replace(data=F.dropout(packed.data, self.dropout)))[0]
 
     def _run(
         self, inputs: Tensor, state: Tensor, suffix: str, valid: Tensor | None, *, backward: bool
     ) -> tuple[Tensor, Tensor]:
-        """Outputs of one directed layer, ``(time, batch, hidden_size)``, and its last state."""
+        """Run one directed layer; return its outputs, ``(time, batch, hidden_size)``, and its last state."""
         hidden = getattr(self, "weight_hh" + suffix).t()
         driven = F.linear(inputs, getattr(self, "weight_ih" + suffix), self._bias("bias_ih", "bias_hh", suffix))
         states = [state]
@@ -193,7 +193,7 @@ class MixingRNN(nn.RNNBase):
         return total
 
     def _outputs(self, inputs: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], suffix: str) -> Tensor:
-        """Outputs from the inputs and the states before and after every step, in the order of the inputs."""
+        """Return outputs from the inputs and the states before and after every step, in the order of the inputs."""
         return torch.stack(list(after))
 
 

@@ -8,18 +8,18 @@ _RNN = TypeVar("_RNN", bound=nn.RNN)
 
 
 def irnn_(module: _RNN) -> _RNN:
-    """Set the recurrent weights of a ReLU network to the identity and its biases to zero, in place.
+    """``W_hh = I``, ``b = 0``: set the recurrent weights of a ReLU network to the identity, in place.
 
     Source: Le, Jaitly, Hinton, *A Simple Way to Initialize Recurrent Networks of Rectified Linear Units* (2015).
 
     Args:
-        module: ``nn.RNN`` with ``nonlinearity="relu"``, any layers and directions.
+        module: An ``nn.RNN`` with ``nonlinearity="relu"``, of any number of layers and directions.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the module is anything else.
     """
     if not isinstance(module, nn.RNN) or module.nonlinearity != "relu":
         raise ValueError(f"`module` must be nn.RNN with nonlinearity='relu'. Got {module!r}.")

@@ -1,4 +1,4 @@
-"""Products with the Jacobians of a run's steps: gradients pulled back through the states, growth of perturbations."""
+"""Products with the Jacobians of the steps of a run: gradients of the loss, and growth of perturbations."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ def gradient_norms(
     ``t`` together: one pass over the sequence for every lag.
 
     Args:
-        recurrent: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
-        inputs: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
+        recurrent: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
+        inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         output_gradients: ``d loss / d output``, laid out as the module's output (a tensor or a PackedSequence); None
             takes random unit directions in the state at every ``t`` instead, unless ``state_gradients`` are given.
         max_lag: Largest lag, at least 1.
         state: The state before the first input, as the module takes it; zeros if None.
         state_gradients: ``d loss / d final state``, as the module returns that state, where the loss reads it.
-        seed: Of the random directions; the global random state is not used.
+        seed: Seeds the random directions; the global random state is not used.
 
     Returns:
-        Shape ``(max_lag + 1, time, batch)``, by ``t``, packed sequences in sorted order; NaN for ``t < lag``.
+        Norms of shape ``(max_lag + 1, time, batch)``, by ``t``, packed sequences in sorted order; NaN for ``t < lag``.
 
     Raises:
-        ValueError: If ``max_lag`` is no positive integer, the module is not recurrent, bidirectional or windowed, or
+        TypeError: If ``max_lag`` is no integer.
+        ValueError: If ``max_lag`` is not positive, the module is not recurrent, or is bidirectional or windowed, or
             inputs, states or gradients do not fit it.
     """
-    checks.integer("max_lag", max_lag)
+    max_lag = checks.integer("max_lag", max_lag)
     run = _Run.of(recurrent, inputs, state)
     if output_gradients is None and state_gradients is None:
         cotangent = _normed(_random(run.after, seed))[0]
@@ -77,44 +78,47 @@ def gradient_norms(
 def lyapunov_exponents(
     recurrent: nn.Module, inputs: Any, *, state: Any = None, max_iterations: int = 100, seed: int = 0
 ) -> Tensor:
-    """Finite-time Lyapunov exponents: ``log ||J_T ... J_1|| / T`` along the run of every sequence.
+    """``log ||J_T ... J_1|| / T``: the finite-time Lyapunov exponent of the run of every sequence.
 
     The spectral norm of the product of the steps' Jacobians comes from the power method on ``P^T P``, with products
-    renormalised at every step, so that long sequences neither overflow nor vanish. Stopped early it is too small.
+    renormalised at every step, so that long sequences neither overflow nor vanish. An exponent from a power method that
+    was stopped early is too small.
 
     Args:
-        recurrent: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
-        inputs: As in :func:`~lightning_stable.diagnostics.state_gradients.measure_state_gradients`.
+        recurrent: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
+        inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         state: As in :func:`gradient_norms`.
-        max_iterations: Of the power method, which stops by itself when no exponent grows any more.
-        seed: Of its start; the global random state is not used.
+        max_iterations: Largest number of iterations of the power method, which stops by itself when no exponent grows.
+        seed: Seeds its first vectors; the global random state is not used.
 
     Returns:
-        Shape ``(batch,)``, packed sequences in sorted order; minus infinity where nothing is left of any perturbation.
+        Exponents of shape ``(batch,)``, packed sequences in sorted order; minus infinity where nothing is left of any
+        perturbation.
 
     Raises:
-        ValueError: As :func:`gradient_norms`, or if ``max_iterations`` is no positive integer.
+        TypeError: If ``max_iterations`` is no integer.
+        ValueError: If ``max_iterations`` is not positive, or as :func:`gradient_norms`.
     """
-    checks.integer("max_iterations", max_iterations)
+    max_iterations = checks.integer("max_iterations", max_iterations)
     run = _Run.of(recurrent, inputs, state)
     steps = [run.linear_step(position) for position in range(len(run.inputs))]
     lengths = run.valid.sum(0)
-    vector, found = _normed(_random(take(run.before, slice(0, 1)), seed))[0], None
+    vector, before = _normed(_random(take(run.before, slice(0, 1)), seed))[0], None
     tolerance = max(_CONVERGED, 64 * torch.finfo(run.inputs.dtype).eps)
     for _ in range(max_iterations):
         vector, _ = _through([push for push, _ in steps], vector)
         vector, growth = _through([pull for _, pull in reversed(steps)], vector)
         exponents = growth / lengths
-        if found is not None and not ((exponents - found).abs() > tolerance).any():
+        if before is not None and not ((exponents - before).abs() > tolerance).any():
             return exponents
-        found = exponents
-    assert found is not None
-    return found
+        before = exponents
+    assert before is not None
+    return before
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of a module: shapes ``(time, batch, ...)``; ``valid`` says which positions are no padding."""
+    """A run of a module, in shapes ``(time, batch, ...)``; ``valid`` says which positions are no padding."""
 
     stack: Stack
     layout: Layout
@@ -125,10 +129,10 @@ class _Run:
     valid: Tensor
 
     @classmethod
-    def of(cls, recurrent: nn.Module, given: Any, state: Any) -> _Run:
+    def of(cls, recurrent: nn.Module, values: Any, state: Any) -> _Run:
         stack = _stack_of(recurrent)
         dtype = next(recurrent.parameters()).dtype
-        layout = Layout.of(recurrent, given.to(dtype) if isinstance(given, (Tensor, PackedSequence)) else given)
+        layout = Layout.of(recurrent, values.to(dtype) if isinstance(values, (Tensor, PackedSequence)) else values)
         inputs, cell = layout.inputs, not stack.layers[0].takes_sequences
         if not len(inputs):
             raise ValueError(f"`inputs` must have at least one step. Got shape {tuple(inputs.shape)}.")
@@ -150,7 +154,7 @@ class _Run:
         return cls(stack, layout, cell, inputs, before, after, layout.valid)
 
     def cotangent(self, output_gradients: Any, state_gradients: Any) -> States:
-        """``d loss_t / d h_t`` at every position from the gradients of what the module returns."""
+        """``d loss_t / d h_t`` at every position, from the gradients of what the module returns."""
         cotangent = _zeros(self.after)
         dtype = self.inputs.dtype
         if output_gradients is not None:
@@ -180,7 +184,7 @@ class _Run:
         return values.transpose(0, 1) if self.layout.batch_first else values
 
     def linear_step(self, position: int) -> tuple[Callable[[States], States], Callable[[States], States]]:
-        """Products with the Jacobian of one step, and with its transpose; sequences that are over stand still."""
+        """``J v`` and ``J^T v`` for the Jacobian of one step; sequences that are over stand still."""
         now = slice(position, position + 1)
         inputs, before, valid = self.inputs[now], take(self.before, now), self.valid[now]
 
@@ -197,8 +201,8 @@ class _Run:
 
 def _pulled_back(function: Callable[[States], Any], states: States) -> tuple[Any, Callable[[Any], tuple[States]]]:
     """The value of a function and the product with its transposed Jacobian."""
-    found: Any = torch.func.vjp(function, states)
-    value, pull = found
+    value_and_pull: Any = torch.func.vjp(function, states)
+    value, pull = value_and_pull
     return value, pull
 
 
@@ -210,7 +214,7 @@ def _stack_of(recurrent: nn.Module) -> Stack:
 
 
 def unmeasured(recurrences: Sequence[Recurrence]) -> str:
-    """Why a recurrent module with these recurrences cannot be measured; empty if it can."""
+    """Return why a recurrent module with these recurrences cannot be measured; empty if it can."""
     kind = type(recurrences[0].module).__name__
     if isinstance(recurrences[0].module, Windowed):
         return f"{kind}, whose states reach back to the beginning of a window and no further"
@@ -237,7 +241,7 @@ def _normed(states: States) -> tuple[States, Tensor]:
 
 
 def _norm(states: States) -> Tensor:
-    """Over all layers and parts, shape ``(rows, batch)``."""
+    """The norm over all layers and parts, shape ``(rows, batch)``."""
     parts = [torch.linalg.vector_norm(part, dim=-1) for layer in states for part in layer]
     size: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return size

@@ -1,59 +1,118 @@
-"""The inputs that reach every recurrent module while a model runs."""
+"""The calls of recurrent modules while a model runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+from torch.utils.hooks import RemovableHandle
 
+from lightning_stable.hooks import Hook
 from lightning_stable.recurrence import Recurrence
 
 
-class RecordedCalls:
-    """Keeps of every batch the longest call of a module; the steps of a cell make one sequence."""
+@dataclass(frozen=True)
+class Run:
+    """What one recurrent module was called with, and what it returned.
 
-    def __init__(self, recurrences: dict[str, Recurrence]) -> None:
+    Attributes:
+        inputs: Without history: what a module that takes sequences was called with; the steps of a cell as one
+            sequence, shape ``(time, batch, features)``.
+        state: The state before the first input, as the module was given it; None if it was given none.
+        returned: What the calls returned, one for a module that takes sequences and one per step for a cell; of calls
+            that were recorded without results, None.
+    """
+
+    inputs: Any
+    state: Any
+    returned: tuple[Any, ...]
+
+
+class RecordedCalls:
+    """Records the calls of recurrent modules: the longest call of a module that takes sequences, all steps of a cell.
+
+    Args:
+        recurrences: A recurrence of each module to record, by the name of the module.
+        results: Keep what calls return, with its history, and give each call its state without history: a step's
+            output is the next step's state, and through it a gradient would come back from all later losses.
+
+    Attributes:
+        batches: Inputs by the name of the module, one entry for each batch that :meth:`end_batch` has closed.
+    """
+
+    def __init__(self, recurrences: Mapping[str, Recurrence], *, results: bool = False) -> None:
         self.batches: dict[str, list[Any]] = {}
-        self._recurrences = recurrences
-        self._calls: dict[str, list[Any]] = {}
+        self._recurrences, self._results = recurrences, results
+        self._calls: dict[str, list[Run]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Record from now on."""
+        for name, recurrence in self._recurrences.items():
+            if self._results:
+                self._handles.append(recurrence.module.register_forward_pre_hook(_cut_history, with_kwargs=True))
+            hook = Hook(partial(self._keep, name))
+            self._handles.append(recurrence.module.register_forward_hook(hook, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Stop recording; what was recorded is kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Record the calls made inside."""
-        handles = [
-            recurrence.module.register_forward_pre_hook(partial(self._keep, name), with_kwargs=True)
-            for name, recurrence in self._recurrences.items()
-        ]
+        """Record the calls made inside the block."""
+        self.attach()
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self.detach()
+
+    def take(self) -> dict[str, Run]:
+        """Return what was recorded since this was last called, by the name of the module."""
+        calls, self._calls = self._calls, {}
+        return {name: self._run(name, of_module) for name, of_module in calls.items()}
 
     def end_batch(self) -> None:
-        """Keep the calls of the batch that is over."""
-        for name, calls in self._calls.items():
-            whole = max(calls, key=_size) if self._recurrences[name].takes_sequences else _steps(calls)
-            self.batches.setdefault(name, []).append(whole)
-        self._calls = {}
-
-    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.setdefault(name, []).append(args[0] if args else kwargs["input"])
+        """Add what was recorded of a batch that is over to ``batches``."""
+        for name, run in self.take().items():
+            self.batches.setdefault(name, []).append(run.inputs)
 
     def joined(self) -> dict[str, Any]:
-        """All sequences recorded, by the name of the module: packed, or ``(time, batch, features)`` for cells."""
+        """Return all sequences of ``batches``, by the name of the module: packed, or as one tensor for cells."""
         return {name: _joined(self._recurrences[name], calls) for name, calls in self.batches.items()}
 
+    def _run(self, name: str, calls: list[Run]) -> Run:
+        if self._recurrences[name].takes_sequences:
+            return max(calls, key=lambda call: int(call.inputs.data.numel()))
+        steps = torch.stack([call.inputs for call in calls])
+        steps = steps.unsqueeze(1) if steps.dim() == 2 else steps
+        return Run(steps, calls[0].state, tuple(returned for call in calls for returned in call.returned))
 
-def _steps(calls: list[Tensor]) -> Tensor:
-    """The steps of a cell as ``(time, batch, features)``."""
-    steps = torch.stack(calls)
-    return steps.unsqueeze(1) if steps.dim() == 2 else steps
+    def _keep(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        inputs, *state = (*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs))
+        call = Run(_detached(inputs), state[0] if state else None, (returned if self._results else None,))
+        self._calls.setdefault(name, []).append(call)
+
+
+def _cut_history(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    options = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
+    return (*args[:1], *map(_detached, args[1:])), options
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
+        return PackedSequence(value.data.detach(), *value[1:])
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _joined(recurrence: Recurrence, calls: list[Any]) -> Any:
@@ -73,7 +132,3 @@ def _rows(call: Tensor | PackedSequence, batch_first: bool) -> list[Tensor]:
     if call.dim() == 2:
         return [call]
     return list(call if batch_first else call.transpose(0, 1))
-
-
-def _size(call: Tensor | PackedSequence) -> int:
-    return call.data.numel() if isinstance(call, PackedSequence) else call.numel()

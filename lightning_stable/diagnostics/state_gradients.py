@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.diagnostics.jacobians import gradient_norms, lyapunov_exponents
+from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
@@ -36,8 +37,8 @@ class StateGradients:
     The state is that of all layers of the module together, ``(h, c)`` for LSTM; norms are Euclidean.
 
     Attributes:
-        norms: ``||d loss_t / d h_{t - lag}||``, shape ``(max_lag + 1, positions)``, float64: row ``lag``, a column for
-            every ``t`` of every sequence that has a loss; NaN where the run begins later.
+        norms: ``||d loss_t / d h_{t - lag}||``, shape ``(max_lag + 1, positions)``, float64, with a row for every lag
+            and a column for every ``t`` of every sequence that has a loss; NaN where the run begins later.
         exponents: Finite-time Lyapunov exponent of every sequence, shape ``(sequences,)``: the logarithm per step of
             the largest factor by which a perturbation of its first state grows until its end. Short sequences measure
             transient growth.
@@ -45,7 +46,7 @@ class StateGradients:
         guarantee: What the certified rate holds for: ``"guaranteed"``, ``"data"`` (inputs in the range of these) or
             ``"none"``.
         source: Where gradients start from: ``"loss"``, or ``"random"`` directions in the state at ``t``.
-        name: Of the module.
+        name: Name of the module.
     """
 
     norms: Tensor
@@ -57,7 +58,7 @@ class StateGradients:
 
     @classmethod
     def joined(cls, parts: Sequence[StateGradients]) -> StateGradients:
-        """Measurements on several batches as one; the certified rate is the largest of theirs.
+        """Return measurements on several batches as one; the certified rate is the largest of theirs.
 
         Raises:
             ValueError: If there are none, or they go to different lags.
@@ -140,36 +141,24 @@ class StateGradients:
         )
 
     def plot(self) -> Figure:
-        """Norms against the lag on a logarithmic scale, as a matplotlib figure without a display."""
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(6.5, 4), layout="constrained")
-        axes = figure.subplots()
+        """Draw the norms against the lag on a logarithmic scale, as a matplotlib figure without a display."""
         lags, largest = self.lags.tolist(), self.max.tolist()
+        curves = [("largest", "largest, measured", largest), ("mean", "mean, measured", self.mean.tolist())]
         if self.is_certified and largest[0] > 0:
-            line = [largest[0] * self.certified_rate**lag for lag in lags]
             label = f"certified rate {self.certified_rate:.3g} ** lag, up to a constant"
             label += " (range of this data)" if self.guarantee == "data" else ""
-            axes.plot(lags, line, color="#c0392b", linestyle="--", label=label)
-        axes.plot(lags, largest, color="#0b6bcb", marker="o", markersize=3, label="largest, measured")
-        axes.plot(lags, self.mean.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean, measured")
+            curves.insert(0, ("certified", label, [largest[0] * self.certified_rate**lag for lag in lags]))
         gradient = r"$\|\partial\, loss_t / \partial h_{t-\tau}\|$"
         regime = "stable" if self.in_stable_regime else "unstable"
         certified = "" if self.is_certified else ", not certified"
-        axes.set(
-            yscale="log",
+        return plot_decay(
+            lags,
+            curves,
             xlabel=r"$\tau$ (steps back)",
             ylabel=gradient if self.source == "loss" else "growth, random directions",
             title=f"States of {self.name or 'the recurrence'}: {regime} on these data{certified}\n"
             f"measured decay {self.decay:.3g}, largest rate {self.rate:.3g} per step",
         )
-        axes.title.set_fontsize(11)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
-        return figure
 
 
 def measure_state_gradients(
@@ -183,24 +172,28 @@ def measure_state_gradients(
     input_bound: Any = None,
     name: str = "",
 ) -> StateGradients:
-    """Measure one recurrent module on given inputs: :func:`gradient_norms`, :func:`lyapunov_exponents`, certificate.
+    """Measure gradient norms and Lyapunov exponents of one recurrent module on given inputs, beside its certificate.
+
+    See :func:`gradient_norms` and :func:`lyapunov_exponents`.
 
     Args:
         recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module) with one
             direction, not windowed. Dropout between layers is off.
-        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
+        inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
+            ``(time, batch, features)``.
         output_gradients: ``d loss / d output``, see :func:`gradient_norms`; None takes random directions.
         max_lag: Largest lag, at least 1.
         state: As in :func:`gradient_norms`.
         state_gradients: As in :func:`gradient_norms`.
         input_bound: What is known about the inputs, see :func:`lightning_stable.certify`; None takes the range of
             ``inputs`` where a cell needs one.
-        name: Of the module, for texts.
+        name: Name of the module, for texts.
 
     Raises:
+        TypeError: As :func:`gradient_norms`.
         ValueError: As :func:`gradient_norms`.
     """
-    known = output_gradients is not None or state_gradients is not None
+    from_loss = output_gradients is not None or state_gradients is not None
     norms = gradient_norms(
         recurrent, inputs, output_gradients, max_lag, state=state, state_gradients=state_gradients
     ).flatten(1)
@@ -208,13 +201,13 @@ def measure_state_gradients(
     norms = norms[:, norms[0] > 0].double().cpu()
     exponents = lyapunov_exponents(recurrent, inputs, state=state).double().cpu()
     rate, guarantee = _certified(recurrent, inputs, input_bound)
-    return StateGradients(norms, exponents, rate, guarantee, "loss" if known else "random", name)
+    return StateGradients(norms, exponents, rate, guarantee, "loss" if from_loss else "random", name)
 
 
-def _certified(recurrent: nn.Module, given: Any, input_bound: Any) -> tuple[float, str]:
+def _certified(recurrent: nn.Module, inputs: Any, input_bound: Any) -> tuple[float, str]:
     recurrences = recurrences_of(recurrent)
     if input_bound is None:
-        data = given.data if isinstance(given, PackedSequence) else given
+        data = inputs.data if isinstance(inputs, PackedSequence) else inputs
         seen = data.detach().double().flatten(0, -2)
         sources: Sources = {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
     else:

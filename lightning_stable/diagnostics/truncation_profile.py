@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
+from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.stability.inputs.resolve import resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
@@ -39,13 +40,13 @@ class TruncationProfile:
     Attributes:
         windows: Shape ``(max_window,)``.
         max_error: Largest Euclidean norm of the difference of the outputs over batch and time, same shape.
-        mean_error: Its mean over batch and time, same shape.
+        mean_error: Mean of that norm over batch and time, same shape.
         rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
         bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
         guarantee: What the bound holds for: ``"guaranteed"`` for every admissible input, ``"data"`` for inputs in
             the range of these, ``"none"`` if there is none.
         output_norm: Mean Euclidean norm of the recurrent layer's outputs, to compare with.
-        name: Of the layer, for the plot.
+        name: Name of the layer, for the plot.
     """
 
     windows: Tensor
@@ -58,44 +59,39 @@ class TruncationProfile:
     name: str = ""
 
     def required_window(self, tolerance: float) -> int | None:
-        """Smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none of these does.
+        """Return the smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none does.
 
         Raises:
-            ValueError: If the tolerance is not a positive number.
+            TypeError: If the tolerance is no number.
+            ValueError: If it is not positive and finite.
         """
-        checks.number("tolerance", tolerance, "(0, inf)")
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
         above = (~(self.max_error <= tolerance)).nonzero()
         first = int(above[-1]) + 2 if len(above) else 1
         return first if first <= len(self.windows) else None
 
     def plot(self) -> Figure:
-        """Errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(6.5, 4), layout="constrained")
-        axes = figure.subplots()
-        windows = self.windows.tolist()
+        """Draw errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
+        largest, mean = self.max_error.tolist(), self.mean_error.tolist()
+        curves = [
+            ("largest", "largest error", largest),
+            ("mean", "mean error", mean),
+            ("level", "mean norm of the outputs", [self.output_norm] * len(mean)),
+        ]
         if not self.bound.isnan().all():
             label = "certified bound" + (" (range of this data)" if self.guarantee == "data" else "")
-            axes.plot(windows, self.bound.tolist(), color="#c0392b", linestyle="--", label=label)
-        axes.plot(windows, self.max_error.tolist(), color="#0b6bcb", marker="o", markersize=3, label="largest error")
-        axes.plot(windows, self.mean_error.tolist(), color="#7fb3e6", marker="o", markersize=3, label="mean error")
-        axes.axhline(self.output_norm, color="black", linestyle=":", linewidth=1, label="mean norm of the outputs")
+            curves.insert(0, ("certified", label, self.bound.tolist()))
         decay = "" if math.isnan(self.rate) else f": measured rate {self.rate:.3g} per step"
-        axes.set(
-            yscale="log",
+        figure = plot_decay(
+            self.windows.tolist(),
+            curves,
             xlabel="window (inputs seen)",
             ylabel="error of the output",
             title=f"Truncation of {self.name or 'the recurrence'}{decay}",
         )
-        positive = [value for value in self.mean_error.tolist() if value > 0]
+        positive = [value for value in mean if value > 0]
         if positive:  # exact windows have error 0, and bounds may lie far above what matters
-            axes.set_ylim(min(positive) / 3, 10 * max(self.output_norm, self.max_error.max().item()))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
+            figure.axes[0].set_ylim(min(positive) / 3, 10 * max(self.output_norm, *largest))
         return figure
 
 
@@ -105,22 +101,24 @@ def truncation_profile(
 ) -> TruncationProfile:
     """Compare a recurrent layer with its windowed forms of every length on given inputs, from zero states.
 
-    All windows come from one pass: the trajectory after ``k`` sweeps ``S <- phi(shift(S), x)`` over all positions is
-    that of the ``k``-window form. Dropout between layers is off.
+    All windows come from one pass: after ``k`` sweeps ``S <- phi(shift(S), x)`` over all positions, ``S`` is the
+    trajectory of the form with window ``k``. Dropout between layers is off.
 
     Args:
         recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module), windowed
             or not.
-        inputs: As the module takes them: batched or not, or a PackedSequence; for a cell ``(time, batch, features)``.
-        max_window: Longest window.
+        inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
+            ``(time, batch, features)``.
+        max_window: Longest window, at least 1.
         input_bound: What is known about the inputs, for the certified bound, see :func:`lightning_stable.certify`;
             None takes the range of ``inputs`` where a cell needs one.
-        name: For the title of the plot.
+        name: Name of the layer, for the title of the plot.
 
     Raises:
-        ValueError: If ``max_window`` is no positive integer, the module is not recurrent, or inputs do not fit it.
+        TypeError: If ``max_window`` is no integer.
+        ValueError: If ``max_window`` is not positive, the module is not recurrent, or inputs do not fit it.
     """
-    checks.integer("max_window", max_window)
+    max_window = checks.integer("max_window", max_window)
     stacks = stacks_of(recurrent)
     layout = Layout.of(recurrent, inputs)
     layout.check(recurrent, None)
@@ -150,7 +148,7 @@ def truncation_profile(
 
 @contextmanager
 def _at_rest(recurrent: nn.Module) -> Iterator[None]:
-    """The module as it is stored, without dropout."""
+    """Evaluate the module inside the block as it is stored, without dropout."""
     with evaluating(recurrent), recurrent.as_stored() if isinstance(recurrent, Windowed) else nullcontext():
         yield
 

@@ -7,10 +7,10 @@ from typing import Any
 
 
 def import_onnx() -> Any:
-    """The package onnx, where the others of the extra are there too.
+    """Return the package onnx if the others of the extra are there too.
 
     Raises:
-        ModuleNotFoundError: Naming the extra.
+        ModuleNotFoundError: If one is missing; the message names the extra.
     """
     try:
         for name in ("onnxscript", "onnxruntime"):

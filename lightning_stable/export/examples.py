@@ -12,7 +12,7 @@ _BATCH, _TIME = 8, 16
 
 
 def example_for(model: nn.Module) -> Tensor:
-    """A batch of sequences for a recurrent layer or one of :mod:`lightning_stable.models`; always the same.
+    """Return a batch of sequences for a recurrent layer or one of :mod:`lightning_stable.models`; always the same one.
 
     Raises:
         ValueError: If the model is another one.
@@ -36,14 +36,14 @@ def example_for(model: nn.Module) -> Tensor:
 
 
 def random_batch(example: Tensor, batch: int, time: int, *, batch_first: bool, generator: torch.Generator) -> Tensor:
-    """Sequences of steps drawn from an example, each as likely; what holds for every step of it holds for these.
+    """Return sequences whose steps are drawn from an example: what holds for every step of it holds for these.
 
     Args:
         example: Shape ``(batch, time, ...)`` or ``(time, batch, ...)``.
         batch: Number of sequences.
-        time: Their length.
-        batch_first: Which of the two the result is, as the example.
-        generator: Of the draws.
+        time: Length of the sequences.
+        batch_first: Whether the example and the result are ``(batch, time, ...)``.
+        generator: The source of randomness.
     """
     steps = example.flatten(0, 1)
     drawn = steps[torch.randint(len(steps), (batch * time,), generator=generator)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_stable import checks
 from lightning_stable.export._onnx import import_onnx
 from lightning_stable.export.metadata import ARCHIVED, Metadata
 
@@ -23,10 +24,10 @@ class Format(NamedTuple):
     """One of :data:`FORMATS`.
 
     Attributes:
-        suffix: Of its files.
-        check: Raises ModuleNotFoundError where a package is missing.
-        write: Writes a program with its metadata.
-        open: A function that runs a file.
+        suffix: Suffix of its files.
+        check: Function that raises ModuleNotFoundError where a package is missing.
+        write: Function that writes a program with its metadata.
+        open: Function that returns what runs a file.
     """
 
     suffix: str
@@ -46,7 +47,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> Non
 
 def _open_onnx(path: Path) -> Runner:
     session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
 
     def run(inputs: Tensors) -> Tensors:
         arrays = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
@@ -64,7 +65,7 @@ def _open_torch(path: Path) -> Runner:
 
 
 def runner_of(program: ExportedProgram) -> Runner:
-    """A function that runs a program."""
+    """Return a function that runs a program."""
     module = program.module()
 
     def run(inputs: Tensors) -> Tensors:
@@ -81,13 +82,13 @@ FORMATS = {
 
 
 def checked_path(path: str | Path, format: str) -> Path:
-    """The path of a file to write.
+    """Return the path of a file to write.
 
     Raises:
+        TypeError: If the format is no string.
         ValueError: If there is no such format, or no file of it can be written there.
     """
-    if format not in FORMATS:
-        raise ValueError(f"`format` must be one of {list(FORMATS)}. Got {format!r}.")
+    format = checks.choice("format", format, list(FORMATS))
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, a folder.")

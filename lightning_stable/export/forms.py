@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.export.windows import PlainWindows, Recent, plain_windows, recurrent_modules
-from lightning_stable.recurrence import recurrences_of
+from lightning_stable.export.windows import PlainWindows, Recent, plain_windows
+from lightning_stable.recurrence import recurrences_by_module
 
 
 class BatchForm(nn.Module):
@@ -28,7 +28,7 @@ class BatchForm(nn.Module):
         self.model = plain_windows(model, window)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The model's answer; of several values, such as outputs and a state, the first."""
+        """Return the model's answer; of several values, such as outputs and a state, the first."""
         return first_tensor(self.model(input))
 
 
@@ -40,7 +40,7 @@ class StreamingForm(nn.Module):
 
     Args:
         model: As for :class:`BatchForm`.
-        window: Number of inputs a recurrent layer sees.
+        window: As for :class:`BatchForm`.
         batch_first: Whether the model takes ``(batch, time, ...)`` or ``(time, batch, ...)``.
         every_step: Whether the model's answer has the dimension of time too, at the same place.
 
@@ -52,7 +52,7 @@ class StreamingForm(nn.Module):
         super().__init__()
         self.model = plain_windows(model, window)
         self.window, self.every_step, self.time_dim = window, every_step, int(batch_first)
-        layers = {name: recurrences_of(module, name) for name, module in recurrent_modules(self.model).items()}
+        layers = recurrences_by_module(self.model)
         for name, recurrences in layers.items():
             if any(recurrence.direction == "backward" for recurrence in recurrences):
                 raise ValueError(
@@ -62,25 +62,25 @@ class StreamingForm(nn.Module):
         self.features = [recurrences[0].input_size for recurrences in layers.values()]
 
     def start(self, batch: int) -> tuple[Tensor, Tensor]:
-        """``count`` and ``recent`` before the first input of streams: zeros."""
+        """Return ``count`` and ``recent`` before the first input of streams: zeros."""
         weight = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         return count, weight.new_zeros(batch, self.window, sum(self.features))
 
     def forward(self, input: Tensor, count: Tensor, recent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The answer to the next input, and what to hand in with the one after it.
+        """Return the answer to the next input, and what to hand in with the one after it.
 
         Args:
             input: The next input of every stream, shape ``(batch, ...)``.
-            count: Inputs of every stream so far, counted up to the window, ``(batch,)``. A zero starts a stream
-                afresh, whatever ``recent`` holds of it.
-            recent: The last ``window`` inputs of the recurrent layers, the newest last, ``(batch, window, features)``;
-                features of several layers lie side by side.
+            count: Inputs of every stream so far, counted up to the window, shape ``(batch,)``. A zero starts a stream,
+                whatever ``recent`` holds of it.
+            recent: The last ``window`` inputs of the recurrent layers, the newest last, of shape
+                ``(batch, window, features)``; features of several layers lie side by side.
 
         Returns:
             The answer, shape ``(batch, ...)``, and the next ``count`` and ``recent``.
         """
-        layers: list[PlainWindows] = list(recurrent_modules(self.model).values())  # type: ignore[arg-type]
+        layers = [layer for layer in self.model.modules() if isinstance(layer, PlainWindows)]
         memories = [Recent(count, part.transpose(0, 1)) for part in torch.split(recent, self.features, dim=-1)]
         try:
             for layer, memory in zip(layers, memories, strict=True):
@@ -94,10 +94,10 @@ class StreamingForm(nn.Module):
 
 
 def first_tensor(answer: Any) -> Tensor:
-    """The answer of a model, or the first of several.
+    """Return the answer of a model, or the first of several.
 
     Raises:
-        ValueError: If that is no tensor.
+        ValueError: If it is no tensor.
     """
     first = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
     if not isinstance(first, Tensor):

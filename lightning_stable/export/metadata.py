@@ -33,9 +33,9 @@ class Metadata:
             from zero or from states up to the certificate's ``state_bound``. None if that is not certified. It does
             not speak of the model's answer, but of what its recurrent modules hand on.
         input_bound: By the name of the layer: its admissible inputs, in words. None where any are, or nothing is known.
-        inputs: By name: ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
-        outputs: The same.
-        version: Version of this package that wrote the file.
+        inputs: By name ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
+        outputs: As ``inputs``.
+        version: Version of the package that wrote the file.
     """
 
     model: str
@@ -50,30 +50,30 @@ class Metadata:
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
     def to_strings(self) -> dict[str, str]:
-        """Each value as JSON, under a name with the prefix ``lightning_stable.``: the properties of an ONNX file."""
+        """Return each value as JSON, by names with the prefix ``lightning_stable.``: the properties of an ONNX file."""
         return {PREFIX + name: json.dumps(value) for name, value in self.to_dict().items()}
 
     @classmethod
-    def of(cls, report: StabilityReport, window: int, **given: Any) -> Metadata:
-        """The certificate in ``report`` as metadata; ``given`` are the other attributes."""
-        found = {bounds.name: bounds for bounds in report.bounds}
-        guarantees = [layer.guarantee for layer in report.layers] + [bounds.guarantee for bounds in found.values()]
+    def of(cls, report: StabilityReport, window: int, **others: Any) -> Metadata:
+        """Return the certificate in ``report`` as metadata; ``others`` are the other attributes."""
+        by_module = {bounds.name: bounds for bounds in report.bounds}
+        guarantees = [layer.guarantee for layer in report.layers] + [bounds.guarantee for bounds in by_module.values()]
         return cls(
             window=window,
             rate=_finite(report.rate),
             guarantee=max(guarantees, key=_STRENGTH.index),
-            error_bound={name: _finite(bounds.errors(window)[-1].item()) for name, bounds in found.items()},
+            error_bound={name: _finite(bounds.errors(window)[-1].item()) for name, bounds in by_module.items()},
             input_bound={layer.name: layer.input_bound for layer in report.layers},
-            **given,
+            **others,
         )
 
 
 def read_metadata(path: str | Path) -> Metadata:
-    """The metadata of an exported file; nothing in it is run.
+    """Return the metadata of an exported file; nothing in it is run.
 
     Raises:
         ValueError: If the file does not exist, or was not written by :func:`lightning_stable.export.export`.
@@ -82,20 +82,20 @@ def read_metadata(path: str | Path) -> Metadata:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
-    found = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
+    entries = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
     names = {field.name for field in fields(Metadata)}
-    if not names <= found.keys():
+    if not names <= entries.keys():
         raise ValueError(f"`path` must be a file that lightning-stable exported. Got {str(path)!r}.")
-    return Metadata(**{name: found[name] for name in names})
+    return Metadata(**{name: entries[name] for name in names})
 
 
 def _of_archive(path: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = {}
+    entries: Mapping[str, Any] = {}
     with zipfile.ZipFile(path) as archive:
         held = next((name for name in archive.namelist() if name.endswith("/" + ARCHIVED)), None)
         if held is not None:
-            found = json.loads(archive.read(held))
-    return found
+            entries = json.loads(archive.read(held))
+    return entries
 
 
 def _of_onnx(path: Path) -> Mapping[str, Any]:

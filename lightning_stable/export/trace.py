@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_stable.export.formats import Tensors
 from lightning_stable.export.forms import BatchForm, StreamingForm
-from lightning_stable.export.quiet import quiet
+from lightning_stable.quiet import silent
 
 Axes = tuple[dict[int, str], ...]
 _BATCH = 3
@@ -22,12 +22,12 @@ _LONGEST_REASON = 300
 def trace(
     form: BatchForm | StreamingForm, draw: Callable[[int, int], Tensor], length: int, fixed: int, *, batch_first: bool
 ) -> tuple[ExportedProgram, Axes, int | None]:
-    """The program of a form for batches of every size and, if the model lets it, sequences of every length.
+    """Return the program of a form for batches of every size and, if the model allows it, sequences of every length.
 
     Args:
         form: The form.
-        draw: Makes inputs of a batch size and a length.
-        length: To trace with.
+        draw: Function that makes inputs of a batch size and a length.
+        length: Length of the inputs to trace with.
         fixed: The only length of a program that cannot have others.
         batch_first: Whether the batch is the first dimension of the inputs, or the second after time.
 
@@ -53,7 +53,7 @@ def _export(form: torch.nn.Module, inputs: Tensors, axes: Axes) -> ExportedProgr
     sizes = {name: Dim(name) for named in axes for name in named.values()}
     dynamic: Any = tuple({dim: sizes[name] for dim, name in named.items()} for named in axes)
     try:
-        with quiet():
+        with silent():
             return torch.export.export(form, inputs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # whatever the model's own code runs into
         reason = shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...")
@@ -61,10 +61,10 @@ def _export(form: torch.nn.Module, inputs: Tensors, axes: Axes) -> ExportedProgr
 
 
 def describe(program: ExportedProgram, axes: Axes, names: Sequence[Sequence[str]]) -> tuple[dict[str, Any], ...]:
-    """Shapes and dtypes of what a program takes and of what it returns, by name."""
-    found = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    """Return shapes and dtypes of what a program takes and of what it returns, by name."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     signature = program.graph_signature
-    inputs, outputs = ([found[str(name)] for name in part] for part in (signature.user_inputs, signature.user_outputs))
+    inputs, outputs = ([values[str(name)] for name in part] for part in (signature.user_inputs, signature.user_outputs))
     free = {
         str(value.shape[dim]): name for value, named in zip(inputs, axes, strict=True) for dim, name in named.items()
     }
@@ -74,6 +74,6 @@ def describe(program: ExportedProgram, axes: Axes, names: Sequence[Sequence[str]
         return {"shape": shape, "dtype": str(value.dtype).removeprefix("torch.")}
 
     return tuple(
-        {name: described(value) for name, value in zip(given, values, strict=False)}
-        for given, values in zip(names, (inputs, outputs), strict=True)
+        {name: described(value) for name, value in zip(part, tensors, strict=False)}
+        for part, tensors in zip(names, (inputs, outputs), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Whether a written file says what the twin says."""
+"""Comparison of a written file with the twin."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ BATCH_SIZES = (1, 3, 17)
 
 
 def largest_difference(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The largest difference of an entry of two answers, in units of the larger of 1 and the second's largest entry.
+    """``max |a - b| / max(1, max |b|)``: the largest difference of two answers, the second of which is expected.
 
     Raises:
         ValueError: If two differ in shape, or by more than :data:`TOLERANCE`, or are not finite.
     """
     largest = 0.0
-    for found, expected in answers:
-        if found.shape != expected.shape:
+    for answer, expected in answers:
+        if answer.shape != expected.shape:
             raise ValueError(
                 "The exported program must agree with the truncated model. "
-                f"Got shape {tuple(found.shape)} in place of {tuple(expected.shape)}."
+                f"Got shape {tuple(answer.shape)} in place of {tuple(expected.shape)}."
             )
         scale = expected.abs().amax().clamp(min=1)
-        difference = ((found - expected).abs().amax() / scale).item()
+        difference = ((answer - expected).abs().amax() / scale).item()
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"The exported program must agree with the truncated model to {TOLERANCE:g}. Got {difference:.3g}: "
@@ -40,13 +40,13 @@ def largest_difference(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
 def stream(
     run: Runner, inputs: Tensor, start: tuple[Tensor, Tensor], *, batch_first: bool
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-    """The answers of a streaming program, step by step, and the memory after them.
+    """Return the answers of a streaming program, step by step, and the memory after them.
 
     Args:
         run: The program.
         inputs: Shape ``(batch, time, ...)`` or ``(time, batch, ...)``.
         start: ``count`` and ``recent`` before the first input.
-        batch_first: Which of the two.
+        batch_first: Whether the batch is the first dimension of the inputs.
     """
     answers, (count, recent) = [], start
     for step in inputs.unbind(int(batch_first)):
@@ -57,7 +57,7 @@ def stream(
 
 @torch.no_grad()
 def compare_batches(run: Runner, reference: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> float:
-    """:func:`largest_difference` of a program of whole sequences and a model."""
+    """Return the :func:`largest_difference` of a program of whole sequences and a model."""
     return largest_difference((run((inputs,))[0], reference(inputs)) for inputs in batches)
 
 
@@ -71,7 +71,7 @@ def compare_streams(
     batch_first: bool,
     every_step: bool,
 ) -> float:
-    """:func:`largest_difference` of a streaming program and a model that reads the sequence whole.
+    """Return the :func:`largest_difference` of a streaming program and a model that reads the sequence whole.
 
     Args:
         run: The program.

@@ -1,4 +1,4 @@
-"""Convolutional networks: the feed-forward models that a recurrence may be replaced by."""
+"""Convolutional networks: feed-forward models that may replace a recurrence."""
 
 from lightning_stable.feedforward.causal import ConvolutionalNet
 from lightning_stable.feedforward.gated import GatedConvNet

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: the padded convolution, context, masks, the receptive field."""
+"""The base of the convolutional networks: the padded convolution, context, masks, the receptive field."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Convolution(nn.Conv1d):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Taps; odd, unless causal.
+        kernel_size: Number of taps; odd, unless causal.
         dilation: Steps from one tap to the next.
-        causal: Read the past and the present only; otherwise as far into the future as into the past.
+        causal: Whether it reads the past and the present only, or as far into the future as into the past.
         gain: Factor by which the outputs deviate more than the inputs.
     """
 
@@ -63,42 +63,35 @@ class Convolution(nn.Conv1d):
 class ConvolutionalNet(nn.Module, ABC):
     """A stack of :class:`Convolution` layers with the batch first: a subclass builds it and says how it is evaluated.
 
-    Causal by default: an output depends on the last ``receptive_field`` inputs and on nothing else. A stream may come
-    in chunks: given the inputs before a chunk, of which the last ``receptive_field - 1`` are enough, its outputs are
-    those of one pass over the whole stream. At the beginning every layer reads zeros.
+    It is causal by default: an output depends on the last ``receptive_field`` inputs and on nothing else. A stream may
+    come in chunks: given the inputs before a chunk, of which the last ``receptive_field - 1`` are enough, its outputs
+    are those of one pass over the whole stream. At the beginning every layer reads zeros.
 
     Args:
         input_size: Features per time step.
         hidden_size: Channels of every layer and features of the output.
-        num_layers: Layers (blocks, where a layer has several convolutions).
+        num_layers: Number of layers (of blocks, where a block has several convolutions).
         kernel_size: Taps of a convolution; odd, unless causal.
         dropout: Probability that an element of a hidden layer is dropped, each channel and time step by itself.
         causal: False lets the outputs depend on the inputs after them as well, as far as on those before.
 
     Raises:
-        ValueError: Naming the argument that has a wrong type or range.
+        TypeError: If an argument has a wrong type; the message names it.
+        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int, kernel_size: int, dropout: float, causal: bool
     ) -> None:
         super().__init__()
-        sizes = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "kernel_size": kernel_size,
-        }
-        for name, size in sizes.items():
-            checks.integer(name, size)
-        checks.number("dropout", dropout, "[0, 1)")
-        checks.boolean("causal", causal)
+        self.input_size = checks.integer("input_size", input_size)
+        self.output_size = checks.integer("hidden_size", hidden_size)
+        checks.integer("num_layers", num_layers)
+        checks.integer("kernel_size", kernel_size)
+        self.causal = checks.boolean("causal", causal)
         if not causal and kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd with causal=False, to have a middle. Got {kernel_size}.")
-        self.input_size = input_size
-        self.output_size = hidden_size
-        self.causal = causal
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(checks.number("dropout", dropout, "[0, 1)"))
 
     @abstractmethod
     def evaluate(self, hidden: Tensor, padding: Tensor | None) -> Tensor:
@@ -114,7 +107,7 @@ class ConvolutionalNet(nn.Module, ABC):
 
     @property
     def receptive_field(self) -> int:
-        """How many inputs an output depends on, the current one included; with ``causal=False``, on each side.
+        """Number of inputs an output depends on, the current one included; with ``causal=False``, on each side.
 
         The output at ``t`` depends on the inputs ``t - receptive_field + 1 .. t`` and, unless causal, on those up to
         ``t + receptive_field - 1``.
@@ -136,7 +129,7 @@ class ConvolutionalNet(nn.Module, ABC):
             Shape ``(batch, time, output_size)``.
 
         Raises:
-            ValueError: Naming the argument that has a wrong shape, or ``before`` if the network is not causal.
+            ValueError: If an argument has a wrong shape, or ``before`` is given to a network that is not causal.
         """
         self._check(inputs, before, mask)
         context = 0

@@ -42,13 +42,14 @@ class TCN(ConvolutionalNet):
     Args:
         input_size: Features per time step.
         hidden_size: Channels of every layer and features of the output.
-        num_layers: Residual blocks.
+        num_layers: Number of residual blocks.
         kernel_size: Taps of a convolution; odd, unless causal.
         dropout: Probability that an element is dropped, after each convolution.
         causal: False lets the outputs depend on the inputs after them as well, as far as on those before.
 
     Raises:
-        ValueError: Naming the argument that has a wrong type or range.
+        TypeError: If an argument has a wrong type; the message names it.
+        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(

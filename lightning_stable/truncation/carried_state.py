@@ -2,8 +2,11 @@
 
 A state alone cannot be carried: it remembers whatever came before it, and the window would grow with every chunk.
 What is carried instead are the *unfinished windows* at the border between two chunks, one for every number of inputs
-below the window. They travel with the state the layer returns, so that code written for a recurrent layer (unpack,
-detach, hand back with the next chunk) works as it stands.
+below the window. They travel with the state that the layer returns, so that code written for a recurrent layer
+(unpack, detach, hand back with the next chunk) works as it stands.
+
+The windows follow a state that is copied or moved, and a choice or a reset of whole sequences. A state changed in any
+other way is refused when it is handed back.
 """
 
 from __future__ import annotations
@@ -11,14 +14,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_stable.truncation.exact.stack import States
 
 Change = Callable[[Tensor], Tensor]
+
+
+class Continuing(Protocol):
+    """A windowed layer, which computes the unfinished windows of a memory when they are needed."""
+
+    def settled(self, memory: Memory) -> Memory:
+        """Return the memory with its ``rows``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +44,11 @@ class Memory:
         rows: The unfinished windows that began from zero, the youngest first; None as long as they follow from
             ``recent``. While ``seen < window`` the state itself is the oldest one.
         batch: Dimension of the batch in the visible state; None without one.
-        lost: Why the windows cannot be continued; empty if they can.
+        lost: What the windows could not follow; empty if they can be continued.
         border: The call that returned the state; its parts belong together.
-        origin: Of a lost memory: what it was before, and the place in memory of the state it belonged to. A view that
-            is turned back into that state has not lost anything.
     """
 
-    layer: nn.Module
+    layer: Continuing
     seen: int = 0
     recent: Tensor | None = None
     masks: tuple[Tensor, ...] = ()
@@ -48,28 +56,25 @@ class Memory:
     batch: int | None = None
     lost: str = ""
     border: object = field(default_factory=object, repr=False)
-    origin: tuple[Memory, tuple[Any, ...]] | None = field(default=None, repr=False)
 
     def apply(self, change: Change) -> Memory:
-        """The memory with a function applied to each of its tensors."""
-        origin = self.origin and (self.origin[0].apply(change), self.origin[1])
+        """Return the memory with a function applied to each of its tensors."""
         recent = None if self.recent is None else change(self.recent)
         rows = None if self.rows is None else tuple(tuple(change(part) for part in state) for state in self.rows)
-        return replace(self, recent=recent, masks=tuple(map(change, self.masks)), rows=rows, origin=origin)
+        return replace(self, recent=recent, masks=tuple(map(change, self.masks)), rows=rows)
 
-    def forget(self, lost: str, state: Tensor) -> Memory:
-        """What remains after a change to the visible ``state`` that the unfinished windows cannot follow."""
-        origin = self.origin if self.lost else (self, _place(state))
-        return Memory(self.layer, lost=self.lost or lost, border=self.border, origin=origin)
+    def forget(self, lost: str) -> Memory:
+        """Return what remains after a change that the unfinished windows cannot follow."""
+        return Memory(self.layer, lost=self.lost or lost, border=self.border)
 
     def edit(self, part: int, change: Callable[[Tensor, int], Tensor]) -> Memory:
-        """The memory after an edit of one part of the state, which every unfinished window undergoes as well.
+        """Return the memory after an edit of one part of the state, which every unfinished window undergoes as well.
 
         Args:
             part: Index of the part, 0 for ``h``.
             change: Function of the rows of a layer, shape ``(rows, batch, size)``, and its index.
         """
-        settled: Memory = self.layer.settled(self)  # type: ignore[operator]
+        settled = self.layer.settled(self)
         assert settled.rows is not None
         rows = tuple(
             tuple(change(value, layer) if index == part else value for index, value in enumerate(state))
@@ -79,40 +84,21 @@ class Memory:
 
 
 # Operations after which a state is the same state.
-_KEEPING = {
-    "detach",
-    "clone",
-    "contiguous",
-    "to",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "type",
-    "type_as",
-    "cpu",
-    "cuda",
-    "requires_grad_",
+_COPYING = {
+    *("detach", "clone", "contiguous"),
+    *("to", "cpu", "cuda", "type", "type_as", "float", "double", "half", "bfloat16"),
 }
-# A tensor overwritten in place holds a state of the user's own.
+# Edits that act on every unfinished window as they act on the state: they reset or scale some sequences.
+_EDITING = {"mul", "rmul", "where", "masked_fill"}
+# A tensor that is overwritten in place holds a state of the user's own.
 _OVERWRITING = {"zero_", "fill_", "copy_"}
-# Edits that act on every unfinished window as they act on the state: resetting or scaling some sequences.
-_EDITING = {"mul", "__mul__", "__rmul__", "where", "masked_fill", "mul_", "__imul__", "masked_fill_"}
-# Whatever else may come back as a state.
-_LOSING = {
-    *("squeeze", "unsqueeze", "transpose", "swapaxes", "permute", "movedim", "view", "view_as", "reshape", "expand"),
-    *("flatten", "unflatten", "stack", "cat", "concat", "unbind", "split", "chunk", "select", "narrow", "__getitem__"),
-    *("flip", "roll", "gather", "index_select", "repeat", "repeat_interleave", "clamp", "dropout", "lerp"),
-    *("add", "__add__", "__radd__", "sub", "__sub__", "div", "__truediv__"),
-}
 
 
 class CarriedState(Tensor):
     """A state as recurrent layers return it, together with the :class:`Memory` of a windowed layer.
 
-    Behaves as the tensor it is. Copies of it (``detach``, ``clone``, ``to``, ...) keep the memory; sequences that are
-    chosen, reordered, reset or scaled take their unfinished windows along; a state that was changed in another way
-    knows that its windows are lost, and whatever is computed from it further on is a plain tensor.
+    It behaves as the tensor it is. Copies keep the memory, and sequences that are chosen, reset or scaled take their
+    unfinished windows along. Whatever else might be taken for the state remembers that its windows are lost.
     """
 
     memory: Memory | None
@@ -126,103 +112,109 @@ class CarriedState(Tensor):
         """Do what torch does, then hand the memory on."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            source = next((value for value in _flat(args) if isinstance(value, CarriedState)), None)
+            source = next((v for v in _flat((*args, *kwargs.values())) if isinstance(v, CarriedState)), None)
             if func == Tensor.data.__get__:  # type: ignore[attr-defined]
-                func = Tensor.detach  # whose changes torch counts
+                func = Tensor.detach  # torch counts the changes of what this returns
             result = func(*args, **kwargs)
             if source is None or source.memory is None:
                 return result
-            name = getattr(func, "__name__", "")
+            name = _name(func)
             if result is source or (name == "__setitem__" and args[0] is source):
-                source.memory = _after_change_in_place(source, source.memory, name, func, args, kwargs)
-                source.version = _version(source)
-            elif isinstance(result, Tensor):
-                memory = _after(source, source.memory, name, func, args, kwargs)
-                return result if memory is None else carry(result, memory, source.part)
-            elif name in _LOSING and isinstance(result, (tuple, list)):
-                lost = source.memory.forget(f"changed by {name!r}", source)
-                return type(result)(carry(value, lost, source.part) for value in result)
-            return result
+                source._note_change_in_place(name, args)
+                return result
+            return _with_memories(result, source, name, func, args, kwargs)
 
-    def __copy__(self) -> CarriedState:
-        """The same state with the same memory."""
+    def _note_change_in_place(self, name: str, args: tuple[Any, ...]) -> None:
+        assert self.memory is not None
+        if name == "detach_":
+            self.memory = self.memory.apply(Tensor.detach)
+        elif name in _OVERWRITING and not any(isinstance(value, CarriedState) for value in args[1:]):
+            self.memory = None
+        elif name.endswith("_") and name != "requires_grad_":  # "__imul__" too, but not a `float` that returns itself
+            self.memory = self.memory.forget(f"`{name}`")
+        self.version = _version(self)
+
+    def __copy__(self) -> Tensor:
+        """Return the same state with the same memory."""
         with torch._C.DisableTorchFunctionSubclass():
             plain = self.as_subclass(Tensor)
-        return plain if self.memory is None else carry(plain, self.memory, self.part)  # type: ignore[return-value]
+        return plain if self.memory is None else carry(plain, self.memory, self.part)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Without the memory, which has the layer with it: the state in a ``state_dict`` is saved as a tensor."""
+        """Leave out the memory, which has the layer with it: a ``state_dict`` saves the state as a tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Copy the memory as well; a copied layer owns the copied memory."""
-        if id(self) not in memo:
-            with torch._C.DisableTorchFunctionSubclass():
-                plain = self.as_subclass(Tensor).detach().clone().requires_grad_(self.requires_grad)
-            memo[id(self)] = plain
-            if self.memory is not None:
-                copied = replace(self.memory, origin=None).apply(lambda tensor: tensor.detach().clone())
-                layer = copy.deepcopy(copied.layer, memo)
-                memo[id(self)] = carry(plain, replace(copied, layer=layer), self.part)
-        return memo[id(self)]  # type: ignore[no-any-return]
+        with torch._C.DisableTorchFunctionSubclass():
+            twin = self.as_subclass(Tensor).detach().clone().requires_grad_(self.requires_grad)
+        memo[id(self)] = twin
+        if self.memory is None:
+            return twin
+        memory = self.memory.apply(lambda tensor: tensor.detach().clone())
+        return carry(twin, replace(memory, layer=copy.deepcopy(memory.layer, memo)), self.part)
+
+
+def _with_memories(
+    result: Any, source: CarriedState, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """The result of an operation, with the memory of each tensor in it."""
+    if isinstance(result, Tensor):
+        memory = _after(result, source, name, func, args, kwargs)
+        return result if memory is None else carry(result, memory, source.part)
+    if isinstance(result, (tuple, list)) and any(map(torch.is_tensor, result)):  # a torch.Size is a tuple, too
+        return type(result)(_with_memories(part, source, name, func, args, kwargs) for part in result)
+    return result
 
 
 def _after(
-    source: CarriedState, memory: Memory, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    result: Tensor, source: CarriedState, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
 ) -> Memory | None:
-    """The memory of the result of an operation; None for a plain tensor."""
-    if name in _KEEPING:
+    """The memory of a tensor that an operation made; None for one that nobody can take for the state."""
+    memory = source.memory
+    assert memory is not None
+    if name == "as_subclass" or name.endswith("_like") or name.startswith("new_"):  # asked for, or made of nothing
+        return None
+    if any(result is value for value in args):  # a tensor of the user's own, changed in place
+        return memory.forget(f"`{name}`") if name == "copy_" and type(result) is Tensor else None
+    if args and args[0] is source and name in _COPYING:
         return memory.apply(lambda tensor: func(tensor, *args[1:], **kwargs))
-    chosen = _sequences(memory, name, args)
-    if chosen is not None and args[0] is source and not memory.lost:
-        return memory.apply(lambda tensor: tensor[:, chosen])
-    if name in _EDITING and _is_editable(source, memory, args):
-        return memory.edit(source.part, _on_rows(source, memory, func, args, kwargs))
-    if name in _EDITING or name in _LOSING:
-        return memory.forget(f"changed by {name!r}", source)
-    return None
+    if memory.batch is not None and not memory.lost:
+        rows = _chosen_sequences(memory.batch, name, args)
+        if rows is not None and args[0] is source:
+            return memory.apply(lambda tensor: tensor[:, rows])
+        # A second state would bring windows of its own.
+        others = (v for v in (*args, *kwargs.values()) if isinstance(v, CarriedState) and v is not source)
+        if name.strip("_") in _EDITING and all(other.memory is None for other in others):
+            return memory.edit(source.part, _on_rows(source, func, args, kwargs))
+    return memory.forget(f"`{name}`") if _resembles(result, source) else None
 
 
-def _after_change_in_place(
-    source: CarriedState, memory: Memory, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
-) -> Memory | None:
-    if name == "detach_":
-        return memory.apply(Tensor.detach)
-    if name in _OVERWRITING:
-        return None
-    if name in _EDITING and _is_editable(source, memory, args):
-        change = _on_rows(source, memory, func, args, kwargs)
-        return memory.edit(source.part, lambda rows, layer: change(rows.clone(), layer))
-    if name == "__setitem__" or (name.endswith("_") and name not in _KEEPING):
-        return replace(memory.forget(f"changed in place by {name!r}", source), origin=None)
-    return memory
+def _resembles(result: Tensor, source: Tensor) -> bool:
+    """Whether a result might be handed back for the state, as it is or put together: it has its features or memory."""
+    if not result.is_floating_point():
+        return False
+    same_size = result.dim() > 0 and result.shape[-1] == source.shape[-1]
+    return same_size or result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
 
 
-def _sequences(memory: Memory, name: str, args: tuple[Any, ...]) -> Any:
+def _chosen_sequences(batch: int, name: str, args: tuple[Any, ...]) -> Any:
     """Which sequences of the batch an operation chooses; None if it does something else."""
-    if memory.batch is None:
-        return None
-    if name == "index_select" and len(args) == 3 and args[1] in (memory.batch, memory.batch - args[0].dim()):
+    if name == "index_select" and len(args) == 3 and args[1] in (batch, batch - args[0].dim()):
         return args[2]
     if name != "__getitem__":
         return None
     key = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if len(key) != memory.batch + 1 or any(not isinstance(k, slice) or k != slice(None) for k in key[:-1]):
+    if len(key) != batch + 1 or any(not isinstance(k, slice) or k != slice(None) for k in key[:-1]):
         return None
-    chosen = key[-1]
+    rows = key[-1]
     # A single number would take the dimension away.
-    return chosen if isinstance(chosen, (slice, list)) or (isinstance(chosen, Tensor) and chosen.dim() == 1) else None
-
-
-def _is_editable(source: CarriedState, memory: Memory, args: tuple[Any, ...]) -> bool:
-    # A second state would bring windows of its own.
-    others = (value for value in args if isinstance(value, CarriedState) and value is not source)
-    return memory.batch is not None and not memory.lost and all(other.memory is None for other in others)
+    return rows if isinstance(rows, (slice, list)) or (isinstance(rows, Tensor) and rows.dim() == 1) else None
 
 
 def _on_rows(
-    source: CarriedState, memory: Memory, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    source: CarriedState, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
 ) -> Callable[[Tensor, int], Tensor]:
     """An elementwise operation on a state as one on the rows of one of its layers."""
 
@@ -243,6 +235,12 @@ def _on_rows(
     return change
 
 
+def _name(func: Callable[..., Any]) -> str:
+    """The name of a method, or of the property that it gets."""
+    name = getattr(func, "__name__", "")
+    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
+
+
 def _flat(values: Sequence[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, (tuple, list)):
@@ -251,17 +249,13 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield value
 
 
-def _place(state: Tensor) -> tuple[Any, ...]:
-    return state.data_ptr(), state.shape, state.stride(), _version(state)
-
-
 def _version(state: Tensor) -> int:
     """Number of changes in place; torch does not count those of tensors made for inference."""
     return 0 if state.is_inference() else state._version
 
 
-def carry(state: Tensor, memory: Memory, part: int = 0) -> CarriedState:
-    """The state as a tensor that has the memory; ``part`` is its index in the state of the layer."""
+def carry(state: Tensor, memory: Memory, part: int = 0) -> Tensor:
+    """Give a state the memory; ``part`` is its index in the state of the layer."""
     # The tensor itself, which nobody else holds: an alias would be a view, and `detach_` refuses views.
     state.__class__ = CarriedState
     assert isinstance(state, CarriedState)
@@ -270,14 +264,14 @@ def carry(state: Tensor, memory: Memory, part: int = 0) -> CarriedState:
     return state
 
 
-def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:
-    """The memory of states handed to a layer; None if they are the start of a sequence.
+def memory_of(states: Sequence[Tensor], layer: Continuing) -> Memory | None:
+    """Return the memory of states handed to a layer; None if they are the start of a sequence.
 
     Raises:
         ValueError: If the states come from this layer and their windows cannot be continued.
     """
-    found = [_found(state) if isinstance(state, CarriedState) else None for state in states]
-    ours = [memory for memory in found if memory is not None and memory.layer is layer]
+    held = [_current(state) if isinstance(state, CarriedState) else None for state in states]
+    ours = [memory for memory in held if memory is not None and memory.layer is layer]
     if not ours:
         return None
     lost = next((memory.lost for memory in ours if memory.lost), None)
@@ -285,15 +279,15 @@ def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:
         lost = "only a part of it, or parts of different states"
     if lost is not None:
         raise ValueError(
-            f"The state of a windowed {type(layer).__bases__[-1].__name__} can be carried on as the layer returned it "
-            "(detached, cloned or moved, whole sequences chosen, reset or scaled, if you like): the unfinished "
-            f"windows at the border belong to it. Got a state {lost}. Start from zeros (None) or from a state of your "
-            "own instead."
+            f"Carry the state of a windowed {type(layer).__bases__[-1].__name__} as it was returned; the unfinished "
+            "windows at the border follow it when it is detached, cloned, moved or cast, when whole sequences are "
+            "chosen (`state[:, rows]`, `index_select`) or reset (`state * mask`, `torch.where`, `masked_fill`), and "
+            f"at no other change. Got {lost}. Start from zeros (None) or from a plain tensor instead."
         )
     if all(memory.rows is None for memory in ours):
         return ours[0]
     # Each part of the rows from the memory of the part of the state; parts that are not shown from any.
-    settled = [layer.settled(memory).rows for memory in ours]  # type: ignore[operator]
+    settled = [layer.settled(memory).rows or () for memory in ours]
     rows = tuple(
         (*(one[index][part] for part, one in enumerate(settled)), *state[len(settled) :])
         for index, state in enumerate(settled[0])
@@ -303,12 +297,47 @@ def memory_of(states: Sequence[Tensor], layer: nn.Module) -> Memory | None:
     return replace(ours[0], rows=rows)
 
 
-def _found(state: CarriedState) -> Memory | None:
-    """The memory of a state, that of its origin if it is a view turned back."""
-    memory = state.memory
+def _current(state: CarriedState) -> Memory | None:
+    """The memory of a state, which is lost if the state was changed through a view of it."""
     with torch._C.DisableTorchFunctionSubclass():
-        if memory is not None and not memory.lost and _version(state) != state.version:
-            return memory.forget("changed in place through a view of it", state)
-        if memory is not None and memory.lost and memory.origin is not None and memory.origin[1] == _place(state):
-            return memory.origin[0]
-    return memory
+        if state.memory is not None and _version(state) != state.version:
+            return state.memory.forget("a change in place through a view of it")
+    return state.memory
+
+
+def pack_state(state: Any) -> dict[str, Any]:
+    """Return a state of a recurrent layer, windowed or not, as what ``torch.load(weights_only=True)`` reads."""
+    parts = list(state) if isinstance(state, tuple) else [state]
+    memory = parts[0].memory if isinstance(parts[0], CarriedState) else None
+    packed: dict[str, Any] = {
+        "parts": [part.detach().as_subclass(Tensor).clone() for part in parts],
+        "is_tuple": isinstance(state, tuple),
+    }
+    if memory is not None and not memory.lost:
+        kept = memory_of(parts, memory.layer)
+        assert kept is not None
+        kept = kept.apply(lambda tensor: tensor.detach().clone())
+        packed["memory"] = {
+            "seen": kept.seen,
+            "recent": kept.recent,
+            "masks": list(kept.masks),
+            "rows": None if kept.rows is None else [list(state) for state in kept.rows],
+            "batch": kept.batch,
+        }
+    return packed
+
+
+def unpack_state(packed: dict[str, Any], layer: Any) -> Any:
+    """Return the state again.
+
+    Args:
+        packed: As :func:`pack_state` returned it.
+        layer: The layer that returned the state, windowed if it was.
+    """
+    parts = packed["parts"]
+    if "memory" in packed:
+        fields = packed["memory"]
+        rows = None if fields["rows"] is None else tuple(tuple(state) for state in fields["rows"])
+        memory = Memory(layer, **fields | {"masks": tuple(fields["masks"]), "rows": rows})
+        parts = [carry(part, memory, index) for index, part in enumerate(parts)]
+    return tuple(parts) if packed["is_tuple"] else parts[0]

@@ -1,4 +1,4 @@
-"""The feed-forward twin of a module: every recurrent layer evaluated on the last ``window`` inputs."""
+"""The feed-forward twin of a module, which evaluates every recurrent layer on the last ``window`` inputs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from torch import Tensor, nn
 
 from lightning_stable import checks
 from lightning_stable.copying import ModuleT, copied
-from lightning_stable.recurrence import find_recurrences, recurrences_of
+from lightning_stable.recurrence import find_recurrences, recurrences_by_module
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import registered_type
-from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, original_class, windowed_class
+from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
 
 
 def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bool | None = None) -> ModuleT:
-    """A twin of the module whose recurrent layers see the last ``window`` inputs only.
+    """Return a twin of the module whose recurrent layers see the last ``window`` inputs only.
 
-    Exactly so: output ``t`` of a recurrent layer is that of the layer restarted from zero at ``t - window``, all its
-    layers together, and depends on inputs ``t - window + 1 .. t`` alone (bidirectional layers: up to
-    ``t + window - 1``). Windows that reach over the beginning start from the state the layer is given. With
-    ``window`` at least the length of the sequence the twin *is* the model.
+    The truncation is exact: output ``t`` of a recurrent layer is that of the layer restarted from zero at
+    ``t - window``, all its layers together, and depends on inputs ``t - window + 1 .. t`` alone (of bidirectional
+    layers, up to ``t + window - 1``). Windows that reach over the beginning start from the state the layer is given.
+    With ``window`` at least the length of the sequence the twin *is* the model.
 
     A state that the twin returns and is given back continues the windows: over chunks, too, an output depends on the
-    last ``window`` inputs. Carry it as it was returned, detached or not, with whole sequences chosen, reset or scaled.
+    last ``window`` inputs. Carry it as it was returned, detached or not, with whole sequences chosen or reset.
 
     Args:
         module: Any module with recurrences; it is not changed.
-        window: Number of inputs, at least 1.
-        share: Let the twin use the module's own parameters and buffers instead of copies.
-        recompute: Whether the backward pass computes the windows once more instead of keeping them: about a third
-            slower, with a memory that does not grow with the window. None decides by their size.
+        window: Number of inputs that an output depends on, at least 1.
+        share: Whether the twin uses the module's own parameters and buffers instead of copies.
+        recompute: Whether the backward pass computes the windows once more instead of keeping them. It is then about a
+            third slower, and memory does not grow with the window. None decides by their size.
 
     Returns:
         A deep copy of the same class. Keys and shapes of its ``state_dict`` equal the module's.
 
     Raises:
-        ValueError: If ``window`` is no positive integer or there is no recurrence.
-        TypeError: If the module cannot be copied.
+        ValueError: If ``window`` is not positive or there is no recurrence.
+        TypeError: If ``window`` is no integer, or the module cannot be copied.
     """
     window = checks.integer("window", window)
     find_recurrences(module)
@@ -45,18 +46,24 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
 
 
 def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> ModuleT:
-    """Give the recurrent layers of a module their windowed form, in place.
+    """Give the recurrent layers of a module their windowed form, in place, and return the module.
+
+    Args:
+        module: Any module with recurrences.
+        window: Number of inputs that an output depends on, at least 1.
+        recompute: As in :func:`truncate`.
 
     Raises:
-        ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module has a
+        TypeError: If ``window`` is no integer.
+        ValueError: If ``window`` is not positive, there is no recurrence, or a recurrent module has a
             ``forward`` of its own, which a windowed form could not follow.
     """
     window = checks.integer("window", window)
-    modules = {id(recurrence.module): recurrence.module for recurrence in find_recurrences(module)}
-    for recurrent in modules.values():
+    for recurrence, *_ in recurrences_by_module(module).values():
+        recurrent = recurrence.module
         if not isinstance(recurrent, Windowed):
             _check_own_forward(recurrent)
-        form = WindowedLayer if recurrences_of(recurrent)[0].takes_sequences else WindowedCell
+        form = WindowedLayer if recurrence.takes_sequences else WindowedCell
         recurrent.__class__ = windowed_class(original_class(recurrent), form)
         assert isinstance(recurrent, Windowed)
         recurrent.window, recurrent.recompute = window, recompute

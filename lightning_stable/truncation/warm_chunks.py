@@ -9,9 +9,10 @@ from torch import nn
 
 from lightning_stable import checks
 from lightning_stable.copying import copied
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import recurrences_by_module
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
-from lightning_stable.truncation.windowed import Windowed, original_class, windowed_class
+from lightning_stable.truncation.windowed import Windowed, windowed_class
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -19,12 +20,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class ChunkedLayer(Windowed):
     """Form of unidirectional layers that evaluates chunks of ``window`` outputs side by side.
 
-    Every chunk runs from zero over ``window - 1`` inputs of warm-up and its own; an output sees between ``window``
-    and ``2 window - 1`` inputs. The first chunk, up to three windows long, starts where the layer is told to.
+    Every chunk runs from zero over ``window - 1`` inputs of warm-up and its own inputs; an output sees between
+    ``window`` and ``2 window - 1`` inputs. The first chunk, up to three windows long, starts from the given state.
     """
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """As the module's own ``forward``, with as many steps as three windows have, whatever the length."""
+        """Run as the module's own ``forward`` does, in at most as many steps as three windows have inputs."""
         if self._stored or Layout.of(self, input).packed is not None:
             stored: tuple[Any, Any] = super().forward(input, hx)
             return stored
@@ -57,26 +58,31 @@ def _each(state: Any, change: Any) -> Any:
 
 
 def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
-    """A twin whose recurrent layers see *at least* the last ``window`` inputs: fast, for evaluation.
+    """Return a twin whose recurrent layers see *at least* the last ``window`` inputs: fast, for evaluation.
 
-    Many times cheaper than :func:`truncate`, by torch's own layers on chunks side by side, and no exact truncation:
-    the context varies between ``window`` and ``2 window - 1`` inputs with the position (``3 window`` at the
+    It runs torch's own layers on chunks side by side, many times cheaper than :func:`truncate`. It is no exact
+    truncation: the context varies with the position between ``window`` and ``2 window - 1`` inputs (``3 window`` at the
     beginning, and a state handed on from chunk to chunk of a stream remembers everything). Where the recurrence
-    contracts, the bound of the window holds for it. Parameters are copies, ``state_dict`` keys the same.
+    contracts, the bound of the window holds for it. Parameters are copies; the keys of the ``state_dict`` are the same.
+
+    Args:
+        module: Any module with recurrences; it is not changed.
+        window: Number of inputs that an output depends on at least.
 
     Raises:
-        ValueError: If ``window`` is no positive integer, there is no recurrence, or a recurrent module is
+        TypeError: If ``window`` is no integer.
+        ValueError: If ``window`` is not positive, there is no recurrence, or a recurrent module is
             bidirectional or a cell.
     """
-    checks.integer("window", window)
-    for recurrence in find_recurrences(module):
+    window = checks.integer("window", window)
+    for name, (recurrence, *_) in recurrences_by_module(module).items():
         if not recurrence.takes_sequences or bool(getattr(recurrence.module, "bidirectional", False)):
             raise ValueError(
                 "`truncate_at_least` works on unidirectional layers that take a whole sequence; use `truncate`. "
-                f"Got {recurrence.module_name or 'the module'!r}, a {type(recurrence.module).__name__}."
+                f"Got {name or 'the module'!r}, a {type(recurrence.module).__name__}."
             )
     twin = copied(module)
-    for recurrence in find_recurrences(twin):
+    for recurrence, *_ in recurrences_by_module(twin).values():
         recurrent = recurrence.module
         recurrent.__class__ = windowed_class(original_class(recurrent), ChunkedLayer)
         assert isinstance(recurrent, Windowed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lightning_stable.recurrence.forms import Form, original_class
 from lightning_stable.truncation.carried_state import CarriedState, Memory, carry, memory_of
 from lightning_stable.truncation.exact.bidirectional import bidirectional_rows
 from lightning_stable.truncation.exact.evaluate import advance, evaluate_rows
@@ -20,11 +21,15 @@ from lightning_stable.truncation.exact.rows import advance_rows, head_rows
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
 
 
-class Windowed(nn.Module):
+class Windowed(Form):
     """What a windowed module is besides the module it was: :func:`windowed_class` makes a subclass of both.
 
     The module keeps its class as a base, its attributes, and its parameters with their names; only what is evaluated
     changes. A window at least as long as the sequence gives the module's own ``forward``.
+
+    Attributes:
+        window: Number of inputs that an output depends on.
+        recompute: Whether the backward pass computes the windows once more; None decides by their size.
     """
 
     window: int
@@ -38,7 +43,7 @@ class Windowed(nn.Module):
 
     @contextmanager
     def as_stored(self) -> Iterator[None]:
-        """Inside, ``forward`` is the module's own: adapters of cells call their module to make a step."""
+        """Make ``forward`` the module's own inside the block: adapters of cells call their module to make a step."""
         before, self._stored = self._stored, True
         try:
             yield
@@ -46,7 +51,7 @@ class Windowed(nn.Module):
             self._stored = before
 
     def settled(self, memory: Memory) -> Memory:
-        """The memory with its unfinished windows computed."""
+        """Return the memory with its unfinished windows computed."""
         if memory.rows is not None:
             return memory
         (stack,) = stacks_of(self)
@@ -59,28 +64,29 @@ class Windowed(nn.Module):
         return _new, (original_class(self), type(self).__bases__[0]), *reduced[2:]
 
     def extra_repr(self) -> str:
-        """That of the module, and the window."""
+        """Return what the module says, and the window."""
         return ", ".join(part for part in (super().extra_repr(), f"window={self.window}") if part)
 
 
 class WindowedLayer(Windowed):
-    """Form of modules that take a whole sequence, with the calling convention of ``nn.RNN``.
+    """Form of modules that take a whole sequence and are called as ``nn.RNN`` is.
 
     The state it returns is the window's, and carries the unfinished windows at the end of the sequence: handed back
     with the next chunk, windows go on across the border.
     """
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """As the module's own ``forward``; outputs and states depend on the last ``window`` inputs only.
+        """Run as the module's own ``forward`` does; outputs and states depend on the last ``window`` inputs only.
 
         Args:
-            input: As the module takes it: batched or not, ``batch_first`` or not, or a PackedSequence.
+            input: The inputs as the module takes them: batched or not, ``batch_first`` or not, or a PackedSequence.
             hx: The state before the first input, zeros by default; windows that reach over the beginning start from
                 it. A state this layer has returned continues its windows instead.
 
         Raises:
-            ValueError: If ``hx`` was returned by this layer and cannot be continued: it was edited, it belongs to a
-                PackedSequence, or the module is bidirectional (whose windows need inputs of the next chunk).
+            ValueError: If ``hx`` was returned by this layer and cannot be continued: it was changed in a way that the
+                windows cannot follow, it belongs to a PackedSequence, or the module is bidirectional (whose windows
+                need inputs of the next chunk).
         """
         if self._stored:
             stored: tuple[Any, Any] = super().forward(input, hx)
@@ -142,7 +148,7 @@ class WindowedLayer(Windowed):
         return stack.output(visited), [layout.last(visited)], rows
 
     def _masks(self, stacks: tuple[Stack, ...], layout: Layout) -> list[Tensor]:
-        """Dropout masks between the layers, drawn as torch's layers draw them: one per position, not per window."""
+        """Draw the dropout masks between the layers as torch's layers do: one per position, not per window."""
         probability, depth = float(getattr(self, "dropout", 0.0)), len(stacks[0].layers)
         if not self.training or probability == 0 or depth == 1:
             return []
@@ -161,7 +167,7 @@ class WindowedLayer(Windowed):
         masks: list[Tensor],
     ) -> Any:
         if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
-            reason = "of a PackedSequence" if layout.packed is not None else "of a bidirectional layer"
+            reason = "a state of a PackedSequence" if layout.packed is not None else "a state of a bidirectional layer"
             after = Memory(self, lost=reason)
         elif rows is not None:
             after = Memory(self, seen, rows=rows, batch=1 if layout.batched else None)
@@ -182,16 +188,21 @@ class WindowedLayer(Windowed):
 
 
 class WindowedCell(Windowed):
-    """Form of cells that make one step per call, with the calling convention of ``nn.RNNCell`` or ``nn.LSTMCell``.
+    """Form of cells that make one step per call, as ``nn.RNNCell`` and ``nn.LSTMCell`` do.
 
     Every state it returns carries the unfinished windows; all of them make the next step together.
     """
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
-        """One step; the state depends on the last ``window`` inputs since the state the sequence started from.
+        """Make one step; the state depends on the last ``window`` inputs since the state the sequence started from.
+
+        Args:
+            input: Shape ``(batch, features)`` or ``(features,)``.
+            hx: The state before the step, zeros by default. A state this cell has returned continues its windows.
 
         Raises:
-            ValueError: If ``hx`` was returned by this cell and was edited since, or shapes do not fit.
+            ValueError: If ``hx`` was returned by this cell and was changed in a way that the windows cannot follow, or
+                shapes do not fit.
         """
         if self._stored:
             return super().forward(input, hx)
@@ -221,7 +232,7 @@ class WindowedCell(Windowed):
 
 
 def _check_step(cell: nn.Module, inputs: Tensor, state: Tensor) -> None:
-    """Of a state that is carried on; of others the cell's own forward takes care."""
+    """Refuse inputs that do not fit a state that is carried on; the cell's own forward checks other states."""
     features = getattr(cell, "input_size", inputs.shape[-1])
     if inputs.shape[-1] != features or inputs.shape[:-1] != state.shape[:-1]:
         expected = (*state.shape[:-1], features)
@@ -317,17 +328,11 @@ def _plain(state: Any) -> Any:
 _CLASSES: dict[tuple[type[nn.Module], type[Windowed]], type[Windowed]] = {}
 
 
-def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, that before it was windowed if it is."""
-    return type(module).__bases__[-1] if isinstance(module, Windowed) else type(module)
-
-
 def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Windowed]:
-    """The class that is both the original and a windowed form; one for each pair."""
+    """Return the class that is both the original and a windowed form; there is one for each pair."""
     if (original, form) not in _CLASSES:
         name = f"{form.__name__.removesuffix('Layer').removesuffix('Cell')}{original.__name__}"
-        attributes = {"__module__": __name__, "original_class": original}
-        _CLASSES[original, form] = type(name, (form, original), attributes)
+        _CLASSES[original, form] = type(name, (form, original), {"__module__": __name__})
     return _CLASSES[original, form]
 
 

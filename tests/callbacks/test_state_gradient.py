@@ -289,16 +289,12 @@ def test_an_unstable_model_in_the_stable_regime(tmp_path: Path) -> None:
     assert ours.reports["core"].rate == pytest.approx(1.5, rel=1e-4)
 
 
-def test_every_n_epochs_and_the_sanity_check(tmp_path: Path) -> None:
-    class Count(StateGradientCallback):
-        count = 0
-
-        def _draw(self, *args: Any) -> None:
-            self.count += 1
-
-    ours = Count(2, every_n_epochs=2)
+def test_every_n_epochs_and_the_sanity_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("lightning_stable.callbacks.state_gradient.draw", lambda *args: drawn.append(args))
+    ours = StateGradientCallback(2, every_n_epochs=2)
     trainer(tmp_path, ours, max_epochs=4, num_sanity_val_steps=2).fit(Recurrent(), sequences(), sequences())
-    assert ours.count == 2
+    assert len(drawn) == 2
 
 
 def test_input_bounds_by_name_and_bfloat16_autocast(tmp_path: Path) -> None:
@@ -336,17 +332,17 @@ def test_what_cannot_be_measured_is_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"max_lag": 0}, "`max_lag` must be a positive integer. Got 0"),
-        ({"num_batches": 1.5}, "`num_batches` must be a positive integer. Got 1.5"),
-        ({"every_n_epochs": True}, "`every_n_epochs` must be a positive integer. Got True"),
-        ({"loss": ""}, "`loss` must be the name of a logged value, or None. Got ''"),
-        ({"figures": 3}, "`figures` must be the path of a folder, or None. Got 3"),
+        ({"max_lag": 0}, ValueError, "`max_lag` must be a positive integer. Got 0"),
+        ({"num_batches": 1.5}, TypeError, "`num_batches` must be a positive integer. Got 1.5"),
+        ({"every_n_epochs": True}, TypeError, "`every_n_epochs` must be a positive integer. Got True"),
+        ({"loss": ""}, ValueError, "`loss` must not be empty. Got ''"),
+        ({"figures": 3}, (TypeError, ValueError), "`figures` must be the path of a folder, or None. Got 3"),
     ],
 )
-def test_wrong_argument(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_argument(arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
         StateGradientCallback(**arguments)
 
 

@@ -132,16 +132,16 @@ def test_bfloat16_autocast(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"max_window": 0}, "`max_window` must be a positive integer. Got 0"),
-        ({"max_window": 2.5}, "`max_window` must be a positive integer. Got 2.5"),
-        ({"every_n_epochs": True}, "`every_n_epochs` must be a positive integer. Got True"),
-        ({"tolerance": 0}, "`tolerance` must be a positive, finite number. Got 0"),
+        ({"max_window": 0}, ValueError, "`max_window` must be a positive integer. Got 0"),
+        ({"max_window": 2.5}, TypeError, "`max_window` must be a positive integer. Got 2.5"),
+        ({"every_n_epochs": True}, TypeError, "`every_n_epochs` must be a positive integer. Got True"),
+        ({"tolerance": 0}, ValueError, r"`tolerance` must be a number in \(0, inf\). Got 0"),
     ],
 )
-def test_wrong_argument(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_argument(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         TruncationProfileCallback(**arguments)
 
 

@@ -156,13 +156,13 @@ def test_an_own_cell() -> None:
     assert found.guarantee == "guaranteed"
 
 
-@pytest.mark.parametrize("lengths", [[7, 5, 2], [2, 7, 4]])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize(("name", "lengths"), [("lstm", [7, 5, 2]), ("gru", [2, 7, 4])])
 def test_packed_sequences_end_where_they_end(name: str, lengths: list[int]) -> None:
-    module, x = net(name, scale=1.5, num_layers=2), sequence()
+    # Few units: the power method converges the slower, the closer the singular values.
+    module, x = net(name, units=2, scale=1.5, num_layers=2), sequence()
     packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
     output, _ = module(packed)
-    g = output._replace(data=torch.randn_like(output.data))
+    g = output._replace(data=torch.linspace(-1, 2, output.data.numel()).view_as(output.data).double())
     padded, _ = pad_packed_sequence(g)  # in the order given
     found, rates = gradient_norms(module, packed, g, 4), lyapunov_exponents(module, packed)
     for row, lane in enumerate(packed.sorted_indices.tolist()):
@@ -198,10 +198,8 @@ def test_random_directions_are_unit_vectors_of_the_state() -> None:
 
 
 # Exponents ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("start", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("layers", "start", "scale"), [(1, False, 4.0), (2, True, 1.0)])
 @pytest.mark.parametrize("name", ["rnn", "relu", "lstm", "proj", "gru"])
-@pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_exponents_are_those_of_products_of_jacobians(name: str, layers: int, start: bool, scale: float) -> None:
     module, x = net(name, scale=scale, num_layers=layers, units=4), sequence(12, 2)
     hx = start_state(module, 2) if start else None
@@ -229,7 +227,8 @@ def test_an_expanding_network_may_be_stable_on_its_data(scale_inputs: float, sta
 @pytest.mark.parametrize("gain", [0.01, 20.0])
 def test_long_sequences_neither_vanish_nor_overflow(gain: float) -> None:
     module = expanding(gain, 0.0).float()
-    assert lyapunov_exponents(module, torch.zeros(300, 1, 3))[0].item() == pytest.approx(math.log(gain), rel=1e-5)
+    # 20 ** 60 is beyond float32.
+    assert lyapunov_exponents(module, torch.zeros(60, 1, 3))[0].item() == pytest.approx(math.log(gain), rel=1e-5)
 
 
 def test_nothing_is_left_where_states_are_forgotten_at_once() -> None:
@@ -243,7 +242,7 @@ def test_nothing_is_left_where_states_are_forgotten_at_once() -> None:
 
 # What is certified ----------------------------------------------------------------------------------------------------
 @given(seed=st.integers(0, 1000), rate=st.floats(0.3, 0.99), nonlinearity=st.sampled_from(["rnn", "relu"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_certified_network_decays_at_least_as_fast(seed: int, rate: float, nonlinearity: str) -> None:
     module = net(nonlinearity, scale=3.0, seed=seed)
     project_(module, rate)
@@ -263,9 +262,9 @@ def test_a_certified_network_decays_at_least_as_fast(seed: int, rate: float, non
 
 
 def test_the_certificate_says_what_it_holds_for() -> None:
-    module = net("gru", scale=0.3)
+    module = net("gru", units=2, scale=0.3)
     assert measure_state_gradients(module, sequence()).guarantee == "data"
-    stack = net("gru", scale=0.3, num_layers=2, dropout=0.5)  # which is off here, and is not in training mode
+    stack = net("gru", units=2, scale=0.3, num_layers=2, dropout=0.5)  # which is off here, and is not in training mode
     assert measure_state_gradients(stack, sequence(), input_bound=0.1).certified_rate == (
         certify(stack.eval(), input_bound=0.1).rate
     )
@@ -366,7 +365,6 @@ def test_float32() -> None:
     ("call", "message"),
     [
         (lambda: gradient_norms(net("gru"), sequence(), max_lag=0), r"`max_lag` must be a positive integer\. Got 0"),
-        (lambda: gradient_norms(net("gru"), sequence(), max_lag=True), r"`max_lag` .* Got True"),
         (lambda: lyapunov_exponents(net("gru"), sequence(), max_iterations=0), r"`max_iterations` .* Got 0"),
         (lambda: gradient_norms(nn.Linear(3, 3), sequence()), "recurren"),
         (
@@ -388,3 +386,8 @@ def test_float32() -> None:
 def test_what_does_not_fit_is_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_lag_is_an_integer() -> None:
+    with pytest.raises(TypeError, match=r"`max_lag` must be a positive integer\. Got True"):
+        gradient_norms(net("gru"), sequence(), max_lag=True)

@@ -271,9 +271,12 @@ def test_the_required_window_is_the_smallest(errors: list[float], tolerance: flo
     assert profile(errors).required_window(tolerance) == (min(suffices) if suffices else None)
 
 
-@pytest.mark.parametrize("tolerance", [0, -1.0, math.nan, math.inf, "1", None, True])
-def test_tolerances_are_positive_numbers(tolerance: Any) -> None:
-    with pytest.raises(ValueError, match=r"tolerance.*Got"):
+@pytest.mark.parametrize(
+    ("tolerance", "error"),
+    [*((value, ValueError) for value in (0, -1.0, math.nan, math.inf)), *((value, TypeError) for value in ("1", True))],
+)
+def test_tolerances_are_positive_numbers(tolerance: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"`tolerance` must be a number in \(0, inf\)\. Got"):
         profile([1.0]).required_window(tolerance)
 
 
@@ -288,9 +291,9 @@ def test_a_measured_window_suffices() -> None:
 
 
 # What cannot be profiled ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("window", [0, -1, 1.5, True, "3"])
-def test_windows_are_positive_integers(window: Any) -> None:
-    with pytest.raises(ValueError, match=r"`max_window` must be a positive integer\. Got "):
+@pytest.mark.parametrize(("window", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("3", TypeError)])
+def test_windows_are_positive_integers(window: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"`max_window` must be a positive integer\. Got "):
         truncation_profile(net("gru"), sequence(), window)
 
 

@@ -20,6 +20,26 @@ def parts(state: State) -> tuple[Tensor, ...]:
     return () if state is None else state if isinstance(state, tuple) else (state,)
 
 
+def sequence(time: int = 9, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Inputs of shape ``(time, batch, 3)``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(time, batch, 3, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def run_chunks(
+    twin: nn.Module, x: Tensor, chunks: list[int], hx: State = None, *, change: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, State, list[State]]:
+    """Outputs joined, last state and the states at all borders of chunks of these lengths."""
+    outputs, states = [], []
+    for values in x.split(chunks):
+        if change is not None:
+            hx = each(hx, change)
+        output, hx = twin(values, hx)
+        outputs.append(output)
+        states.append(hx)
+    return torch.cat(outputs), hx, states
+
+
 def start_state(module: nn.Module, batch: int, seed: int = 7) -> State:
     """A state to start from that is not zero, of the dtype of the module."""
     directions = 1 + module.bidirectional

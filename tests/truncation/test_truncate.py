@@ -314,12 +314,20 @@ def test_the_window_is_an_attribute() -> None:
 
 # What is no model, and what is no window ------------------------------------------------------------------------------
 @pytest.mark.parametrize("function", [truncate, window_])
-@pytest.mark.parametrize("window", [0, -1, 1.5, 2.0, True, False, "3", None, torch.tensor(2), np.int64(2)])
-def test_windows_are_positive_integers(window: Any, function: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("window", "error"),
+    [(0, ValueError), (-1, ValueError), *((w, TypeError) for w in (2.0, True, "3", torch.tensor(2)))],
+)
+def test_windows_are_positive_integers(window: Any, error: type[Exception], function: Callable[..., Any]) -> None:
     module = net("gru")
-    with pytest.raises(ValueError, match=r"`window` must be a positive integer\. Got "):
+    with pytest.raises(error, match=r"`window` must be a positive integer\. Got "):
         function(module, window)
     assert type(module) is nn.GRU
+
+
+def test_an_integer_of_numpy_is_a_window() -> None:
+    for twin in (truncate(net("gru"), np.int64(2)), truncate_at_least(net("gru"), np.int64(2))):
+        assert type(twin.window) is int
 
 
 @pytest.mark.parametrize("function", [truncate, window_])

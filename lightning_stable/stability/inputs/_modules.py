@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from lightning_stable.recurrence.registry import registered_type
-from lightning_stable.stability.inputs.watch import Hook
+from lightning_stable.hooks import Hook
 
 _TORCH = ("torch.nn.", "torch.ao.nn.")
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lightning_stable import checks
-from lightning_stable.arithmetic import product
 from lightning_stable.recurrence.intervals import Interval
 
 # What a claim is worth, from nothing to every admissible input.
@@ -233,7 +232,7 @@ class FiniteSet(InputSet):
         """Return the smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
-            products = product(points, weight.mT)
+            products = points @ weight.mT
             return Interval(products.amin(0), products.amax(0))
         # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
         total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
@@ -243,13 +242,13 @@ class FiniteSet(InputSet):
     def highest(self, weight: Tensor) -> Tensor:
         """Return the largest products, without the smallest ones."""
         if self.drop_probability == 0:
-            return product(weight, self.points.detach().to(weight).mT).amax(1)
+            return (weight @ self.points.detach().to(weight).mT).amax(1)
         return self.drive(weight).high
 
     def maximizer(self, weight: Tensor) -> Tensor:
         """Return the point with the largest product; under dropout without the entries that lower it."""
         points = self.points.detach().to(weight)
-        products = product(points, weight.mT)
+        products = points @ weight.mT
         if self.drop_probability == 0:
             return points[products.max(0).indices]  # faster than argmax over the first dimension
         best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)

@@ -14,7 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product
 from lightning_stable.stability.projection.clip_newton_schulz import excess_of
 from lightning_stable.stability.projection.sets import gram_eigh, remove_excess
 
@@ -132,10 +131,10 @@ def chebyshev_filter(weight: Tensor, block: Tensor, floor: Tensor, degree: int =
         Vectors of norm 1, shape ``(matrices, k, columns)``.
     """
     # A product by G is two by W, or one if G itself is made.
-    gram = product(weight.mT, weight) if degree * block.shape[1] > weight.shape[2] else None
+    gram = weight.mT @ weight if degree * block.shape[1] > weight.shape[2] else None
 
     def times(vectors: Tensor) -> Tensor:
-        return product(product(vectors, weight.mT), weight) if gram is None else product(vectors, gram)
+        return vectors @ weight.mT @ weight if gram is None else vectors @ gram
 
     scale = 2 / floor.clamp(min=torch.finfo(weight.dtype).tiny)
     before, current = block, torch.addcmul(-block, times(block), scale)

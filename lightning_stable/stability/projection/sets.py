@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product
-
 # Newton's iteration for the l1 threshold rises monotonically to the solution and is exact after finitely many steps.
 # After one optimizer step of an LSTM 6 leave 1e-6 to 4e-6 of the weights to do (4 left a thousandth), which a factor
 # just below 1 removes.
@@ -37,12 +35,12 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor, *, reading: bool
         if above == 0:
             return weight
         vectors, values = vectors[..., -above:], values[..., -above:]
-    return remove_excess(weight, product(weight, vectors), vectors, values, bound)
+    return remove_excess(weight, weight @ vectors, vectors, values, bound)
 
 
 def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``W^T W = V diag(sigma^2) V^T``: the squared singular values, ascending, and the right singular vectors."""
-    values, vectors = torch.linalg.eigh(product(weight.mT, weight))
+    values, vectors = torch.linalg.eigh(weight.mT @ weight)
     return values, vectors
 
 
@@ -56,7 +54,7 @@ def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor
         values: Squared singular values, shape ``(..., k)``.
         bound: Largest singular value of the result.
     """
-    return weight - product(image * _excess(values, bound).unsqueeze(-2), vectors.mT)
+    return weight - (image * _excess(values, bound).unsqueeze(-2)) @ vectors.mT
 
 
 def _excess(values: Tensor, bound: float | Tensor) -> Tensor:

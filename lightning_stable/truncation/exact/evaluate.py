@@ -34,17 +34,17 @@ def evaluate_rows(
     masks: Sequence[Tensor] = (),
     recompute: bool | None = None,
 ) -> States:
-    """States of the rows ``first .. time - 1`` after their windows, see :func:`rows.window_rows`.
+    """Return the states of the rows ``first .. time - 1`` after their windows, see :func:`rows.window_rows`.
 
     Args:
         stack: One direction of a recurrent module.
         inputs: Shape ``(time, batch, features)``.
         window: Number of inputs a row sees.
         first: First row to evaluate.
-        starts: As there.
-        masks: As there.
-        recompute: Save only the inputs and evaluate once more in the backward pass: a little slower, and memory
-            does not grow with the window. None decides by the size of what would be saved.
+        starts: As in :func:`rows.window_rows`.
+        masks: As in :func:`rows.window_rows`.
+        recompute: Whether to save only the inputs and evaluate once more in the backward pass. That is a little slower,
+            and memory does not grow with the window. None decides by the size of what would be saved.
     """
     if torch.compiler.is_compiling():  # an exported program takes batches of any size, so it must not be in blocks
         return window_rows(stack, inputs, window, first=first, starts=starts, masks=masks, block=None)
@@ -62,7 +62,7 @@ def evaluate_rows(
 
 
 def advance(stack: Stack, inputs: Tensor, rows: States, masks: Sequence[Tensor] = ()) -> States:
-    """Unfinished windows after more inputs, see :func:`rows.advance_rows`."""
+    """Return unfinished windows after more inputs, see :func:`rows.advance_rows`."""
     kernels = None if torch.compiler.is_compiling() else _kernels(stack, inputs)
     if kernels is None or not len(inputs):
         return advance_rows(stack, inputs, rows, masks)
@@ -70,10 +70,10 @@ def advance(stack: Stack, inputs: Tensor, rows: States, masks: Sequence[Tensor] 
 
 
 def step_of(stack: Stack, inputs: Tensor) -> Step:
-    """One step of many rows, each with the input at its own position, without gradients.
+    """Return a function that steps many rows, each with the input at its own position, without gradients.
 
     Returns:
-        Function of a position and of the states before it and all later ones, which gives the states after them.
+        A function of a position and of the states before it and all later positions; it returns the states after them.
     """
     kernels = _kernels(stack, inputs)
     if kernels is None:
@@ -82,5 +82,5 @@ def step_of(stack: Stack, inputs: Tensor) -> Step:
 
 
 def _kernels(stack: Stack, inputs: Tensor) -> tuple[Kernel, ...] | None:
-    # Under autocast the products round to half precision: autograd knows which.
+    # Under autocast the products round to half precision, and only autograd knows which.
     return None if is_autocasting(inputs.device) else fused_kernels(stack)

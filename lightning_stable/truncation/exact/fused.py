@@ -1,7 +1,7 @@
-"""Windowed evaluation of torch's own cells in one autograd function: :func:`rows.window_rows`, several times faster.
+"""Windows of torch's own cells in one autograd function: :func:`rows.window_rows`, several times faster.
 
-Rows are evaluated block by block, few enough for the caches of a CPU. What the backward pass needs is either kept, or
-computed once more per block when it is needed: then only the inputs are saved, whatever the window.
+Rows are evaluated in blocks that fit the caches of a CPU. What the backward pass needs is either kept, or computed once
+more for each block; in the second case only the inputs are saved, whatever the window.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product
 from lightning_stable.truncation.exact.kernels import Kernel, KernelWeights, Parts, kernel_of
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate
 
 Step = Callable[[int, States], States]
-# Rows times batch of a block: its gates stay in a core's cache. An accelerator wants all rows at once.
+# Rows times batch of a block, whose gates stay in a core's cache. On an accelerator all rows are one block.
 _CPU_BLOCK = 512
-# Kept up to this many bytes, computed again beyond.
+# The backward pass keeps up to this many bytes, and computes what it needs once more beyond.
 KEEP_BYTES = 128 * 2**20
 
 
 def fused_kernels(stack: Stack) -> tuple[Kernel, ...] | None:
-    """The kernels of all layers; None if a layer has none."""
-    kernels = tuple(kernel_of(layer) for layer in stack.layers)
-    return None if any(kernel is None for kernel in kernels) else kernels  # type: ignore[return-value]
+    """Return the kernels of all layers; None if a layer has none."""
+    kernels = tuple(kernel for layer in stack.layers if (kernel := kernel_of(layer)) is not None)
+    return kernels if len(kernels) == len(stack.layers) else None
 
 
 def fused_window_rows(
@@ -41,7 +40,7 @@ def fused_window_rows(
     masks: Sequence[Tensor] = (),
     recompute: bool | None = None,
 ) -> States:
-    """As :func:`rows.window_rows`; ``recompute`` None decides by the size of what would be kept."""
+    """Return what :func:`rows.window_rows` does; ``recompute=None`` decides by the size of what would be kept."""
     time, batch, _ = inputs.shape
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     if not torch.is_grad_enabled():
@@ -57,7 +56,7 @@ def fused_window_rows(
 def fused_advance_rows(
     stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor, rows: States, masks: Sequence[Tensor] = ()
 ) -> States:
-    """As :func:`rows.advance_rows`; the backward pass, seldom needed, evaluates once more."""
+    """Return what :func:`rows.advance_rows` does; the backward pass, which is seldom needed, evaluates once more."""
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     starts = concatenate(stack.zeros(inputs), rows)
     count = len(starts[0][0])
@@ -66,7 +65,7 @@ def fused_advance_rows(
 
 
 def fused_step(stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor) -> Step:
-    """As :func:`evaluate.step_of`, without gradients."""
+    """Return what :func:`evaluate.step_of` does."""
     weights = [kernel.weights(layer.parameters()) for kernel, layer in zip(kernels, stack.layers, strict=True)]
     projected = _projected(inputs, weights[0])
 
@@ -76,7 +75,7 @@ def fused_step(stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor) -> Ste
         advanced: list[Parts] = []
         for index, (kernel, own) in enumerate(zip(kernels, weights, strict=True)):
             if index:
-                pre = product(advanced[-1][0], own.inputs.t()).add_(own.bias)
+                pre = torch.addmm(own.bias, advanced[-1][0], own.inputs.t())
             before = tuple(part.flatten(0, 1) for part in states[index])
             advanced.append(kernel.step(pre, before, own)[0])
         return tuple(tuple(part.view(-1, inputs.shape[1], part.shape[1]) for part in state) for state in advanced)
@@ -86,7 +85,7 @@ def fused_step(stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor) -> Ste
 
 def _projected(inputs: Tensor, weights: KernelWeights) -> Tensor:
     """What the lowest layer's gates get from the inputs, shape ``(time, batch, gates * units)``."""
-    flat = product(inputs.flatten(0, 1), weights.inputs.t()).add_(weights.bias)
+    flat = torch.addmm(weights.bias, inputs.flatten(0, 1), weights.inputs.t())
     return flat.view(*inputs.shape[:2], -1)
 
 
@@ -179,7 +178,7 @@ class _Run:
             entries = []
             for layer, (kernel, weights) in enumerate(zip(plan.kernels, self.weights, strict=True)):
                 if inputs is not None:
-                    pre = product(inputs, weights.inputs.t()).add_(weights.bias)
+                    pre = torch.addmm(weights.bias, inputs, weights.inputs.t())
                 before = states[layer]
                 after, saved = kernel.step(pre, before, weights)
                 states[layer] = after
@@ -282,7 +281,7 @@ class _Gradients:
                 pre, hidden, states[layer] = kernel.backward(entry.saved, entry.before, entry.after, grads, weights)
                 own = self.weights[layer]
                 if entry.before is not None:
-                    own.hidden.t().add_(product(entry.before[0].t(), hidden))
+                    own.hidden.t().addmm_(entry.before[0].t(), hidden)
                 if len(own.hidden_bias):
                     own.hidden_bias.add_(hidden[:, -len(own.hidden_bias) :].sum(0))
                 if layer == 0:
@@ -290,9 +289,9 @@ class _Gradients:
                     own_inputs += pre.view(high - row, batch, -1).sum_to_size(own_inputs.shape)
                 else:
                     assert entry.inputs is not None
-                    own.inputs.t().add_(product(entry.inputs.t(), pre))
+                    own.inputs.t().addmm_(entry.inputs.t(), pre)
                     own.bias.add_(pre.sum(0))
-                    below = product(pre, weights.inputs)
+                    below = pre @ weights.inputs
                     if layer - 1 < plan.masks:
                         below *= run.at(run.masks[layer - 1], now, high - row)
             self._leave(index, steps, states, low, high)
@@ -317,9 +316,9 @@ class _Gradients:
         """In the order of the function's arguments; whether those of the inputs are needed."""
         projected, inputs = self.projected.flatten(0, 1), self.run.inputs
         lowest = self.weights[0]
-        lowest.inputs.t().add_(product(inputs.flatten(0, 1).t(), projected))
+        lowest.inputs.t().addmm_(inputs.flatten(0, 1).t(), projected)
         lowest.bias.add_(projected.sum(0))
-        own = product(projected, self.run.weights[0].inputs).view_as(inputs) if needed else None
+        own = (projected @ self.run.weights[0].inputs).view_as(inputs) if needed else None
         weights = [tensor for layer_weights in self.weights for tensor in layer_weights]
         starts = [] if self.starts is None else [part for state in self.starts for part in state]
         return [own, *weights, *starts, *[None] * self.masks]

@@ -13,7 +13,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.arithmetic import product, tanh
 from lightning_stable.recurrence import Recurrence
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
@@ -25,7 +24,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 class KernelWeights(NamedTuple):
-    """The weights of a layer in the order the kernel wants them; functions of the parameters."""
+    """The weights of a layer in the order that its kernel needs; functions of the parameters."""
 
     inputs: Tensor  # (gates * units, features)
     bias: Tensor  # (gates * units,), added to the inputs
@@ -41,27 +40,28 @@ class Kernel(ABC):
 
     @abstractmethod
     def weights(self, parameters: Mapping[str, Tensor]) -> KernelWeights:
-        """The weights from the parameters by role, differentiably."""
+        """Return the weights, differentiable functions of the parameters by role."""
 
     @abstractmethod
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
-        """The next state, and what the derivative needs besides the states."""
+        """Return the next state, and what the derivative needs besides the states."""
 
     @abstractmethod
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Derivative of a step.
+        """Return the derivatives of a step.
 
         Args:
-            saved: From :meth:`step`.
-            before: The state before it.
-            after: The state after it.
-            grads: Gradients of the parts of the state after it; ``h`` always has one.
+            saved: What :meth:`step` returned besides the state.
+            before: The state before the step.
+            after: The state after the step.
+            grads: Gradients of the parts of the state after the step; ``h`` always has one.
             weights: As in :meth:`step`.
 
         Returns:
-            Gradients of the pre-activations, of ``hidden`` times the state, and of the state before (None for None).
+            Gradients of the pre-activations, of ``hidden`` times the state, and of the state before the step; None for
+            a state that is None.
         """
 
 
@@ -74,7 +74,7 @@ class RNNKernel(Kernel):
         self.tanh = nonlinearity == "tanh"
 
     def weights(self, parameters: Mapping[str, Tensor]) -> KernelWeights:
-        """Stored order."""
+        """Keep the order in which the weights are stored."""
         hidden = parameters["weight_hh"]
         bias = (
             parameters["bias_ih"] + parameters["bias_hh"] if "bias_ih" in parameters else hidden.new_zeros(len(hidden))
@@ -82,14 +82,14 @@ class RNNKernel(Kernel):
         return KernelWeights(parameters["weight_ih"], bias, hidden, hidden.new_empty(0))
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
-        """One product and the nonlinearity in place."""
-        total = pre if state is None else product(state[0], weights.hidden.t(), pre)
-        return (tanh(total) if self.tanh else total.relu(),), ()
+        """Compute ``phi(pre + W h)`` with one product."""
+        total = pre if state is None else torch.addmm(pre, state[0], weights.hidden.t())
+        return (total.tanh() if self.tanh else total.relu(),), ()
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Through the nonlinearity, which its value determines."""
+        """Go back through the nonlinearity, whose derivative its value determines."""
         (grad,), (value,) = grads, after
         assert grad is not None
         pre = torch.empty_like(grad)
@@ -97,16 +97,16 @@ class RNNKernel(Kernel):
             _tanh_backward(grad, value, grad_input=pre)
         else:
             torch.mul(grad, value > 0, out=pre)
-        return pre, pre, [None if before is None else product(pre, weights.hidden)]
+        return pre, pre, [None if before is None else pre @ weights.hidden]
 
 
 class LSTMKernel(Kernel):
-    """``c' = f c + i g``, ``h' = o tanh(c')``; gates in the order i, f, o, g, so that the sigmoids lie together."""
+    """``c' = f c + i g``, ``h' = o tanh(c')``; the gates lie in the order i, f, o, g, the sigmoids together."""
 
     parts, gates = 2, 4
 
     def weights(self, parameters: Mapping[str, Tensor]) -> KernelWeights:
-        """Stored order is i, f, g, o."""
+        """Reorder the gates, which are stored in the order i, f, g, o."""
 
         def reordered(weight: Tensor) -> Tensor:
             i, f, g, o = weight.chunk(4)
@@ -119,20 +119,20 @@ class LSTMKernel(Kernel):
         return KernelWeights(reordered(parameters["weight_ih"]), bias, hidden, hidden.new_empty(0))
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
-        """One product, then everything in place."""
+        """Compute ``f c + i g`` and ``o tanh(c')`` with one product, the gates in place."""
         units = pre.shape[1] // 4
-        gates = pre.clone() if state is None else product(state[0], weights.hidden.t(), pre)
+        gates = pre.clone() if state is None else torch.addmm(pre, state[0], weights.hidden.t())
         gates[:, : 3 * units].sigmoid_()
         i, f, o, g = gates.chunk(self.gates, 1)
-        g.copy_(tanh(g))
+        g.tanh_()
         cell = i * g if state is None else torch.mul(f, state[1]).addcmul_(i, g)
-        squashed = tanh(cell)
+        squashed = cell.tanh()
         return (o * squashed, cell), (gates, squashed)
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Gate by gate into one array."""
+        """Write the gradients of all gates into one array."""
         (gates, squashed), (grad, grad_cell) = saved, grads
         assert grad is not None
         units = grad.shape[1]
@@ -154,7 +154,7 @@ class LSTMKernel(Kernel):
         _tanh_backward(tanhs, g, grad_input=tanhs)
         if before is None:
             return pre, pre, [None, None]
-        return pre, pre, [product(pre, weights.hidden), through.mul_(f)]
+        return pre, pre, [pre @ weights.hidden, through.mul_(f)]
 
 
 class GRUKernel(Kernel):
@@ -163,7 +163,7 @@ class GRUKernel(Kernel):
     parts, gates = 1, 3
 
     def weights(self, parameters: Mapping[str, Tensor]) -> KernelWeights:
-        """Stored order r, z, n; the candidate's hidden bias stays inside the reset gate."""
+        """Keep the stored order r, z, n; the candidate's hidden bias stays inside the reset gate."""
         hidden = parameters["weight_hh"]
         units = hidden.shape[1]
         bias, hidden_bias = hidden.new_zeros(3 * units), hidden.new_zeros(units)
@@ -174,24 +174,24 @@ class GRUKernel(Kernel):
         return KernelWeights(parameters["weight_ih"], bias, hidden, hidden_bias)
 
     def step(self, pre: Tensor, state: Parts | None, weights: KernelWeights) -> tuple[Parts, Parts]:
-        """One product; the candidate's part stays apart from the inputs'."""
+        """Compute ``n + z (h - n)`` with one product; the candidate's hidden part stays apart from the inputs'."""
         units = pre.shape[1] // 3
         if state is None:
             gates = pre[:, : 2 * units].sigmoid()
             candidate = weights.hidden_bias.expand(len(pre), units)
         else:
-            hidden = product(state[0], weights.hidden.t())
+            hidden = state[0] @ weights.hidden.t()
             gates = hidden[:, : 2 * units].add_(pre[:, : 2 * units]).sigmoid_()
             candidate = hidden[:, 2 * units :].add_(weights.hidden_bias)
         reset, update = gates.chunk(2, 1)
-        new = tanh(torch.addcmul(pre[:, 2 * units :], reset, candidate))
+        new = torch.addcmul(pre[:, 2 * units :], reset, candidate).tanh_()
         after = new - update * new if state is None else torch.lerp(new, state[0], update)
         return (after,), (gates, candidate, new)
 
     def backward(
         self, saved: Parts, before: Parts | None, after: Parts, grads: list[Tensor | None], weights: KernelWeights
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Gates and candidate into one array, the candidate's hidden part into another."""
+        """Write the gradients of gates and candidate into one array, the candidate's hidden part into another."""
         (gates, candidate, new), (grad,) = saved, grads
         assert grad is not None
         units = grad.shape[1]
@@ -205,11 +205,11 @@ class GRUKernel(Kernel):
         torch.mul(grad, -new if before is None else before[0] - new, out=pre[:, units : 2 * units])
         _sigmoid_backward(sigmoids, gates, grad_input=sigmoids)
         hidden = torch.cat((sigmoids, tanhs * reset), 1)
-        return pre, hidden, [None if before is None else product(hidden, weights.hidden, kept)]
+        return pre, hidden, [None if before is None else torch.addmm(kept, hidden, weights.hidden)]
 
 
 def kernel_of(recurrence: Recurrence) -> Kernel | None:
-    """The kernel of a recurrence; None for cells without one."""
+    """Return the kernel of a recurrence; None for cells without one."""
     if type(recurrence) is RNNRecurrence:
         return RNNKernel(recurrence.nonlinearity)
     if type(recurrence) is LSTMRecurrence:

@@ -1,4 +1,4 @@
-"""How a recurrent module is given its inputs, and the one form in which they are evaluated: time first, batched."""
+"""The layouts in which a recurrent module takes inputs, all evaluated in one: time first, batched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Layout:
         lengths: Length of every sequence, shape ``(batch,)``; None if all are equally long.
         batched: Whether the module was given a batch.
         batch_first: Whether batches come with the batch first.
-        packed: The packed sequence that was given, or None.
+        packed: The inputs, if they are a PackedSequence.
     """
 
     inputs: Tensor
@@ -36,21 +36,21 @@ class Layout:
     packed: PackedSequence | None
 
     @classmethod
-    def of(cls, module: nn.Module, given: Any) -> Layout:
-        """Read the layout of ``given``, the input of ``module``.
+    def of(cls, module: nn.Module, values: Any) -> Layout:
+        """Read the layout of ``values``, the input of ``module``.
 
         Raises:
             ValueError: If it is neither a PackedSequence nor a tensor with 2 or 3 dimensions.
         """
-        if isinstance(given, PackedSequence):
+        if isinstance(values, PackedSequence):
             # Without its indices it stays in sorted order.
-            inputs, lengths = pad_packed_sequence(PackedSequence(given.data, given.batch_sizes))
-            return cls(inputs, lengths.to(inputs.device), True, False, given)
-        if not isinstance(given, Tensor) or given.dim() not in (2, 3):
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            inputs, lengths = pad_packed_sequence(PackedSequence(values.data, values.batch_sizes))
+            return cls(inputs, lengths.to(inputs.device), True, False, values)
+        if not isinstance(values, Tensor) or values.dim() not in (2, 3):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"`input` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}.")
-        batched, batch_first = given.dim() == 3, bool(getattr(module, "batch_first", False))
-        inputs = (given.transpose(0, 1) if batch_first else given) if batched else given.unsqueeze(1)
+        batched, batch_first = values.dim() == 3, bool(getattr(module, "batch_first", False))
+        inputs = (values.transpose(0, 1) if batch_first else values) if batched else values.unsqueeze(1)
         return cls(inputs, None, batched, batch_first, None)
 
     @property
@@ -79,19 +79,19 @@ class Layout:
             module.check_forward_args(data, self.batched_state(hx), batch_sizes)
 
     def batched_state(self, hx: Any) -> Any:
-        """A given state with a batch dimension."""
+        """Return a state, as the module takes it, with a batch dimension."""
         if self.batched or hx is None:
             return hx
         return tuple(part.unsqueeze(1) for part in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
 
     def padded(self, data: Tensor) -> Tensor:
-        """Entries of a packed sequence, shape ``(entries, features)``, placed as the inputs are."""
+        """Return the entries of a packed sequence, shape ``(entries, features)``, placed as the inputs are."""
         assert self.packed is not None
         values: Tensor = pad_packed_sequence(PackedSequence(data, self.packed.batch_sizes))[0]
         return values
 
     def starts(self, stacks: tuple[Stack, ...], hx: Any) -> tuple[States, ...]:
-        """The states before the first input, one row each, per direction."""
+        """Return the states before the first input, one row each, per direction."""
         if hx is None:
             return tuple(stack.zeros(self.inputs[:1]) for stack in stacks)
         hx = self.batched_state(hx)
@@ -108,12 +108,12 @@ class Layout:
         )
 
     def results(self, output: Tensor, last: Sequence[Layer], state_parts: int | None = None) -> tuple[Any, Any]:
-        """Output and final state as the module returns them.
+        """Return output and final state as the module returns them.
 
         Args:
             output: Shape ``(time, batch, features)``.
-            last: Last states per direction.
-            state_parts: How many parts of a state the module returns; None for all.
+            last: The last states of each direction.
+            state_parts: Number of the parts of a state that the module returns; None for all.
         """
         # Layer by layer, forward before backward.
         layers = [state for layer in zip(*last, strict=True) for state in layer]
@@ -132,12 +132,12 @@ class Layout:
         return returned, parts if len(parts) > 1 else parts[0]
 
     def last(self, states: States) -> Layer:
-        """The states at the end of every sequence, by layer."""
+        """Return the states at the end of every sequence, by layer."""
         if self.lengths is None:
             return tuple(tuple(part[-1] for part in state) for state in states)
         lanes = torch.arange(len(self.lengths), device=self.lengths.device)
         return tuple(tuple(part[self.lengths - 1, lanes] for part in state) for state in states)
 
     def first(self, states: States) -> Layer:
-        """The states at the first position, where the backward direction ends."""
+        """Return the states at the first position, where the backward direction ends."""
         return tuple(tuple(part[0] for part in state) for state in states)

@@ -1,4 +1,4 @@
-"""Windowed evaluation of any stack of recurrences: the simple form that works through every adapter.
+"""Windows of any stack of recurrences: the simple form that works through every adapter.
 
 Row ``r`` is the window that ends at input ``r``. At step ``j`` of ``window`` every row takes the input
 ``r - window + j``, so the inputs of all rows are one slice of the sequence that moves by one per step. Rows that reach
@@ -26,7 +26,7 @@ def window_rows(
     masks: Sequence[Tensor] = (),
     block: int | None = None,
 ) -> States:
-    """States of the rows ``first .. time - 1`` after their windows.
+    """Return the states of the rows ``first .. time - 1`` after their windows.
 
     Args:
         stack: One direction of a recurrent module.
@@ -37,8 +37,8 @@ def window_rows(
             from zero. Not needed if ``first >= window``.
         masks: Dropout masks between the layers, shape ``(time, batch, features)`` each: one per position, the same
             in every window.
-        block: Evaluate this many rows at a time and, where gradients are needed, save only the inputs and evaluate
-            once more in the backward pass; None evaluates all rows at once and saves everything.
+        block: Number of rows to evaluate at a time. Where gradients are needed, a block saves its inputs only and is
+            evaluated once more in the backward pass. None evaluates all rows at once and saves everything.
     """
     time = len(inputs)
     if block is None:
@@ -46,8 +46,8 @@ def window_rows(
     blocks = []
     for low in range(first, time, block):
         high = min(low + block, time)
-        known = None if starts is None or low >= window else take(starts, slice(low - first, high - first))
-        arguments = (stack, inputs, window, low, high, known, masks)
+        own_starts = None if starts is None or low >= window else take(starts, slice(low - first, high - first))
+        arguments = (stack, inputs, window, low, high, own_starts, masks)
         if torch.is_grad_enabled():
             blocks.append(checkpoint(_rows, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -74,7 +74,7 @@ def _rows(
 
 
 def head_rows(stack: Stack, inputs: Tensor, start: States, masks: Sequence[Tensor] = ()) -> States:
-    """States after every input of a plain run from ``start`` (one row), shape ``(time, batch, size)`` per part."""
+    """Return the states after every input of a plain run from ``start`` (one row), ``(time, batch, size)`` per part."""
     states, visited = start, []
     for position in range(len(inputs)):
         now = slice(position, position + 1)
@@ -84,7 +84,7 @@ def head_rows(stack: Stack, inputs: Tensor, start: States, masks: Sequence[Tenso
 
 
 def advance_rows(stack: Stack, inputs: Tensor, rows: States, masks: Sequence[Tensor] = ()) -> States:
-    """Unfinished windows after more inputs: those begun before, and one more from zero with each input.
+    """Return unfinished windows after more inputs: those begun before, and one more from zero with each input.
 
     Args:
         stack: One direction of a recurrent module.

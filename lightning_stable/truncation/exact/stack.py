@@ -27,7 +27,13 @@ class Stack:
     layers: tuple[Recurrence, ...]
 
     def step(self, inputs: Tensor, states: States, masks: Sequence[Tensor] = ()) -> States:
-        """One step of all rows: ``inputs`` of shape ``(rows, batch, features)``, dropout masks between the layers."""
+        """Return the states of all rows after one step.
+
+        Args:
+            inputs: Shape ``(rows, batch, features)``.
+            states: The states before the step.
+            masks: Dropout masks between the layers, as the inputs of the upper layers.
+        """
         advanced = []
         for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             state = layer.step(inputs, state)
@@ -38,23 +44,23 @@ class Stack:
         return tuple(advanced)
 
     def zeros(self, inputs: Tensor) -> States:
-        """Zero states for inputs of shape ``(rows, batch, features)``."""
+        """Return zero states for inputs of shape ``(rows, batch, features)``."""
         # Only the leading shape and the dtype of the inputs matter to an initial state.
         return tuple(layer.initial_state(inputs) for layer in self.layers)
 
     def output_size(self, layer: int) -> int:
-        """Number of output features of a layer."""
+        """Return the number of output features of a layer."""
         recurrence = self.layers[layer]
         weight = next(iter(recurrence.parameters().values()))
         return recurrence.output(recurrence.initial_state(weight.new_zeros(1, recurrence.input_size))).shape[-1]
 
     def output(self, states: States) -> Tensor:
-        """Output of the top layer."""
+        """Return the output of the top layer."""
         return self.layers[-1].output(states[-1])
 
 
 def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
-    """The directions of a recurrent module, forward first.
+    """Return the directions of a recurrent module, forward first.
 
     Raises:
         ValueError: If the module is not recurrent, or its recurrences do not form layers.
@@ -79,5 +85,5 @@ def concatenate(*parts: States) -> States:
 
 
 def take(states: States, rows: slice | Tensor) -> States:
-    """Some of the rows."""
+    """Return some of the rows."""
     return tuple(tuple(part[rows] for part in layer) for layer in states)

@@ -19,14 +19,14 @@ from lightning_stable.export.examples import example_for, random_batch
 from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
 from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
-from lightning_stable.export.quiet import quiet
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
-from lightning_stable.export.windows import recurrent_modules
+from lightning_stable.quiet import silent
+from lightning_stable.recurrence import recurrences_by_module
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
-from lightning_stable.truncation.windowed import original_class
 
 _NAMES = (("input", "count", "recent"), ("output", "next_count", "next_recent"))
 
@@ -63,30 +63,30 @@ def export(
     input_bound: Any = None,
     report: StabilityReport | None = None,
 ) -> Exported:
-    """Write the ``window`` twin of a model as an ONNX file or a torch.export program, once it is seen to be right.
+    """Write the ``window`` twin of a model as an ONNX file or a torch.export program, after checking its answers.
 
     The program takes one tensor of whole, equally long sequences, as ``model.forward`` takes it first, and returns the
     model's answer in evaluation mode (the first one, if there are several, such as a state). Batches have any size and
-    sequences any length; only where the model itself is made for one length, that of the example. With ``streaming``
-    it takes one step and a memory instead, see :class:`~lightning_stable.export.StreamingForm`.
+    sequences any length, unless the model itself is made for one length, that of the example. With ``streaming`` the
+    program takes one step and a memory instead, see :class:`~lightning_stable.export.StreamingForm`.
 
     The file is run on random batches of 1, 3 and 17 sequences and compared with :func:`~lightning_stable.truncate`'s
-    twin to 1e-5 before it takes its name; otherwise nothing is left.
+    twin to 1e-5 before it takes its name; if they differ, no file is left.
 
     Args:
         model: A recurrent layer or any module that holds some, windowed or not, compiled or not. It is not changed.
         window: Inputs a recurrent layer sees; None takes the window of a model that is windowed.
-        path: The file, ``.onnx`` or ``.pt2``; replaced if it exists. Weights beyond 2 GB lie beside an ONNX file.
+        path: The file, ``.onnx`` or ``.pt2``; it is replaced if it exists. Weights beyond 2 GB lie beside an ONNX file.
         format: ``"onnx"`` or ``"torch-export"``.
-        streaming: Export one step of a stream.
+        streaming: Whether to export one step of a stream.
         example: A batch of inputs; steps are drawn from it at random. None makes one for recurrent layers and for
             :mod:`lightning_stable.models`.
         batch_first: Whether inputs are ``(batch, time, ...)``; None asks a recurrent layer, and is True otherwise.
-        input_bound: Of the certificate, as in :func:`~lightning_stable.certify`.
-        report: A certificate of the model, if it is there already.
+        input_bound: What is known about the inputs, for the certificate, see :func:`~lightning_stable.certify`.
+        report: A certificate of the model, where there is one already.
 
     Returns:
-        The path, the metadata and how far the answers are apart.
+        The path, the metadata and the differences between the answers.
 
     Raises:
         ValueError: If an argument is not understood; the model has a cell, cannot be traced, or cannot stream; or the
@@ -129,10 +129,10 @@ def export(
 
 
 def recurrent_form(model: nn.Module) -> nn.Module:
-    """A copy of a model, windowed or not, as the recurrent one: on the CPU, in evaluation mode, at least float32."""
+    """Return a copy of a model as the recurrent one: on the CPU, in evaluation mode, of at least float32."""
     recurrent = copied(model).cpu().eval()
-    for module in recurrent_modules(recurrent).values():
-        module.__class__ = original_class(module)
+    for recurrence, *_ in recurrences_by_module(recurrent).values():
+        recurrence.module.__class__ = original_class(recurrence.module)
     return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
 
 
@@ -145,7 +145,8 @@ def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
 
 
 def _window_of(model: nn.Module) -> int:
-    windows = {module.window if isinstance(module, Windowed) else None for module in recurrent_modules(model).values()}
+    modules = [recurrence.module for (recurrence, *_) in recurrences_by_module(model).values()]
+    windows = {module.window if isinstance(module, Windowed) else None for module in modules}
     window = windows.pop() if len(windows) == 1 else None
     if window is None:
         raise ValueError("`window` must be given, unless all recurrent layers have the same one. Got None.")
@@ -178,7 +179,7 @@ def _has_time(
 def _compare(
     form: BatchForm | StreamingForm, reference: Callable[[Tensor], Tensor], batches: Sequence[Tensor], run: Runner
 ) -> float:
-    """How far a program of the form is from the reference."""
+    """Return how far a program of the form is from the reference."""
     if isinstance(form, BatchForm):
         return compare_batches(run, reference, batches)
     return compare_streams(
@@ -192,7 +193,7 @@ def _write(
     """Write a file which takes its name once it is compared; return how far it is from the reference."""
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         written = Path(folder) / path.name
-        with quiet():
+        with silent():
             format.write(program, written, metadata)
             run = format.open(written)
         difference = compare(run)
