@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from lightning_stable.recurrence.registry import registered_type
 from lightning_stable.hooks import Hook
+from lightning_stable.recurrence.forms import original_class
+from lightning_stable.recurrence.registry import registered_type
 
 _TORCH = ("torch.nn.", "torch.ao.nn.")
 
@@ -44,15 +45,9 @@ def is_all_torchs(module: nn.Module) -> bool:
     return all(type(m).__module__.startswith(_TORCH) and obstacle(m) is None for m in module.modules())
 
 
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a recurrent module; of a windowed form that of the module it was made from."""
-    own: type[nn.Module] = getattr(module, "original_class", type(module))
-    return own
-
-
 def recurrence_obstacle(module: nn.Module) -> str | None:
     """Why the inputs of a recurrent module may not be those of its recurrence, as a clause; None if they are."""
-    own, registered = own_class(module), registered_type(module)
+    own, registered = original_class(module), registered_type(module)
     if registered is not None and own.forward is not registered.forward:
         return f"`forward` of {own.__name__} is not that of {registered.__name__}"
     return obstacle(module)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_stable.cells import UGRNN
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs._effects import Effects, name_of
-from lightning_stable.stability.inputs._modules import is_torchs, obstacle, own_class, recurrence_obstacle
+from lightning_stable.stability.inputs._modules import is_torchs, obstacle, original_class, recurrence_obstacle
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
 
@@ -175,7 +175,7 @@ class Walk:
         if self._effects.spoiled(node):
             raise Refusal("its inputs may be changed in place after they were computed")
         # A windowed form (which says what it was made from) puts out states of the same run, started later.
-        own, reason = own_class(module), recurrence_obstacle(module) if is_recurrent(module) else obstacle(module)
+        own, reason = original_class(module), recurrence_obstacle(module) if is_recurrent(module) else obstacle(module)
         if reason is not None:
             raise Refusal(reason)
         kinds = (kind for kind in (nn.RNN, nn.LSTM, nn.GRU, UGRNN) if issubclass(own, kind))

@@ -434,7 +434,10 @@ def test_recurrences_that_rest_on_no_inputs_are_not_watched() -> None:
     bounded.attach()
     model(torch.ones(1, 2, FEATURES))
     report = bounded.certify()
-    assert (report.guarantee, report.input_excess) == ("guaranteed", pytest.approx(0.5, abs=1e-5))  # the rate rests on no inputs
+    assert (report.guarantee, report.input_excess) == (
+        "guaranteed",
+        pytest.approx(0.5, abs=1e-5),
+    )  # the rate rests on no inputs
     assert report.required_window(1e-2) is None  # the windows do
 
 
