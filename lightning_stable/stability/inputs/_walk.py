@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lightning_stable.cells import UGRNN
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs._effects import Effects, name_of
-from lightning_stable.stability.inputs._modules import is_torchs, obstacle, original_class, recurrence_obstacle
+from lightning_stable.stability.inputs._modules import is_torchs, obstacle, recurrence_obstacle
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
 
