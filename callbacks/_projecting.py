@@ -86,6 +86,11 @@ class ModelProjectorCallback(Callback):
             reduce_max=_reduce_max if trainer.world_size > 1 else None,
         )
 
+    def evaluation_report(self, trainer: Trainer, module: nn.Module) -> StabilityReport:
+        """Certify a module in evaluation mode for the inputs seen so far, as far as the run bears it out."""
+        report = self.projector_for(trainer, module, training=False, ranges=self.input_ranges).certify()
+        return report if self._projector is None else self._projector.without_broken_premises(report)
+
     @contextmanager
     def recording_paused(self) -> Iterator[None]:
         """Neither record the model's inputs nor compare them with their sets inside the block."""

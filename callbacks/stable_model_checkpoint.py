@@ -19,6 +19,7 @@ from lightning_stable.callbacks._arguments import checked_input_bound, fitting_r
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.trainers import callbacks_of, check_strategy
 
 # WeightAveraging came with Lightning 2.6; no callback is of the placeholder's kind.
@@ -40,7 +41,8 @@ class StableModelCheckpoint(ModelCheckpoint):
     Args:
         monitor: Name of the logged value by which certified checkpoints are compared.
         rate: Largest certified rate that is kept, in (0, 1]; it must be below 1 in any case.
-        guaranteed: Whether to keep only what is certified for every admissible input, not for the inputs seen.
+        guaranteed: Whether to keep only what is certified for declared inputs, or needs none to be declared.
+        derived: Whether ``guaranteed`` admits input sets that were derived from the model, too.
         input_bound: What is known about the inputs, see :func:`lightning_stable.certify`. If it is given here, the
             whole model is certified for it.
         **kwargs: Arguments of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
@@ -64,12 +66,14 @@ class StableModelCheckpoint(ModelCheckpoint):
         *,
         rate: float = 1.0,
         guaranteed: bool = False,
+        derived: bool = False,
         input_bound: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor=checks.text("monitor", monitor), **kwargs)
         self.rate = checks.number("rate", rate, "(0, 1]")
         self.guaranteed = checks.boolean("guaranteed", guaranteed)
+        self.derived = checks.boolean("derived", derived)
         self.input_bound = checked_input_bound(input_bound)
         self.report: StabilityReport | None = None
         self._certified_step: int | None = None  # the ``global_step`` of the report
@@ -78,7 +82,10 @@ class StableModelCheckpoint(ModelCheckpoint):
     @override
     def state_key(self) -> str:
         """Name with the arguments, as several of these can watch one run."""
-        return f"{super().state_key}(rate={self.rate}, guaranteed={self.guaranteed}, input_bound={self.input_bound!r})"
+        return (
+            f"{super().state_key}(rate={self.rate}, guaranteed={self.guaranteed}, derived={self.derived}, "
+            f"input_bound={self.input_bound!r})"
+        )
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,8 +136,9 @@ class StableModelCheckpoint(ModelCheckpoint):
 
     def _accepts(self) -> bool:
         assert self.report is not None
-        grades = {layer.guarantee for layer in self.report.layers}
-        return self.report.is_stable and self.report.rate <= self.rate and not (self.guaranteed and "data" in grades)
+        least = "data" if not self.guaranteed else "derived" if self.derived else "guaranteed"
+        is_enough = weakest_guarantee((self.report.guarantee, least)) == least
+        return self.report.is_stable and self.report.rate <= self.rate and is_enough
 
     def _certify(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
         with evaluating(pl_module):
@@ -142,10 +150,7 @@ class StableModelCheckpoint(ModelCheckpoint):
         projections = callbacks_of(trainer, StabilityProjectionCallback)
         if not projections or self.input_bound is not None:
             return certify(pl_module, input_bound=self.input_bound)
-        reports = [
-            projection.projector_for(trainer, pl_module, training=False, ranges=projection.input_ranges).certify()
-            for projection in projections
-        ]
+        reports = [projection.evaluation_report(trainer, pl_module) for projection in projections]
         return StabilityReport(
             tuple(layer for report in reports for layer in report.layers),
             bounds=tuple(bounds for report in reports for bounds in report.bounds),

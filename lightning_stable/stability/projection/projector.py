@@ -156,8 +156,21 @@ class Projector:
         for certificate in report.layers:
             if math.isnan(certificate.rate):
                 raise ValueError(_not_finite(certificate.name))
-        reasons, excess = self._broken_premises(sources, leading_only)
+        report = self.without_broken_premises(report, sources, leading_only=leading_only)
         self.monitor.accept_weights()
+        return report
+
+    def without_broken_premises(
+        self, report: StabilityReport, sources: Sources | None = None, *, leading_only: bool = False
+    ) -> StabilityReport:
+        """Take back what a report claims and the run that was watched does not bear out.
+
+        Args:
+            report: Of the same recurrences, from this projector or another one.
+            sources: The input sets, where they are at hand; asking for them is a collective operation.
+            leading_only: As in :meth:`certify`.
+        """
+        reasons, excess = self._broken_premises(sources or self.input_sets(), leading_only)
         return report.revoked(reasons, excess)
 
     def spectra(self) -> dict[str, Tensor]:

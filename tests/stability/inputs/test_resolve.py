@@ -31,10 +31,15 @@ def test_bounded_layers_bound_the_next_even_if_nothing_is_known_below() -> None:
 
 def test_what_rests_on_data_says_so_through_the_layers() -> None:
     seen = Recorded(-torch.ones(3), torch.ones(3))
-    relu = walk(net("relu", num_layers=2, scale=0.3), seen)
-    assert all(words is not None and words.startswith("seen in data") for words in relu)
+    derived = SupNorm(1.0)
+    derived.guarantee = "derived"
+    for known in (seen, derived):
+        module = net("relu", num_layers=2, scale=0.3)
+        first, second = walk_layers(find_recurrences(module), {"": known})
+        assert (first.guarantee, second.guarantee) == (known.guarantee, known.guarantee)
     # Outputs of a GRU are bounded whatever comes in.
-    assert walk(net("gru", num_layers=2), seen)[1] == "the layer below"
+    _, second = walk_layers(find_recurrences(net("gru", num_layers=2)), {"": seen})
+    assert second.guarantee == "guaranteed"
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -175,7 +175,10 @@ def test_members_have_no_excess(make: Callable[[int], InputSet]) -> None:
         (ActiveEntries(2), [0.0, -0.5, 0.0, 0.0], 0.5),
         (FiniteSet(torch.eye(4)), [0.0, 0.0, 0.0, 3.0], 2.0),
         (FiniteSet(torch.eye(4), 0.5), [0.0, 2.0, 0.0, 0.0], 0.0),
-        (LayerNormOutput(None, None, 4), [0.0, math.sqrt(3.0) + 1, 0.0, 0.0], 1.0),
+        (LayerNormOutput(None, None, 4), [2.0, -2.0, 2.0, -2.0], 1.0),  # twice as long as an output can be
+        (LayerNormOutput(None, None, 4), [0.5, 0.5, 0.5, 0.5], 0.5),  # their mean is 0
+        (LayerNormOutput(None, torch.ones(4), 4), [2.0, 0.0, 2.0, 0.0], 0.0),
+        (LayerNormOutput(torch.tensor([1.0, 1.0, 0.0, 1.0]), None, 4), [0.0, 0.0, 0.1, 0.0], math.inf),
     ],
 )
 def test_excess_is_how_far_inputs_lie_outside(inputs: InputSet, x: list[float], excess: float) -> None:

@@ -310,7 +310,7 @@ def test_a_constraint_is_checked_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="`rate`"):
         Constraint(rate=2.0)
     with pytest.raises(ValueError, match="`state_bound`"):
-        Constraint(state_bound=0.5)
+        Constraint(state_bound=-0.5)
     assert Constraint(0.9) == Constraint(0.9, None, None, None, 1.0)
 
 
