@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from lightning_stable.recurrence.registry import registered_type
+from lightning_stable.stability.inputs._frames import torchs
 from lightning_stable.stability.inputs.watch import Hook
 
 _TORCH = ("torch.nn.", "torch.ao.nn.")
@@ -36,7 +37,8 @@ def global_obstacle() -> str | None:
 
 def is_torchs(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether the module is a ``kind`` and computes what torch's own ``kind`` computes."""
-    return isinstance(module, kind) and type(module).forward is kind.forward and obstacle(module) is None
+    own = type(module).forward is kind.forward and torchs(kind.forward.__code__)
+    return isinstance(module, kind) and own and obstacle(module) is None
 
 
 def is_all_torchs(module: nn.Module) -> bool:

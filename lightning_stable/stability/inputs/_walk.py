@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Set
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from lightning_stable.cells import UGRNN
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs._effects import Effects, name_of
+from lightning_stable.stability.inputs._frames import users
 from lightning_stable.stability.inputs._modules import is_torchs, obstacle, own_class, recurrence_obstacle
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
@@ -66,6 +68,8 @@ class Walk:
         calls: dict[str, list[fx.Node]] = {}
         hidden: dict[str, Known] = {}
         for node in self._graph.nodes:
+            if isfunction(node.target) and users(node.target.__code__):
+                raise Refusal(f"`{node.target.__name__}` is wrapped, so that no trace shows what it does")
             module = self._lookup(str(node.target)) if node.op in ("call_module", "get_attr") else None
             if node.op == "call_module" and module is not None and is_recurrent(module):
                 calls.setdefault(str(node.target), []).append(node)
@@ -130,7 +134,7 @@ class Walk:
 
     def _set_of_module(self, module: Any, source: Any) -> InputSet:
         kind = type(module)
-        if kind in _BOUNDED_MODULES:
+        if kind in _BOUNDED_MODULES and is_torchs(module, kind):
             return Box(*_BOUNDED_MODULES[kind], label=kind.__name__)
         if is_torchs(module, nn.Hardtanh):
             return _box(module.min_val, module.max_val, "Hardtanh")

@@ -10,10 +10,11 @@ import os
 import random
 import sys
 import time
-from collections import deque
+import weakref
+from collections import UserDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from lightning_stable.stability import FiniteSet
@@ -200,6 +202,12 @@ def isinstance_parameter(self: Any, x: Any, scale: Any) -> Any:
 @tricky("torch.is_tensor")
 def is_tensor(self: Any, x: Any) -> Any:
     return self.core(self.emb(x) * 5 if torch.is_tensor(x) else self.emb(x))
+
+
+@tricky("a nested value taken apart", lambda m: m({"x": X, "y": X}))
+def leaves(self: Any, x: Any) -> Any:
+    parts = tree_leaves(x)
+    return self.core(self.emb(parts[0]) * 5 if len(parts) > 1 else self.emb(parts[0]))
 
 
 @tricky("class attribute of a value")
@@ -650,6 +658,59 @@ class Ring:
 def ring_counter(self: Any, x: Tensor) -> Any:
     return self.core(self.emb(x) * 5 if self.ring.push() > 2 else self.emb(x))
 
+
+@dataclass(slots=True)
+class Slotted:
+    calls: int = 0
+
+
+@tricky("a counter in slots", prepare=lambda m: setattr(m, "slotted", Slotted()))
+def slots_counter(self: Any, x: Tensor) -> Any:
+    self.slotted.calls += 1
+    return self.core(self.emb(x) * 5 if self.slotted.calls > 2 else self.emb(x))
+
+
+@tricky("a counter behind a weak reference", prepare=lambda m: setattr(m, "ring", weakref.ref(RING)))
+def weak_counter(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x) * 5 if self.ring().push() > 2 else self.emb(x))
+
+
+RING = Ring()
+
+
+@tricky("a counter in a mapping of Python", prepare=lambda m: setattr(m, "user", UserDict(calls=0)))
+def user_dict_counter(self: Any, x: Tensor) -> Any:
+    self.user["calls"] += 1
+    return self.core(self.emb(x) * 5 if self.user["calls"] > 2 else self.emb(x))
+
+
+@tricky("a counter in a module", prepare=lambda m: setattr(SETTINGS, "calls", 0))
+def module_counter(self: Any, x: Tensor) -> Any:
+    SETTINGS.calls += 1
+    return self.core(self.emb(x) * 5 if SETTINGS.calls > 2 else self.emb(x))
+
+
+SETTINGS: Any = ModuleType("settings")
+
+
+@tricky("a hook registered by a call")
+def registers(self: Any, x: Tensor) -> Any:
+    y = self.core(self.emb(x))
+    self.emb.register_forward_hook(scaled_output)
+    return y
+
+
+@tricky("a forward replaced by a call")
+def replaces(self: Any, x: Tensor) -> Any:
+    y = self.core(self.emb(x))
+    self.drop.forward = lambda y: y * 5
+    return y, self.core.weight_hh_l0.sum()
+
+
+CASES["a forward replaced by a call"].forward = lambda self, x: (
+    self.core(self.drop(self.emb(x))),
+    setattr(self.drop, "forward", lambda y: y * 5),
+)
 
 CALLS, SEEN = 0, {"calls": 0}
 
@@ -1134,6 +1195,25 @@ def test_global_hooks_are_refused(register: Any) -> None:
     finally:
         handle.remove()
     assert "core" in derive(model).sets
+
+
+def test_a_layer_of_torch_that_is_patched_is_not_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = nn.Embedding.forward
+    monkeypatch.setattr(nn.Embedding, "forward", lambda self, x: own(self, x) * 5)
+    assert "core" in derive(Plain()).reasons
+
+
+torch.fx.wrap("wrapped_double")
+
+
+def wrapped_double(y: Tensor) -> Tensor:
+    return y * 2
+
+
+def test_a_wrapped_function_cannot_be_followed() -> None:
+    forward = lambda self, x: (self.core(self.emb(x)), wrapped_double(x))  # noqa: E731
+    model = type("Wrapping", (Base,), {"forward": forward})()
+    assert "`wrapped_double` is wrapped" in derive(model).reasons["core"]
 
 
 def test_there_are_enough_tricky_models() -> None:
