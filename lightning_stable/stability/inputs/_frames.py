@@ -38,8 +38,8 @@ def _is_trusted(filename: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_of_user(filename: str) -> bool:
     standard = filename.startswith(_STANDARD) and not filename.startswith(_SITE)
-    known = standard or any(part in filename for part in _LIBRARIES)
-    return not (known or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
+    library = standard or any(part in filename for part in _LIBRARIES)
+    return not (library or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
 
 
 def trusted(frame: FrameType) -> bool:

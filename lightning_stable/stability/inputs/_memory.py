@@ -30,6 +30,8 @@ _PARTS = (nn.Module, nn.Parameter)
 _LIBRARIES = sys.stdlib_module_names | {
     *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_stable"),
 }
+# Attributes in which fx keeps tensors that are no attributes.
+_CONSTANTS = "_tensor_constant"
 # A model that holds more than this (a data set, say) is not followed.
 _MAX_ITEMS = 200_000
 
@@ -106,7 +108,7 @@ class Memory:
             elif id(value) in self._index:
                 self._places[self._index[id(value)]].shared = True
             elif (contents := _contents(value)) is not None:
-                self._items += len(contents)
+                self._items += len(contents) if isinstance(contents, (dict, list, set)) else 1
                 if self._items > _MAX_ITEMS:
                     raise Refusal("the model holds more Python objects than can be compared")
                 index = self._index[id(value)] = len(self._places)
@@ -130,7 +132,7 @@ class Memory:
             if value is Mark.MISSING:
                 _base(entries).pop(entries, key, None)
             else:
-                _base(entries).__setitem__(entries, key, unknown(str(key)) if value is Mark.UNKNOWN else value)
+                _base(entries).__setitem__(entries, key, unknown(f"{index}_{key}") if value is Mark.UNKNOWN else value)
 
     def read(self) -> list[Any]:
         """The present contents of every place."""
@@ -142,23 +144,22 @@ class Memory:
             if not _identical(place.saved, _contents(place.container)):
                 _refill(place.container, place.saved)
 
-    def state_after(self, before: list[Any], state: State, ignored: Iterable[str]) -> State:
+    def state_after(self, before: list[Any], state: State) -> State:
         """What the next call finds.
 
         Args:
             before: What :meth:`read` gave before the call.
             state: The state before the call.
-            ignored: Attributes that the trace itself has set.
 
         Raises:
             Refusal: If something has changed that does not belong to the model, or whether a module is training.
         """
-        after, skipped = dict(state), set(ignored)
+        after = dict(state)
         for index, place in enumerate(self._places):
             old, new = before[index] if index < len(before) else place.saved, _contents(place.container)
             if _identical(old, new):
                 continue
-            changed = _changed(old, new, skipped) if isinstance(old, dict) and isinstance(new, dict) else None
+            changed = _changed(old, new) if isinstance(old, dict) and isinstance(new, dict) else None
             if changed is not None and index in self._buffers:
                 changed = {key: value for key, value in changed.items() if not isinstance(old.get(key), Tensor)}
             if changed == {}:
@@ -189,16 +190,16 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and isinstance(one, _SCALARS) and repr(one) == repr(other)
 
 
-def _changed(old: dict[Any, Any], new: dict[Any, Any], skipped: set[str]) -> dict[Any, Any]:
+def _changed(old: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
     """The entries that differ and their new values, which are unknown unless they are constants or old objects."""
     changed = {}
     for key in [*old, *(key for key in new if key not in old)]:
-        if isinstance(key, str) and key in skipped:
+        if isinstance(key, str) and key.startswith(_CONSTANTS):
             continue
         before, after = old.get(key, Mark.MISSING), new.get(key, Mark.MISSING)
         if not same(before, after) and not (isinstance(before, fx.Proxy) and isinstance(after, fx.Proxy)):
-            known = isinstance(after, (*_SCALARS, *_PARTS, Mark, FunctionType, type))
-            changed[key] = after if known else Mark.UNKNOWN
+            constant = isinstance(after, (*_SCALARS, *_PARTS, Mark, FunctionType, type))
+            changed[key] = after if constant else Mark.UNKNOWN
     return changed
 
 
@@ -310,5 +311,7 @@ def _refill(container: Any, contents: Any) -> None:
         (container.update if isinstance(container, set) else container.extend)(contents)
     elif isinstance(contents, _Generator):
         container.bit_generator.state = contents.state
-    else:  # an array or bytes
+    elif isinstance(contents, bytes):
         container[:] = contents
+    else:
+        container[...] = contents

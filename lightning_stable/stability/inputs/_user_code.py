@@ -96,9 +96,9 @@ class UserCode:
             self._memory.keep(frame.f_globals.get(name), f"the global variable `{name}`")
 
     def _enter_builtin(self, frame: FrameType, called: Any) -> None:
-        if isinstance(getattr(called, "__self__", None), random.Random):
+        if issubclass(type(getattr(called, "__self__", None)), random.Random):
             raise Refusal(f"{where(frame)} draws random numbers")
-        name = called.__name__
+        name = getattr(called, "__name__", "")
         if name not in _NAMES:
             return
         if name == "is_grad_enabled":

@@ -45,7 +45,8 @@ _BOUNDED_FUNCTIONS: dict[Any, tuple[float, float]] = {
 _PASS_THROUGH = ("contiguous", "float", "double", "to", "detach", "clone", nn.utils.rnn.pack_padded_sequence)
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
 
-Known = InputSet | Refusal
+# What is known about the inputs of a recurrent module.
+Answer = InputSet | Refusal
 
 
 class Walk:
@@ -63,10 +64,10 @@ class Walk:
         self._modules = dict(model.named_modules())
         self._effects = Effects(graph, self._lookup)
 
-    def input_sets(self) -> dict[str, Known]:
+    def input_sets(self) -> dict[str, Answer]:
         """The input sets of the recurrent modules that are called, or why there is none."""
         calls: dict[str, list[fx.Node]] = {}
-        hidden: dict[str, Known] = {}
+        hidden: dict[str, Answer] = {}
         for node in self._graph.nodes:
             if isfunction(node.target) and users(node.target.__code__):
                 raise Refusal(f"`{node.target.__name__}` is wrapped, so that no trace shows what it does")
@@ -77,9 +78,9 @@ class Walk:
                 inside = set(module.modules())
                 names = (name for name, inner in self._modules.items() if inner in inside and is_recurrent(inner))
                 hidden |= dict.fromkeys(names, Refusal(f"{type(module).__name__} calls it out of sight"))
-        return {name: self._known(nodes) for name, nodes in calls.items()} | hidden
+        return {name: self._answer(nodes) for name, nodes in calls.items()} | hidden
 
-    def _known(self, nodes: list[fx.Node]) -> Known:
+    def _answer(self, nodes: list[fx.Node]) -> Answer:
         node, module = nodes[0], self._lookup(str(nodes[0].target))
         try:
             if len(nodes) > 1:
@@ -193,12 +194,12 @@ class Walk:
         raise Refusal(f"its inputs come from {own.__name__}, whose outputs are not known to be bounded")
 
 
-def _fitting(known: InputSet, module: nn.Module) -> InputSet:
+def _fitting(inputs: InputSet, module: nn.Module) -> InputSet:
     """The set, unless transposing a single sequence has made features of its time steps."""
     first = recurrences_of(module)[0]
-    if known.features is not None and first.needs_drive and first.input_size != known.features:
-        raise Refusal(f"its inputs have {first.input_size} features and come from a layer of {known.features}")
-    return known
+    if inputs.features is not None and first.needs_drive and first.input_size != inputs.features:
+        raise Refusal(f"its inputs have {first.input_size} features and come from a layer of {inputs.features}")
+    return inputs
 
 
 def _check_cast(node: fx.Node) -> None:
