@@ -99,8 +99,12 @@ class Memory:
         pending: list[tuple[Any, Entry | None]] = [(value, None)]
         while pending:
             value, entry = pending.pop()
-            if isinstance(value, (*_SCALARS, Tensor, fx.Proxy)) or (entry and isinstance(value, FunctionType)):
+            if isinstance(value, (*_SCALARS, Tensor, fx.Proxy)):
                 continue
+            if isinstance(value, FunctionType):
+                pending.extend((item, None) for item in (value.__defaults__, *(value.__kwdefaults__ or {}).values()))
+                if entry is not None:  # one of the many methods of a class
+                    continue
             if isinstance(value, (tuple, frozenset)):
                 pending.extend((item, entry) for item in value)
             elif isinstance(value, (MethodType, partial, ref)):

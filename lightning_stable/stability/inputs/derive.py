@@ -14,7 +14,9 @@ a run notices, where
 * a single sequence without a batch, with as many steps as features, is transposed by ``transpose(0, 1)``;
 * an argument with a boolean default is given something else than a flag;
 * Python reads what no trace has: the clock, environment variables, files, the internals of ``torch.fx``, or an object,
-  a module or a global variable that other code changes.
+  a module or a global variable that other code changes;
+* something is kept where no trace looks: in objects of the standard library (thread-local variables, queues, caches of
+  functions), in compiled extensions, or by hooks and functions inside a layer of torch that is not on the way.
 """
 
 from __future__ import annotations

@@ -268,6 +268,51 @@ CASES["a forward replaced by a call"].forward = lambda self, x: (
     setattr(self.drop, "forward", lambda y: y * 5),
 )
 
+
+def counting_helper(y: Tensor, calls: list[int] = []) -> Tensor:  # noqa: B006
+    calls.append(1)
+    return y * 5 if len(calls) > 2 else y
+
+
+@tricky("a counter in a default argument")
+def default_counter(self: Any, x: Tensor) -> Any:
+    return self.core(counting_helper(self.emb(x)))
+
+
+@tricky("a gradient", lambda m: (m(X)[0].sum().backward(), m(X)))
+def gradient(self: Any, x: Tensor) -> Any:
+    fresh = next(self.core.parameters()).grad is None
+    return self.core(self.emb(x) if fresh else self.emb(x) * 5)
+
+
+@tricky("a parameter that is frozen by a call")
+def freezing(self: Any, x: Tensor) -> Any:
+    loud = not self._parameters["scale"].requires_grad
+    self._parameters["scale"].requires_grad_(False)
+    return self.core(self.emb(x) * 5 if loud else self.emb(x))
+
+
+@tricky("an attribute of a parameter")
+def attribute_of_parameter(self: Any, x: Tensor) -> Any:
+    scale = self._parameters["scale"]
+    loud, scale.seen = getattr(scale, "seen", False), True
+    return self.core(self.emb(x) * 5 if loud else self.emb(x))
+
+
+@tricky("a buffer that is None at first", prepare=lambda m: m.register_buffer("mem", None))
+def buffer_at_first(self: Any, x: Tensor) -> Any:
+    y = self.emb(x) if self.mem is None else self.emb(x) * 5
+    self.mem = y.detach()
+    return self.core(y)
+
+
+@tricky("an attribute that is deleted", prepare=lambda m: setattr(m, "quiet", True))
+def deleted(self: Any, x: Tensor) -> Any:
+    y = self.emb(x) if hasattr(self, "quiet") else self.emb(x) * 5
+    self.__dict__.pop("quiet", None)
+    return self.core(y)
+
+
 CALLS, SEEN = 0, {"calls": 0}
 
 

@@ -128,6 +128,7 @@ def check(case: Case) -> None:
     assert model.plain.tolist() == [1.0, 1.0]
     assert model.array.tolist() == [0.0]
     assert torch.equal(model.emb.weight, table)
+    assert all(p.requires_grad and not vars(p) for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), seed)
     assert vars(model).keys() == attributes.keys()
     assert all(vars(model)[name] is value for name, value in attributes.items())
