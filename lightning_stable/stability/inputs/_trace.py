@@ -2,7 +2,7 @@
 
 A traced value stands for every value, so whatever Python code learns from it is wrong for some. Values therefore refuse
 to be looked at; what they cannot notice is found in the bytecode of the functions that run (:mod:`._bytecode`), in the
-functions of torch that are called on real tensors, and in the state of the random generators.
+functions of torch that are called on real tensors, and in the states of the random generators of Python and NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_stable.recurrence.registry import is_recurrent
-from lightning_stable.stability.inputs._generators import equal_states, random_states, set_random_states
+from lightning_stable.stability.inputs._generators import equal_numbers, equal_states, random_states, set_random_states
 from lightning_stable.stability.inputs._memory import Memory, State
 from lightning_stable.stability.inputs._real_tensors import RealTensors
 from lightning_stable.stability.inputs._refusal import Refusal
@@ -181,10 +181,10 @@ class Tracing:
             self._memory.restore()
             with torch.no_grad():
                 real.restore()
-            drawn = not equal_states(self._random, random_states())
-            if drawn:
+            states = random_states()
+            if not equal_states(self._random, states):
                 set_random_states(self._random)
-        if drawn:
+        if not equal_numbers(self._random, states):
             tracer.refuse("`forward` draws random numbers, which change its course from call to call")
         if tracer.refusal is not None:
             raise tracer.refusal

@@ -99,6 +99,8 @@ class UserCode:
         if issubclass(type(getattr(called, "__self__", None)), random.Random):
             raise Refusal(f"{where(frame)} draws random numbers")
         name = getattr(called, "__name__", "")
+        if name == "seed" and issubclass(type(getattr(called, "__self__", None)), torch.Generator):
+            raise Refusal(f"{where(frame)} takes a random seed")
         if name not in _NAMES:
             return
         if name == "is_grad_enabled":

@@ -210,6 +210,11 @@ def noise(self: Any, x: Tensor) -> Any:
     return out + torch.randn_like(out)
 
 
+@benign("noise before a bound")
+def bounded_noise(self: Any, x: Tensor) -> Any:
+    return self.core((self.emb(x) + torch.randn(N)).clamp(-1.0, 1.0))
+
+
 @benign("another sequence length")
 def cut(self: Any, x: Tensor) -> Any:
     return self.core(self.emb(x[:, :2]))

@@ -41,6 +41,11 @@ def chance(self: Any, x: Tensor) -> Any:
     return self.core(self.emb(x) * 5 if torch.rand(()) < 0.5 else self.emb(x))
 
 
+@tricky("a random seed", often)
+def seeded(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x) * 5 if torch.seed() % 2 else self.emb(x))
+
+
 @tricky("chance of torch as a number of layers", often)
 def chance_of_shape(self: Any, x: Tensor) -> Any:
     return self.core(self.emb(x) * 5 if torch.randperm(2).tolist()[0] == 0 else self.emb(x))
