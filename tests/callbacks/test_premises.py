@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import StabilityProjectionCallback, StableModelCheckpoint
 from tests.callbacks.projections import RATE, projection, rate
-from tests.helpers import FEATURES, UNITS, Recurrent, Sequences, sequences, trainer
+from tests.helpers import UNITS, Recurrent, Sequences, sequences, trainer
 
 
 def fit(

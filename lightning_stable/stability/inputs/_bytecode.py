@@ -41,11 +41,8 @@ def read(code: CodeType) -> Reading:
     objection, tests_none = None, False
     for index, instruction in enumerate(instructions):
         name = instruction.opname
-        if (
-            (name == "IS_OP" and _constant_none(instructions[max(0, index - 2) : index]))
-            or "IF_NONE" in name
-            or "IF_NOT_NONE" in name
-        ):
+        compared = name == "IS_OP" and _constant_none(instructions[max(0, index - 2) : index])
+        if compared or "IF_NONE" in name or "IF_NOT_NONE" in name:
             tests_none = True
         else:
             objection = objection or _objection(code, instructions, index, at)

@@ -23,6 +23,7 @@ _LIBRARIES = tuple(
     for name in ("lightning" + os.sep, "pytorch_lightning", "lightning_fabric", "lightning_utilities", "typing_ext")
 )
 _METACLASS = _TORCH + os.path.join("nn", "parameter.py")
+_PYTREE = _TORCH + os.path.join("utils", "_pytree.py")
 _TRUSTED = tuple(
     _TORCH + os.path.join(*parts)
     for parts in (("fx", ""), ("utils", "_pytree.py"), ("overrides.py",), ("nn", "modules", "module.py"))
@@ -37,8 +38,8 @@ def _is_trusted(filename: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_of_user(filename: str) -> bool:
     standard = filename.startswith(_STANDARD) and not filename.startswith(_SITE)
-    known = standard or any(part in filename for part in _LIBRARIES)
-    return not (known or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
+    library = standard or any(part in filename for part in _LIBRARIES)
+    return not (library or filename.startswith((_TORCH, _HERE, _REGISTRY, "<frozen ")))
 
 
 def trusted(frame: FrameType) -> bool:
@@ -56,6 +57,21 @@ def asking(frame: FrameType) -> FrameType:
     while frame.f_code.co_filename == _METACLASS and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def asks_for_structure(frame: FrameType) -> bool:
+    """Whether user code calls torch's functions for nested values, for which a traced value is a single one."""
+    return frame.f_code.co_filename == _PYTREE and frame.f_back is not None and of_user(frame.f_back)
+
+
+def torchs(code: CodeType) -> bool:
+    """Whether a function is part of torch."""
+    return code.co_filename.startswith(_TORCH)
+
+
+def users(code: CodeType) -> bool:
+    """Whether a function is part of neither Python, torch, Lightning, nor the tracing."""
+    return _is_of_user(code.co_filename)
 
 
 def where(frame: FrameType | None) -> str:

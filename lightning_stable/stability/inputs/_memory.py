@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections import deque
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from operator import is_
-from types import FunctionType, MethodType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,11 +24,14 @@ from torch import Tensor, fx, nn
 from lightning_stable.stability.inputs._refusal import Refusal
 
 _SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+_NAMESPACES = (SimpleNamespace, Namespace, UserDict, UserList)
 _PARTS = (nn.Module, nn.Parameter)
 # Objects of these packages keep no state of a model's `forward`, and hold a whole trainer.
 _LIBRARIES = sys.stdlib_module_names | {
     *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_stable"),
 }
+# Attributes in which fx keeps tensors that are no attributes.
+_CONSTANTS = "_tensor_constant"
 # A model that holds more than this (a data set, say) is not followed.
 _MAX_ITEMS = 200_000
 
@@ -94,20 +99,24 @@ class Memory:
         pending: list[tuple[Any, Entry | None]] = [(value, None)]
         while pending:
             value, entry = pending.pop()
-            if isinstance(value, (*_SCALARS, Tensor, fx.Proxy)) or (entry and isinstance(value, FunctionType)):
+            if isinstance(value, (*_SCALARS, Tensor, fx.Proxy)):
                 continue
+            if isinstance(value, FunctionType):
+                pending.extend((item, None) for item in (value.__defaults__, *(value.__kwdefaults__ or {}).values()))
+                if entry is not None:  # one of the many methods of a class
+                    continue
             if isinstance(value, (tuple, frozenset)):
                 pending.extend((item, entry) for item in value)
-            elif isinstance(value, MethodType):
-                pending.append((value.__self__, entry))
+            elif isinstance(value, (MethodType, partial, ref)):
+                pending.extend((item, entry) for item in _behind(value))
             elif id(value) in self._index:
                 self._places[self._index[id(value)]].shared = True
             elif (contents := _contents(value)) is not None:
-                self._items += len(contents)
+                self._items += len(contents) if isinstance(contents, (dict, list, set)) else 1
                 if self._items > _MAX_ITEMS:
                     raise Refusal("the model holds more Python objects than can be compared")
                 index = self._index[id(value)] = len(self._places)
-                self._places.append(_Place(value, contents, name, owned and not isinstance(value, type), entry))
+                self._places.append(_Place(value, contents, name, owned and not _is_foreign(value), entry))
                 if isinstance(contents, dict):
                     pending.extend((item, (index, key)) for key, item in contents.items())
                 else:
@@ -125,9 +134,9 @@ class Memory:
         for (index, key), value in state.items():
             entries = _entries(self._places[index].container)
             if value is Mark.MISSING:
-                dict.pop(entries, key, None)
+                _base(entries).pop(entries, key, None)
             else:
-                dict.__setitem__(entries, key, unknown(str(key)) if value is Mark.UNKNOWN else value)
+                _base(entries).__setitem__(entries, key, unknown(f"{index}_{key}") if value is Mark.UNKNOWN else value)
 
     def read(self) -> list[Any]:
         """The present contents of every place."""
@@ -139,23 +148,22 @@ class Memory:
             if not _identical(place.saved, _contents(place.container)):
                 _refill(place.container, place.saved)
 
-    def state_after(self, before: list[Any], state: State, ignored: Iterable[str]) -> State:
+    def state_after(self, before: list[Any], state: State) -> State:
         """What the next call finds.
 
         Args:
             before: What :meth:`read` gave before the call.
             state: The state before the call.
-            ignored: Attributes that the trace itself has set.
 
         Raises:
             Refusal: If something has changed that does not belong to the model, or whether a module is training.
         """
-        after, skipped = dict(state), set(ignored)
+        after = dict(state)
         for index, place in enumerate(self._places):
             old, new = before[index] if index < len(before) else place.saved, _contents(place.container)
             if _identical(old, new):
                 continue
-            changed = _changed(old, new, skipped) if isinstance(old, dict) and isinstance(new, dict) else None
+            changed = _changed(old, new) if isinstance(old, dict) and isinstance(new, dict) else None
             if changed is not None and index in self._buffers:
                 changed = {key: value for key, value in changed.items() if not isinstance(old.get(key), Tensor)}
             if changed == {}:
@@ -186,38 +194,68 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and isinstance(one, _SCALARS) and repr(one) == repr(other)
 
 
-def _changed(old: dict[Any, Any], new: dict[Any, Any], skipped: set[str]) -> dict[Any, Any]:
+def _changed(old: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
     """The entries that differ and their new values, which are unknown unless they are constants or old objects."""
     changed = {}
     for key in [*old, *(key for key in new if key not in old)]:
-        if isinstance(key, str) and key in skipped:
+        if isinstance(key, str) and key.startswith(_CONSTANTS):
             continue
         before, after = old.get(key, Mark.MISSING), new.get(key, Mark.MISSING)
         if not same(before, after) and not (isinstance(before, fx.Proxy) and isinstance(after, fx.Proxy)):
-            known = isinstance(after, (*_SCALARS, *_PARTS, Mark, FunctionType, type))
-            changed[key] = after if known else Mark.UNKNOWN
+            constant = isinstance(after, (*_SCALARS, *_PARTS, Mark, FunctionType, type))
+            changed[key] = after if constant else Mark.UNKNOWN
     return changed
+
+
+def _of_project(module: ModuleType) -> bool:
+    """Whether a module belongs to the user, who may keep settings in it."""
+    file = getattr(module, "__file__", None) or ""
+    return module.__name__.partition(".")[0] not in _LIBRARIES and "site-packages" not in file
 
 
 def _of_library(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in _LIBRARIES
 
 
+def _behind(value: Any) -> Iterable[Any]:
+    """The objects that a callable holds."""
+    if isinstance(value, ref):
+        return (value(),)
+    return (value.__self__,) if isinstance(value, MethodType) else (value.func, *value.args, *value.keywords.values())
+
+
 def _is_object(value: Any) -> bool:
     """Whether ``value`` is an object of user code with attributes that may be changed."""
-    if isinstance(value, (SimpleNamespace, Namespace)):
+    if isinstance(value, _NAMESPACES):
         return True
-    return not _of_library(type(value)) and not isinstance(value, (nn.Module, type)) and hasattr(value, "__dict__")
+    return not _of_library(type(value)) and not isinstance(value, (nn.Module, type))
+
+
+def _slots(value: Any) -> list[str]:
+    """Names of the attributes an object has outside of its ``__dict__``."""
+    slots = [getattr(cls, "__slots__", ()) for cls in type(value).__mro__ if not _of_library(cls)]
+    names = [name for one in slots for name in ((one,) if isinstance(one, str) else one)]
+    return [name for name in names if not name.startswith("__") and hasattr(value, name)]
+
+
+def _is_foreign(container: Any) -> bool:
+    """Whether entries cannot be set as those of a dict, so that a change is a refusal."""
+    return isinstance(container, (type, ModuleType)) or (_is_object(container) and bool(_slots(container)))
 
 
 def _entries(container: Any) -> dict[Any, Any]:
     return container if isinstance(container, dict) else vars(container)
 
 
+def _base(entries: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """The class whose methods change a dict without what its own class adds to them."""
+    return OrderedDict if isinstance(entries, OrderedDict) else dict
+
+
 def _contents(container: Any) -> Any:
     """A shallow copy of what may be changed in place; None for everything else."""
     if isinstance(container, dict):
-        return dict(dict.items(container))
+        return dict(_base(container).items(container))
     if isinstance(container, (list, deque)):
         return list(container)
     if isinstance(container, set):
@@ -228,12 +266,16 @@ def _contents(container: Any) -> Any:
         return {} if _of_library(container) else {k: v for k, v in vars(container).items() if not k.startswith("__")}
     if isinstance(container, FunctionType):
         return None if container.__module__.partition(".")[0] in _LIBRARIES else dict(vars(container))
+    if isinstance(container, ModuleType):
+        return {k: v for k, v in vars(container).items() if not k.startswith("__")} if _of_project(container) else None
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(container, numpy.ndarray):
         return container.copy()
     if numpy is not None and isinstance(container, numpy.random.Generator):
         return _Generator(repr(container.bit_generator.state), container.bit_generator.state)
-    return dict(vars(container)) if _is_object(container) else None
+    if not _is_object(container):
+        return None
+    return getattr(container, "__dict__", {}) | {name: getattr(container, name) for name in _slots(container)}
 
 
 def _items(contents: Any) -> Iterable[Any]:
@@ -256,20 +298,24 @@ def _identical(old: Any, new: Any) -> bool:
 
 
 def _refill(container: Any, contents: Any) -> None:
-    if isinstance(container, type):
-        for name in [name for name in vars(container) if not name.startswith("__") and name not in contents]:
+    if isinstance(contents, dict) and _is_foreign(container):
+        present = _contents(container)
+        for name in present.keys() - contents.keys():
             delattr(container, name)
         for name, value in contents.items():
-            if vars(container).get(name) is not value:
+            if present.get(name, Mark.MISSING) is not value:
                 setattr(container, name, value)
     elif isinstance(contents, dict):
         entries = _entries(container)
-        dict.clear(entries)
-        dict.update(entries, contents)
+        _base(entries).clear(entries)
+        for key, value in contents.items():
+            _base(entries).__setitem__(entries, key, value)
     elif isinstance(container, (list, deque, set)):
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(contents)
     elif isinstance(contents, _Generator):
         container.bit_generator.state = contents.state
-    else:  # an array or bytes
+    elif isinstance(contents, bytes):
         container[:] = contents
+    else:
+        container[...] = contents

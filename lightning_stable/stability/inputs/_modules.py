@@ -8,6 +8,7 @@ from torch.nn.modules import module as torch_module
 from lightning_stable.hooks import Hook
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import registered_type
+from lightning_stable.stability.inputs._frames import torchs
 
 _TORCH = ("torch.nn.", "torch.ao.nn.")
 
@@ -37,7 +38,8 @@ def global_obstacle() -> str | None:
 
 def is_torchs(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether the module is a ``kind`` and computes what torch's own ``kind`` computes."""
-    return isinstance(module, kind) and type(module).forward is kind.forward and obstacle(module) is None
+    own = type(module).forward is kind.forward and torchs(kind.forward.__code__)
+    return isinstance(module, kind) and own and obstacle(module) is None
 
 
 def is_all_torchs(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ _READS = {
     *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__float__", "__int__", "__index__"),
     *("__complex__", "__contains__", "__array__", "__repr__", "__format__", "__str__"),
 }
+_HISTORY = (Tensor.grad, Tensor._version)
 _GRAD = (Tensor.requires_grad, Tensor.grad_fn, Tensor.is_leaf)
 
 
@@ -35,7 +36,8 @@ class RealTensors(TorchFunctionMode):
 
     def __init__(self, refuse: Callable[[str], Refusal], code: UserCode, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
-        self._refuse, self._code, self._parameters = refuse, code, parameters
+        self._refuse, self._code = refuse, code
+        self._parameters = [(p, p.requires_grad, dict(vars(p))) for p in parameters]
         self._written: list[tuple[Tensor, Tensor, Tensor, bool]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,8 +45,10 @@ class RealTensors(TorchFunctionMode):
         tensors = _flat((args, kwargs))
         if not any(isinstance(value, fx.Proxy) for value in tensors):
             name = getattr(func, "__name__", "")
-            if name in _READS:
-                raise self._refuse(f"{where(sys._getframe(1))} reads the value of a tensor by `{name}`")
+            if name in _READS or (name == "__get__" and func.__self__ in _HISTORY):
+                raise self._refuse(
+                    f"{where(sys._getframe(1))} reads from a tensor what changes from call to call (`{name}`)"
+                )
             if name == "__get__" and func.__self__ in _GRAD:
                 self._code.asks_grad = True
             if kwargs.get("generator") is not None:
@@ -62,10 +66,20 @@ class RealTensors(TorchFunctionMode):
             with suppress(RuntimeError):
                 memory.copy_(values)
             tensor.data = memory
+        for parameter, requires_grad, attributes in self._parameters:
+            if parameter.requires_grad != requires_grad or not _same(vars(parameter), attributes):
+                self._refuse("`forward` changes the attributes of a parameter")
+                parameter.requires_grad_(requires_grad)
+                vars(parameter).clear()
+                vars(parameter).update(attributes)
 
     def _holds_parameter(self, tensor: Tensor) -> bool:
         memory = tensor.untyped_storage().data_ptr()
-        return any(p.untyped_storage().data_ptr() == memory for p in self._parameters)
+        return any(p.untyped_storage().data_ptr() == memory for p, *_ in self._parameters)
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
 
 
 def _flat(value: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 A traced value stands for every value, so whatever Python code learns from it is wrong for some. Values therefore refuse
 to be looked at; what they cannot notice is found in the bytecode of the functions that run (:mod:`._bytecode`), in the
-functions of torch that are called on real tensors, and in the state of the random generators.
+functions of torch that are called on real tensors, and in the states of the random generators of Python and NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_stable.recurrence.registry import is_recurrent
-from lightning_stable.stability.inputs._generators import equal_states, random_states, set_random_states
+from lightning_stable.stability.inputs._generators import equal_numbers, equal_states, random_states, set_random_states
 from lightning_stable.stability.inputs._memory import Memory, State
 from lightning_stable.stability.inputs._real_tensors import RealTensors
 from lightning_stable.stability.inputs._refusal import Refusal
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     Attributes:
         sources: Names of the values that a caller may leave out or give as None.
         state: What the next call finds.
-        result: What was read from the graph; None if the call fails before it ends and nothing was read.
+        result: What was read from the graph.
     """
 
     sources: set[str]
@@ -76,7 +76,6 @@ class _Tracer(fx.Tracer):
         # Values that were given or kept, and what was taken from them: they may be anything.
         self.opaque: dict[fx.Node, str] = {}
         self.sources: set[str] = set()
-        self.constants: list[str] = []
         self.before: list[Any] = []
 
     def refuse(self, reason: str) -> Refusal:
@@ -90,11 +89,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         with self.code.paused():
             return is_recurrent(m) or super().is_leaf_module(m, module_qualified_name)
-
-    def get_fresh_qualname(self, prefix: str) -> str:
-        name = super().get_fresh_qualname(prefix)
-        self.constants.append(name)
-        return name
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         with self.code.paused():
@@ -182,15 +176,15 @@ class Tracing:
                     vars(module)["_compiled_call_impl"] = None
             graph = self._graph(tracer, real)
             result = read(graph)
-            after = self._memory.state_after(tracer.before, state, tracer.constants)
+            after = self._memory.state_after(tracer.before, state)
         finally:
             self._memory.restore()
             with torch.no_grad():
                 real.restore()
-            drawn = not equal_states(self._random, random_states())
-            if drawn:
+            states = random_states()
+            if not equal_states(self._random, states):
                 set_random_states(self._random)
-        if drawn:
+        if not equal_numbers(self._random, states):
             tracer.refuse("`forward` draws random numbers, which change its course from call to call")
         if tracer.refusal is not None:
             raise tracer.refusal

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lightning_stable.stability.inputs import _bytecode
-from lightning_stable.stability.inputs._frames import function, of_user, where
+from lightning_stable.stability.inputs._frames import asks_for_structure, function, of_user, where
 from lightning_stable.stability.inputs._memory import Memory
 from lightning_stable.stability.inputs._refusal import Refusal
 
@@ -71,6 +71,8 @@ class UserCode:
             if event == "call":
                 if of_user(frame):
                     self._enter_function(frame)
+                elif asks_for_structure(frame):
+                    raise Refusal(f"{where(frame)} takes a nested value apart")
                 elif frame.f_code is suppress.__exit__.__code__:
                     raise Refusal(f"{where(frame)} suppresses exceptions")
             elif event == "c_call":
@@ -94,9 +96,11 @@ class UserCode:
             self._memory.keep(frame.f_globals.get(name), f"the global variable `{name}`")
 
     def _enter_builtin(self, frame: FrameType, called: Any) -> None:
-        if isinstance(getattr(called, "__self__", None), random.Random):
+        if issubclass(type(getattr(called, "__self__", None)), random.Random):
             raise Refusal(f"{where(frame)} draws random numbers")
-        name = called.__name__
+        name = getattr(called, "__name__", "")
+        if name == "seed" and issubclass(type(getattr(called, "__self__", None)), torch.Generator):
+            raise Refusal(f"{where(frame)} takes a random seed")
         if name not in _NAMES:
             return
         if name == "is_grad_enabled":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Set
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_stable.cells import UGRNN
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs._effects import Effects, name_of
+from lightning_stable.stability.inputs._frames import users
 from lightning_stable.stability.inputs._modules import is_torchs, obstacle, recurrence_obstacle
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
@@ -44,7 +46,8 @@ _BOUNDED_FUNCTIONS: dict[Any, tuple[float, float]] = {
 _PASS_THROUGH = ("contiguous", "float", "double", "to", "detach", "clone", nn.utils.rnn.pack_padded_sequence)
 _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
 
-Known = InputSet | Refusal
+# What is known about the inputs of a recurrent module.
+Answer = InputSet | Refusal
 
 
 class Walk:
@@ -62,11 +65,13 @@ class Walk:
         self._modules = dict(model.named_modules())
         self._effects = Effects(graph, self._lookup)
 
-    def input_sets(self) -> dict[str, Known]:
+    def input_sets(self) -> dict[str, Answer]:
         """The input sets of the recurrent modules that are called, or why there is none."""
         calls: dict[str, list[fx.Node]] = {}
-        hidden: dict[str, Known] = {}
+        hidden: dict[str, Answer] = {}
         for node in self._graph.nodes:
+            if isfunction(node.target) and users(node.target.__code__):
+                raise Refusal(f"`{node.target.__name__}` is wrapped, so that no trace shows what it does")
             module = self._lookup(str(node.target)) if node.op in ("call_module", "get_attr") else None
             if node.op == "call_module" and module is not None and is_recurrent(module):
                 calls.setdefault(str(node.target), []).append(node)
@@ -74,9 +79,9 @@ class Walk:
                 inside = set(module.modules())
                 names = (name for name, inner in self._modules.items() if inner in inside and is_recurrent(inner))
                 hidden |= dict.fromkeys(names, Refusal(f"{type(module).__name__} calls it out of sight"))
-        return {name: self._known(nodes) for name, nodes in calls.items()} | hidden
+        return {name: self._answer(nodes) for name, nodes in calls.items()} | hidden
 
-    def _known(self, nodes: list[fx.Node]) -> Known:
+    def _answer(self, nodes: list[fx.Node]) -> Answer:
         node, module = nodes[0], self._lookup(str(nodes[0].target))
         try:
             if len(nodes) > 1:
@@ -131,7 +136,7 @@ class Walk:
 
     def _set_of_module(self, module: Any, source: Any) -> InputSet:
         kind = type(module)
-        if kind in _BOUNDED_MODULES:
+        if kind in _BOUNDED_MODULES and is_torchs(module, kind):
             return Box(*_BOUNDED_MODULES[kind], label=kind.__name__)
         if is_torchs(module, nn.Hardtanh):
             return _box(module.min_val, module.max_val, "Hardtanh")
@@ -190,12 +195,12 @@ class Walk:
         raise Refusal(f"its inputs come from {own.__name__}, whose outputs are not known to be bounded")
 
 
-def _fitting(known: InputSet, module: nn.Module) -> InputSet:
+def _fitting(inputs: InputSet, module: nn.Module) -> InputSet:
     """The set, unless transposing a single sequence has made features of its time steps."""
     first = recurrences_of(module)[0]
-    if known.features is not None and first.needs_drive and first.input_size != known.features:
-        raise Refusal(f"its inputs have {first.input_size} features and come from a layer of {known.features}")
-    return known
+    if inputs.features is not None and first.needs_drive and first.input_size != inputs.features:
+        raise Refusal(f"its inputs have {first.input_size} features and come from a layer of {inputs.features}")
+    return inputs
 
 
 def _check_cast(node: fx.Node) -> None:

@@ -14,7 +14,9 @@ a run notices, where
 * a single sequence without a batch, with as many steps as features, is transposed by ``transpose(0, 1)``;
 * an argument with a boolean default is given something else than a flag;
 * Python reads what no trace has: the clock, environment variables, files, the internals of ``torch.fx``, or an object,
-  a module or a global variable that other code changes.
+  a module or a global variable that other code changes;
+* something is kept where no trace looks: in objects of the standard library (thread-local variables, queues, caches of
+  functions), in compiled extensions, or by hooks and functions inside a layer of torch that is not on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from lightning_stable.stability.inputs._modules import global_obstacle, obstacle
 from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs._trace import Call, Outcome, Tracing
 from lightning_stable.stability.inputs._user_code import UserCode
-from lightning_stable.stability.inputs._walk import Known, Walk, agree
+from lightning_stable.stability.inputs._walk import Answer, Walk, agree
 from lightning_stable.stability.inputs.sets import InputSet
 
 # With more ways to call a model than this, nothing is derived.
@@ -62,19 +64,19 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
         state_bound: States given to a recurrence below have entries of at most this size.
     """
     names = _recurrent_names(model)
-    known: Mapping[str, Known]
+    answers: Mapping[str, Answer]
     try:
-        known = _known_inputs(model, training, state_bound)
+        answers = _answers(model, training, state_bound)
     except Refusal as refusal:
-        known = dict.fromkeys(names, refusal)
+        answers = dict.fromkeys(names, refusal)
     except Exception as error:  # of any object that a model may hold
-        known = dict.fromkeys(names, Refusal(f"the model cannot be looked at ({type(error).__name__}: {error})"))
-    sets = {name: value for name, value in known.items() if isinstance(value, InputSet)}
+        answers = dict.fromkeys(names, Refusal(f"the model cannot be looked at ({type(error).__name__}: {error})"))
+    sets = {name: value for name, value in answers.items() if isinstance(value, InputSet)}
     for value in sets.values():
         value.guarantee = "derived"
     never = Refusal("`forward` never calls it")
     reasons = {
-        name: f"No inputs of {name or 'the model'!r} are derived: {known.get(name, never)}; declare `input_bound`."
+        name: f"No inputs of {name or 'the model'!r} are derived: {answers.get(name, never)}; declare `input_bound`."
         for name in names
         if name not in sets
     }
@@ -95,24 +97,27 @@ def _recurrent_names(model: nn.Module) -> list[str]:
     return names
 
 
-def _known_inputs(model: nn.Module, training: bool | None, state_bound: float) -> dict[str, Known]:
+def _answers(model: nn.Module, training: bool | None, state_bound: float) -> dict[str, Answer]:
     """What every trace of the model agrees on, by the name of a recurrent module."""
     if is_recurrent(model):
         raise Refusal("the model is a recurrence itself, and nothing comes before it")
     reason = global_obstacle() or obstacle(model)
     if reason is not None:
         raise Refusal(reason)
-    known: dict[str, Known] = {}
-    for found in _traces(model, training, state_bound):
-        for name, value in found.items():
-            before = known.get(name, value)
-            if isinstance(before, InputSet) and isinstance(value, InputSet) and not agree(before, value):
-                value = Refusal("its inputs depend on how `forward` is called")
-            known[name] = before if isinstance(before, Refusal) else value
-    return known
+    answers: dict[str, Answer] = {}
+    for trace in _traces(model, training, state_bound):
+        answers |= {name: _joined(answers.get(name, answer), answer) for name, answer in trace.items()}
+    return answers
 
 
-def _traces(model: nn.Module, training: bool | None, state_bound: float) -> Iterator[dict[str, Known]]:
+def _joined(one: Answer, other: Answer) -> Answer:
+    """What two traces say about the same inputs: a set if both say the same one."""
+    if isinstance(one, Refusal) or isinstance(other, Refusal):
+        return one if isinstance(one, Refusal) else other
+    return one if agree(one, other) else Refusal("its inputs depend on how `forward` is called")
+
+
+def _traces(model: nn.Module, training: bool | None, state_bound: float) -> Iterator[dict[str, Answer]]:
     """Trace every call from every state in which calls leave the model."""
     tracing = Tracing(model)
     dropping = {module for module in model.modules() if (module.training if training is None else training)}
