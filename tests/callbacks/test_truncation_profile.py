@@ -152,7 +152,9 @@ def test_model_without_recurrence(tmp_path: Path) -> None:
 
 def test_a_bound_by_the_names_of_the_model(tmp_path: Path) -> None:
     """Of a module, and of one of its layers."""
+    model = Recurrent("rnn")
+    project_(model.core, 0.9)
     for bound in ({"core": 2.0}, {"core.l0": 2.0}):
         ours = TruncationProfileCallback(max_window=3, input_bound=bound)
-        trainer(tmp_path, ours).validate(Recurrent("rnn"), sequences(), verbose=False)
+        trainer(tmp_path, ours).validate(model, sequences(), verbose=False)
         assert ours.profiles["core"].guarantee == "guaranteed"
