@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_stable import checks
 from lightning_stable.recurrence import Recurrence, recurrences_by_module
-from lightning_stable.stability.inputs.sets import as_input_set
+from lightning_stable.stability.inputs.sets import InputBound, as_input_set
 
 
 def module_patterns(modules: str | Iterable[str] | None) -> list[str] | None:
@@ -26,7 +25,7 @@ def module_patterns(modules: str | Iterable[str] | None) -> list[str] | None:
     return patterns
 
 
-def checked_input_bound(input_bound: Any) -> Any:
+def checked_input_bound(input_bound: InputBound) -> InputBound:
     """Return ``input_bound`` as it was given; whether it names recurrences of a model is for the model to say.
 
     Raises:
@@ -49,3 +48,14 @@ def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str
         return recurrences_by_module(model, modules)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
+
+
+def bound_inside(input_bound: InputBound, module_name: str) -> InputBound:
+    """Return what ``input_bound`` says about one recurrent module, by the names that its layers have inside it."""
+    if not isinstance(input_bound, Mapping):
+        return input_bound
+    prefix = f"{module_name}." if module_name else ""
+    inside = {key.removeprefix(prefix): bound for key, bound in input_bound.items() if key.startswith(prefix)}
+    if module_name in input_bound:
+        inside[""] = input_bound[module_name]
+    return inside or None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences, module_patterns
 from lightning_stable.stability import Constraint, InputSet, StabilityReport
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.projection.every_step import State
 from lightning_stable.stability.projection.projector import Projector
 from lightning_stable.trainers import callbacks_of
@@ -40,7 +40,7 @@ class ModelProjectorCallback(Callback):
             checkpoints, the end of an epoch); a second model beside the trainer's adds its own, until the fit ends.
     """
 
-    def __init__(self, constraint: Constraint, modules: str | Iterable[str] | None, input_bound: Any) -> None:
+    def __init__(self, constraint: Constraint, modules: str | Iterable[str] | None, input_bound: InputBound) -> None:
         self.constraint = constraint
         self.modules = module_patterns(modules)
         self.input_bound = checked_input_bound(input_bound)

@@ -18,6 +18,7 @@ from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
 from lightning_stable.hooks import Hook
 from lightning_stable.stability import Constraint, StabilityReport
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
 from lightning_stable.tensorboard.board import last_step
 from lightning_stable.trainers import check_strategy, logging_interval
@@ -89,7 +90,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         rate: float = 0.99,
         *,
         modules: str | Iterable[str] | None = None,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         every_n_steps: int = 1,
         norm: str | None = None,
         method: str | None = None,

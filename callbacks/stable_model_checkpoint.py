@@ -19,7 +19,7 @@ from lightning_stable.callbacks._arguments import checked_input_bound, fitting_r
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
-from lightning_stable.stability.inputs.sets import weakest_guarantee
+from lightning_stable.stability.inputs.sets import InputBound, weakest_guarantee
 from lightning_stable.trainers import callbacks_of, check_strategy
 
 # WeightAveraging came with Lightning 2.6; no callback is of the placeholder's kind.
@@ -67,7 +67,7 @@ class StableModelCheckpoint(ModelCheckpoint):
         rate: float = 1.0,
         guaranteed: bool = False,
         derived: bool = False,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor=checks.text("monitor", monitor), **kwargs)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.callbacks._arguments import checked_input_bound
+from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
 from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
 from lightning_stable.diagnostics import StateGradients, measure_state_gradients
@@ -27,6 +27,7 @@ from lightning_stable.diagnostics.recorded_calls import RecordedCalls, Run
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.shadow.rng import isolated
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import check_folder, draw
 from lightning_stable.trainers import check_strategy
 
@@ -77,7 +78,7 @@ class StateGradientCallback(Callback):
         num_batches: int = 1,
         loss: str | None = None,
         modules: str | Iterable[str] | None = None,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
@@ -129,7 +130,7 @@ class StateGradientCallback(Callback):
                 loss = self._loss_of(trainer, twin, batch, batch_idx)
             for name, run in recorder.take().items():
                 arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(run, loss)
-                bound = self.input_bound.get(name) if isinstance(self.input_bound, Mapping) else self.input_bound
+                bound = bound_inside(self.input_bound, name)
                 bound = known_inputs(trainer, name) if bound is None else bound
                 with full_precision(pl_module.device):
                     report = measure_state_gradients(

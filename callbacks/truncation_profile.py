@@ -12,12 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.callbacks._arguments import checked_input_bound
+from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
+from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
 
@@ -66,7 +67,7 @@ class TruncationProfileCallback(Callback):
         *,
         tolerance: float = 1e-3,
         modules: str | Iterable[str] | None = None,
-        input_bound: Any = None,
+        input_bound: InputBound = None,
         every_n_epochs: int = 1,
         figures: str | Path | None = None,
     ) -> None:
@@ -111,7 +112,8 @@ class TruncationProfileCallback(Callback):
             module = pl_module.get_submodule(name)
             # In the dtype of the weights, from which autocast may have made less.
             inputs = run.inputs.to(next(module.parameters()).dtype)
-            bound = known_inputs(trainer, name) if self.input_bound is None else self.input_bound
+            bound = bound_inside(self.input_bound, name)
+            bound = known_inputs(trainer, name) if bound is None else bound
             with full_precision(pl_module.device):
                 profile = truncation_profile(module, inputs, self.max_window, input_bound=bound, name=name)
             self.profiles[name] = profile

@@ -165,3 +165,12 @@ def test_links_inside_the_repository_exist(page: str) -> None:
 def test_every_page_is_in_the_site() -> None:
     nav = re.findall(r"\b([\w-]+\.md)\b", (ROOT / "mkdocs.yml").read_text())
     assert {page.removeprefix("docs/") for page in PAGES[1:]} <= set(nav)
+
+
+def test_the_map_for_contributors_names_what_exists() -> None:
+    """Every file that CONTRIBUTING.md names, by its path or in the room that the line is about."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"[\w/]*\w\.(?:py|yaml|toml)\b", text))
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if ".venv" not in path.parts]
+    missing = {name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)}
+    assert not missing

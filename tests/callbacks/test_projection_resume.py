@@ -40,7 +40,7 @@ from tests.helpers import (
         ("lstm", momentum, {"bounded": False}),
         ("lstm", adam, {"every_n_steps": 1000, "every_n_train_steps": 2}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_resumed_equals_uninterrupted(cell: str, optimizer: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     """Bit for bit, from a checkpoint at the end of an epoch, with validations and a sanity check before."""

@@ -148,3 +148,13 @@ def test_wrong_argument(arguments: dict[str, Any], error: type[Exception], messa
 def test_model_without_recurrence(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="No recurrence found"):
         trainer(tmp_path, TruncationProfileCallback()).fit(BoringModel())
+
+
+def test_a_bound_by_the_names_of_the_model(tmp_path: Path) -> None:
+    """Of a module, and of one of its layers."""
+    model = Recurrent("rnn")
+    project_(model.core, 0.9)
+    for bound in ({"core": 2.0}, {"core.l0": 2.0}):
+        ours = TruncationProfileCallback(max_window=3, input_bound=bound)
+        trainer(tmp_path, ours).validate(model, sequences(), verbose=False)
+        assert ours.profiles["core"].guarantee == "guaranteed"

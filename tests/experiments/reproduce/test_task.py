@@ -107,7 +107,10 @@ def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) 
             assert model.receptive_field == run.window or run.window is None
         callbacks = config["trainer"].get("callbacks", [])
         for callback in callbacks:
-            instantiate_class((), callback)
+            given = dict(callback["init_args"])
+            if isinstance(given.get("input_bound"), dict):  # as LightningCLI does
+                given["input_bound"] = instantiate_class((), given["input_bound"])
+            instantiate_class((), {**callback, "init_args": given})
         assert run.stable == any("StabilityProjection" in callback["class_path"] for callback in callbacks)
     if task.input_bound is not None:
         assert instantiate_class((), filled(task.input_bound, data)).guarantee == "guaranteed"
