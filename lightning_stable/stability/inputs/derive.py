@@ -30,14 +30,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lightning_stable.recurrence.registry import is_recurrent
-from lightning_stable.stability.inputs._bytecode import uses
-from lightning_stable.stability.inputs._memory import Entry, Mark, State, same
-from lightning_stable.stability.inputs._modules import global_obstacle, obstacle
-from lightning_stable.stability.inputs._refusal import Refusal
-from lightning_stable.stability.inputs._trace import Call, Outcome, Tracing
-from lightning_stable.stability.inputs._user_code import UserCode
-from lightning_stable.stability.inputs._walk import Answer, Walk, agree
 from lightning_stable.stability.inputs.sets import InputSet
+from lightning_stable.stability.inputs.tracing.bytecode import uses
+from lightning_stable.stability.inputs.tracing.memory import Entry, Mark, State, same
+from lightning_stable.stability.inputs.tracing.modules import global_obstacle, obstacle
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
+from lightning_stable.stability.inputs.tracing.trace import Call, Outcome, Tracing
+from lightning_stable.stability.inputs.tracing.user_code import UserCode
+from lightning_stable.stability.inputs.tracing.walk import Answer, Walk, agree
 
 # With more ways to call a model than this, nothing is derived.
 _MAX_TRACES = 128

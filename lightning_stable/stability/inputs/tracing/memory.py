@@ -21,7 +21,7 @@ from weakref import ref
 import torch
 from torch import Tensor, fx, nn
 
-from lightning_stable.stability.inputs._refusal import Refusal
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
 
 _SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
 _NAMESPACES = (SimpleNamespace, Namespace, UserDict, UserList)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stability.inputs.tricky import (
+from tests.stability.inputs.tracing.tricky import (
     Base,
     Case,
     Cases,

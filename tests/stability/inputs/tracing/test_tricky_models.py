@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.watch import Hook
-from tests.stability.inputs import test_tricky_effects as effects
-from tests.stability.inputs import test_tricky_looks as looks
-from tests.stability.inputs import test_tricky_state as state
-from tests.stability.inputs.tricky import (
+from tests.stability.inputs.tracing import test_tricky_effects as effects
+from tests.stability.inputs.tracing import test_tricky_looks as looks
+from tests.stability.inputs.tracing import test_tricky_state as state
+from tests.stability.inputs.tracing.tricky import (
     UNITS,
     VOCAB,
     Base,

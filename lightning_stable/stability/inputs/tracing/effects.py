@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lightning_stable.recurrence.registry import is_recurrent
-from lightning_stable.stability.inputs._modules import is_all_torchs, recurrence_obstacle
+from lightning_stable.stability.inputs.tracing.modules import is_all_torchs, recurrence_obstacle
 
 INPLACE_OPERATORS = tuple(
     f"i{name}"

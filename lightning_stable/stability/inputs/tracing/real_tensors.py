@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from lightning_stable.stability.inputs._effects import writes
-from lightning_stable.stability.inputs._frames import where
-from lightning_stable.stability.inputs._refusal import Refusal
-from lightning_stable.stability.inputs._user_code import UserCode
+from lightning_stable.stability.inputs.tracing.effects import writes
+from lightning_stable.stability.inputs.tracing.frames import where
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
+from lightning_stable.stability.inputs.tracing.user_code import UserCode
 
 # Functions that carry a number from a tensor to Python.
 _READS = {

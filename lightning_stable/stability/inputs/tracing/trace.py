@@ -1,7 +1,7 @@
 """Tracing ``forward`` once, with every torch layer and every recurrence as a leaf, and noticing where a trace lies.
 
 A traced value stands for every value, so whatever Python code learns from it is wrong for some. Values therefore refuse
-to be looked at; what they cannot notice is found in the bytecode of the functions that run (:mod:`._bytecode`), in the
+to be looked at; what they cannot notice is found in the bytecode of the functions that run (:mod:`bytecode`), in the
 functions of torch that are called on real tensors, and in the states of the random generators of Python and NumPy.
 """
 
@@ -17,12 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_stable.recurrence.registry import is_recurrent
-from lightning_stable.stability.inputs._generators import equal_numbers, equal_states, random_states, set_random_states
-from lightning_stable.stability.inputs._memory import Memory, State
-from lightning_stable.stability.inputs._real_tensors import RealTensors
-from lightning_stable.stability.inputs._refusal import Refusal
-from lightning_stable.stability.inputs._user_code import UserCode, raised_by_user
-from lightning_stable.stability.inputs._values import TENSOR_PROPERTIES, Value
+from lightning_stable.stability.inputs.tracing.generators import (
+    equal_numbers,
+    equal_states,
+    random_states,
+    set_random_states,
+)
+from lightning_stable.stability.inputs.tracing.memory import Memory, State
+from lightning_stable.stability.inputs.tracing.real_tensors import RealTensors
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
+from lightning_stable.stability.inputs.tracing.user_code import UserCode, raised_by_user
+from lightning_stable.stability.inputs.tracing.values import TENSOR_PROPERTIES, Value
 
 # Functions in Python or of Python that take traced values: recorded as they are called, not traced through.
 _WRAPPED = (

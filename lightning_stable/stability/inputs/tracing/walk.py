@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from lightning_stable.cells import UGRNN
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
-from lightning_stable.stability.inputs._effects import Effects, name_of
-from lightning_stable.stability.inputs._frames import users
-from lightning_stable.stability.inputs._modules import is_torchs, obstacle, recurrence_obstacle
-from lightning_stable.stability.inputs._refusal import Refusal
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
+from lightning_stable.stability.inputs.tracing.effects import Effects, name_of
+from lightning_stable.stability.inputs.tracing.frames import users
+from lightning_stable.stability.inputs.tracing.modules import is_torchs, obstacle, recurrence_obstacle
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
 
 _UNIT, _SYMMETRIC = (0.0, 1.0), (-1.0, 1.0)
 _BOUNDED_MODULES: dict[type[nn.Module], tuple[float, float]] = {

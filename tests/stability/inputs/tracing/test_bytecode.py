@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_stable.stability.inputs._bytecode import calls_method, read, reads_attribute, uses
+from lightning_stable.stability.inputs.tracing.bytecode import calls_method, read, reads_attribute, uses
 
 SOURCE = """
 def branch(x):

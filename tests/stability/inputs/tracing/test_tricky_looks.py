@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
-from tests.stability.inputs.tricky import (
+from tests.stability.inputs.tracing.tricky import (
     VOCAB,
     Base,
     Case,

@@ -8,7 +8,7 @@ from torch.nn.modules import module as torch_module
 from lightning_stable.hooks import Hook
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import registered_type
-from lightning_stable.stability.inputs._frames import torchs
+from lightning_stable.stability.inputs.tracing.frames import torchs
 
 _TORCH = ("torch.nn.", "torch.ao.nn.")
 

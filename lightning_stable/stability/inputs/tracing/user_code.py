@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from lightning_stable.stability.inputs import _bytecode
-from lightning_stable.stability.inputs._frames import asks_for_structure, function, of_user, where
-from lightning_stable.stability.inputs._memory import Memory
-from lightning_stable.stability.inputs._refusal import Refusal
+from lightning_stable.stability.inputs.tracing import bytecode
+from lightning_stable.stability.inputs.tracing.frames import asks_for_structure, function, of_user, where
+from lightning_stable.stability.inputs.tracing.memory import Memory
+from lightning_stable.stability.inputs.tracing.refusal import Refusal
 
 # Functions that see what no traced value notices, or a mode of torch that is not traced both ways.
 _LOOKS = (
@@ -86,7 +86,7 @@ class UserCode:
             self._memory.keep(frame.f_locals.get(name), f"the variable `{name}` of an enclosing function")
         if id(code) in self._read:
             return
-        reading = _bytecode.read(code)
+        reading = bytecode.read(code)
         if reading.objection is not None or code.co_name == "__exit__":
             what = reading.objection or "is a context manager that may handle exceptions"
             raise Refusal(f"{function(code, code.co_firstlineno)} {what}")
@@ -127,4 +127,4 @@ def raised_by_user(error: Exception) -> bool:
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return last is not None and of_user(last.tb_frame) and _bytecode.raises(last.tb_frame.f_code, last.tb_lasti)
+    return last is not None and of_user(last.tb_frame) and bytecode.raises(last.tb_frame.f_code, last.tb_lasti)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.stability.inputs.tricky import (
+from tests.stability.inputs.tracing.tricky import (
     Base,
     Case,
     Cases,

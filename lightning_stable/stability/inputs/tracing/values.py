@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import fx
 
-from lightning_stable.stability.inputs._bytecode import calls_method, instruction, reads_attribute
-from lightning_stable.stability.inputs._effects import INPLACE_OPERATORS
-from lightning_stable.stability.inputs._frames import asking, trusted, where
+from lightning_stable.stability.inputs.tracing.bytecode import calls_method, instruction, reads_attribute
+from lightning_stable.stability.inputs.tracing.effects import INPLACE_OPERATORS
+from lightning_stable.stability.inputs.tracing.frames import asking, trusted, where
 
 # What fx and torch ask of a proxy all the time.
 _NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node", "__torch_function__"}
