@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import certificates, overhead, profile, projection, scaling, shadow, truncation
+from benchmarks import certificates, overhead, premises, profile, projection, scaling, shadow, truncation
 from benchmarks.timing import Comparison
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
     "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
     "overhead": lambda options: overhead.overhead(device=options.device),
+    "premises": lambda options: premises.premises(device=options.device),
     "truncation": lambda options: truncation.truncation_against_naive(
         truncation.SHAPES if options.device == "cpu" else truncation.GPU_SHAPES, device=options.device
     ),
