@@ -105,7 +105,7 @@ def test_the_script_for_several_processes_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "MEMBER: 2/2" in done.stderr
-    assert done.stdout.count("guaranteed") == 1
+    assert done.stdout.count("derived") == 1
     assert len(list(tmp_path.rglob("*.ckpt"))) == 1
 
 
