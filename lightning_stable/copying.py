@@ -17,7 +17,8 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     """Return a deep copy that runs its own layers, with tensors that have a history detached.
 
     Torch deep-copies leaf tensors only, and a carried state that the next step detaches is none. A module compiled in
-    place by ``Module.compile`` would keep calling the layers of the original; its copy runs uncompiled.
+    place, by ``Module.compile`` or ``module.forward = torch.compile(module.forward)``, would keep calling the layers of
+    the original; its copy runs uncompiled.
 
     Args:
         module: The module; it is not changed.
@@ -29,7 +30,15 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         part._compiled_call_impl = None
+        if has_compiled_forward(part):
+            del part.forward
     return twin
+
+
+def has_compiled_forward(module: nn.Module) -> bool:
+    """Return whether ``forward`` of the instance is ``torch.compile(module.forward)``, and no other replacement."""
+    method = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+    return method is not None and getattr(method, "__func__", None) is type(module).forward
 
 
 @contextmanager
