@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -37,8 +39,10 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
 
 def has_compiled_forward(module: nn.Module) -> bool:
     """Return whether ``forward`` of the instance is ``torch.compile(module.forward)``, and no other replacement."""
-    method = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
-    return method is not None and getattr(method, "__func__", None) is type(module).forward
+    method = vars(module).get("forward")
+    while isinstance(method, FunctionType) and f"{os.sep}torch{os.sep}_dynamo{os.sep}" in method.__code__.co_filename:
+        method = getattr(method, "_torchdynamo_orig_callable", getattr(method, "__wrapped__", None))
+    return isinstance(method, MethodType) and method.__func__ is type(module).forward
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from lightning_stable.recurrence.stored_weights import check_stored_weights
 
 Adapters = Callable[[nn.Module], Sequence[Recurrence]]
 
+REPLACED = "was replaced on the instance"
 NOT_CALLED = "it does not call `super().forward`"
 # (training, size of the inputs, steps, batch): small and large, in both modes.
 _RUNS = ((False, 1.0, 5, 3), (True, 20.0, 3, 2))
@@ -60,7 +61,7 @@ def forward_obstacle(module: nn.Module, base: type[nn.Module], adapters: Adapter
     kind = original_class(module)
     replaced = _functions(base) & vars(module).keys()
     if replaced and not (replaced == {"forward"} and has_compiled_forward(module)):
-        return f"`{min(replaced)}` was replaced on the instance"
+        return f"`{min(replaced)}` {REPLACED}"
     if kind is base or base.forward is nn.Module.forward:
         return None  # what has no `forward` was registered for the sake of its subclasses
     overridden = _overridden(kind, base)
@@ -197,7 +198,7 @@ def _first_reason(twin: _Recorder, recurrences: Sequence[Recurrence]) -> str | N
         for tensor in flags:
             tensor.fill_(flag)
         lead = _lead(twin, recurrences[0], time, batch)
-        for with_state in (False, True):
+        for with_state in (False, True, False):  # the last would show a state that was kept
             inputs = size * draw(*lead, recurrences[0].input_size)
             state = _state(recurrences, draw(batch, recurrences[0].input_size), draw) if with_state else None
             twin.calls = []

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.foreign import forward_obstacle
+from lightning_stable.recurrence.foreign import REPLACED, forward_obstacle
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.intersection import IntersectionRecurrence
@@ -153,12 +153,16 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
         check_stored_weights(recurrence)
     if reason := forward_obstacle(module, registered, lambda twin: factory(twin, "")):
         kind = original_class(module).__name__
+        vouch = (
+            f"If its steps are those of {registered.__name__} all the same, call lightning_stable."
+            f"register_recurrence({kind}, like={registered.__name__}); if not, register an adapter of its own"
+        )
+        if REPLACED in reason:
+            vouch = "Define it in a subclass and register that with lightning_stable.register_recurrence"
         raise ValueError(
             f"A recurrent module must compute what its adapter for {registered.__name__} describes: its `forward` may "
             "pass inputs and state to `super().forward` once and return what that returns. Got "
-            f"{name or 'the module'!r}, a {kind}: {reason}. If its steps are those of {registered.__name__} all the "
-            f"same, call lightning_stable.register_recurrence({kind}, like={registered.__name__}); if not, register an "
-            "adapter of its own, or leave it out where a function takes `modules`."
+            f"{name or 'the module'!r}, a {kind}: {reason}. {vouch}, or leave it out where a function takes `modules`."
         )
     return recurrences
 
