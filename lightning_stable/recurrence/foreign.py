@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import math
 import random
 import types
 import warnings
@@ -38,6 +39,7 @@ _RUNS = ((False, 1.0, 5, 3), (True, 20.0, 3, 2))
 _MOST_VERDICTS = 256
 _LONGEST_REASON = 200
 _MOST_ITEMS = 64
+_MOST_DRAWS = 4099  # large weights repeat their entries, which takes a fraction of the time
 # What a subclass may override without changing what `forward` computes: `_flat_weights` are checked by themselves.
 _HARMLESS = {
     *("__init__", "__setattr__", "__getstate__", "__setstate__", "__repr__", "_apply", "reset_parameters"),
@@ -184,7 +186,9 @@ def _first_reason(twin: _Recorder, recurrences: Sequence[Recurrence]) -> str | N
     like = next(iter(recurrences[0].parameters().values())).detach()
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(like)
+        count = math.prod(shape)
+        few = torch.randn(min(count, _MOST_DRAWS), generator=generator, dtype=torch.float32).to(like)
+        return few.repeat(-(-count // _MOST_DRAWS))[:count].view(shape)
 
     held = list(parts_of(Tensor, [vars(part) for part in twin.modules()]))
     flags = [tensor for tensor in held if tensor.dtype == torch.bool]
