@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     """Return a deep copy that runs its own layers, with tensors that have a history detached.
 
     Torch deep-copies leaf tensors only, and a carried state that the next step detaches is none. A module compiled in
-    place by ``Module.compile`` would keep calling the layers of the original; its copy runs uncompiled.
+    place, by ``Module.compile`` or ``module.forward = torch.compile(module.forward)``, would keep calling the layers of
+    the original; its copy runs uncompiled.
 
     Args:
         module: The module; it is not changed.
@@ -29,7 +32,17 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         part._compiled_call_impl = None
+        if has_compiled_forward(part):
+            del part.forward
     return twin
+
+
+def has_compiled_forward(module: nn.Module) -> bool:
+    """Return whether ``forward`` of the instance is ``torch.compile(module.forward)``, and no other replacement."""
+    method = vars(module).get("forward")
+    while isinstance(method, FunctionType) and f"{os.sep}torch{os.sep}_dynamo{os.sep}" in method.__code__.co_filename:
+        method = getattr(method, "_torchdynamo_orig_callable", getattr(method, "__wrapped__", None))
+    return isinstance(method, MethodType) and method.__func__ is type(module).forward
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.exact.stack import Stack, States, stacks_of
 from lightning_stable.truncation.exact.waiting import run_places, waiting_rows
 from lightning_stable.truncation.truncate import truncate
-from lightning_stable.truncation.windowed import Windowed, windowed_class
+from lightning_stable.truncation.windowed import Windowed, lay_over
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -90,6 +90,5 @@ def plain_windows(model: ModuleT, window: int) -> ModuleT:
             )
     twin = truncate(model, window).eval()
     for recurrence, *_ in recurrences_by_module(twin).values():
-        recurrent = recurrence.module
-        recurrent.__class__ = windowed_class(original_class(recurrent), PlainWindows)
+        lay_over(recurrence.module, PlainWindows)
     return twin

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TypeVar, overload
 
+import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.recurrence.foreign import REPLACED, forward_obstacle
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.intersection import IntersectionRecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.recurrence.stored_weights import check_stored_weights
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
+# Bases of torch's recurrent layers by name: the quantized ones share no class with the others.
+_TORCH_BASES = {"RNNBase", "RNNCellBase", "LSTM", "LSTMCell"}
 _REGISTRY: dict[type[nn.Module], Factory] = {}
+# Classes whose `forward` wraps that of another: by declaration, not by trial.
+_LIKE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def register_recurrence(module_type: type[nn.Module]) -> Callable[[_AdapterT], _AdapterT]:
-    """Return a class decorator through which modules of ``module_type`` (and subclasses) get this adapter.
+@overload
+def register_recurrence(module_type: type[nn.Module]) -> Callable[[_AdapterT], _AdapterT]: ...
+
+
+@overload
+def register_recurrence(module_type: type[nn.Module], *, like: type[nn.Module]) -> None: ...
+
+
+def register_recurrence(
+    module_type: type[nn.Module], *, like: type[nn.Module] | None = None
+) -> Callable[[_AdapterT], _AdapterT] | None:
+    """Return a class decorator through which modules of ``module_type`` get this adapter, or register a wrapper.
 
     The adapter is constructed as ``Adapter(module, name=...)``, one recurrence per module. A module that holds
     several layers or directions calls :func:`register_recurrence_factory` instead.
+
+    A subclass of a registered class needs no entry of its own unless its ``forward`` does more than pass inputs and
+    state to ``super().forward`` and return what that returns. With ``like`` you vouch for a ``forward`` that cannot be
+    tried (it needs another argument) or acts outside the recurrence (it norms the outputs): its steps are those of
+    ``like``, with the stored weights.
+
+    Args:
+        module_type: The class of the modules.
+        like: The base of ``module_type`` whose ``forward`` it wraps; nothing is returned then.
+
+    Raises:
+        TypeError: If ``module_type`` is no class of modules, or no subclass of ``like``.
+        ValueError: If no adapter is registered for ``like``.
 
     Example:
         >>> @register_recurrence(MyCell)
@@ -36,7 +66,17 @@ def register_recurrence(module_type: type[nn.Module]) -> Callable[[_AdapterT], _
         ...     def step(self, inputs, state): ...
         ...     def initial_state(self, inputs): ...
         ...     def contraction(self, weights, drive, *, norm=None, state_bound=1.0): ...
+        >>> register_recurrence(LSTMWithLengths, like=nn.LSTM)
     """
+    if like is not None:
+        if not (isinstance(module_type, type) and isinstance(like, type) and issubclass(module_type, like)):
+            raise TypeError(f"`module_type` must be a subclass of `like`, {like!r}. Got {module_type!r}.")
+        registered = _registered(like)
+        if registered is None or module_type is like:
+            raise ValueError(f"`like` must be a base of {module_type.__name__} that is registered. Got {like!r}.")
+        register_recurrence_factory(module_type, _REGISTRY[registered])
+        _LIKE[module_type] = like
+        return None
 
     def decorate(adapter: _AdapterT) -> _AdapterT:
         register_recurrence_factory(module_type, lambda module, name: [adapter(module, name=name)])
@@ -54,6 +94,7 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
         raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
     _REGISTRY[module_type] = factory
+    _LIKE.pop(module_type, None)
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -63,25 +104,66 @@ def is_recurrent(module: nn.Module) -> bool:
 
 def registered_type(module: nn.Module) -> type[nn.Module] | None:
     """Return the class of this module, or its nearest base, for which an adapter is registered; None without one."""
-    return next((base for base in type(module).__mro__ if base in _REGISTRY), None)
+    return _registered(type(module))
+
+
+def base_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class whose ``forward`` is the recurrence of a class: itself, or what its own ``forward`` wraps.
+
+    Raises:
+        ValueError: If no adapter is registered.
+    """
+    registered = _registered(kind)
+    if registered is None:
+        raise ValueError(f"The class must be that of a recurrent module. Got {kind.__name__}.")
+    return base_class(_LIKE[registered]) if registered in _LIKE else registered
+
+
+def wrapper_obstacle(module: nn.Module) -> str | None:
+    """Return why a recurrent module may not compute what its base class does, as a clause; None if it does.
+
+    What was declared by ``register_recurrence(..., like=...)`` is tried here all the same.
+    """
+    base = base_class(original_class(module))
+    return forward_obstacle(module, base, lambda twin: _REGISTRY[base](twin, ""))
+
+
+def _registered(kind: type[nn.Module]) -> type[nn.Module] | None:
+    return next((base for base in kind.__mro__ if base in _REGISTRY), None)
 
 
 def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
     """Return the recurrences of one recurrent module, ordered by layer, forward before backward.
 
     Raises:
-        ValueError: If no adapter is registered, or its weights are parametrized or normed: such weights are
-            recomputed from other parameters at every use, so changing them in place would be lost.
+        ValueError: If no adapter is registered; its class has a ``forward`` that does more than wrap the one an
+            adapter is registered for; or its weights are not stored as they are used, but recomputed from others.
     """
-    factory = _factory(module)
-    if factory is None:
+    registered = registered_type(module)
+    if registered is None:
         raise ValueError(
             f"No recurrence is registered for modules of type {type(module).__name__}. Got {name or 'the module'!r}; "
             "register one with lightning_stable.register_recurrence."
         )
+    factory = _REGISTRY[registered]
     recurrences = list(factory(module, name))
+    if torch.compiler.is_compiling():
+        return recurrences  # a trace, whose stand-ins for the parameters are in no list of torch's layers
     for recurrence in recurrences:
-        _check_plain_parameters(recurrence)
+        check_stored_weights(recurrence)
+    if reason := forward_obstacle(module, registered, lambda twin: factory(twin, "")):
+        kind = original_class(module).__name__
+        vouch = (
+            f"If its steps are those of {registered.__name__} all the same, call lightning_stable."
+            f"register_recurrence({kind}, like={registered.__name__}); if not, register an adapter of its own"
+        )
+        if REPLACED in reason:
+            vouch = "Define it in a subclass and register that with lightning_stable.register_recurrence"
+        raise ValueError(
+            f"A recurrent module must compute what its adapter for {registered.__name__} describes: its `forward` may "
+            "pass inputs and state to `super().forward` once and return what that returns. Got "
+            f"{name or 'the module'!r}, a {kind}: {reason}. {vouch}, or leave it out where a function takes `modules`."
+        )
     return recurrences
 
 
@@ -104,7 +186,9 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
 
     Raises:
         TypeError: If ``patterns`` are no names.
-        ValueError: If there is no recurrence, a pattern matches no recurrent module, or weights are parametrized.
+        ValueError: If there is no recurrence, a pattern matches no recurrent module, a module is none that can be
+            judged, as in :func:`recurrences_of`, or, without patterns, there is a recurrent layer of torch's without an
+            adapter, such as a quantized one.
     """
     outer = recurrent_modules(module)
     if not outer:
@@ -116,6 +200,13 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
     chosen = checks.patterns("modules", patterns)
     if chosen is not None:
         outer = _select(outer, chosen)
+    elif unknown := _unknown(module, outer):
+        name, part = next(iter(unknown.items()))
+        raise ValueError(
+            f"All recurrent modules must have an adapter. Got {name or 'the module'!r}, a {type(part).__module__}."
+            f"{type(part).__name__}; register one with lightning_stable.register_recurrence, or name the others where "
+            "a function takes `modules`."
+        )
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
 
 
@@ -142,22 +233,16 @@ def _select(modules: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.
     return {name: m for name, m in modules.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
-def _factory(module: nn.Module) -> Factory | None:
-    registered = registered_type(module)
-    return None if registered is None else _REGISTRY[registered]
+def _unknown(module: nn.Module, outer: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the recurrent layers of torch's, quantized ones among them, that have no adapter and are in none."""
 
+    def is_torchs(part: nn.Module) -> bool:
+        return any(
+            base.__name__ in _TORCH_BASES and base.__module__.startswith("torch.") for base in type(part).__mro__
+        )
 
-def _check_plain_parameters(recurrence: Recurrence) -> None:
-    module = recurrence.module
-    for role in recurrence.roles:
-        name = role + recurrence.suffix
-        normed = f"{name}_g" in module._parameters or f"{name}_orig" in module._parameters
-        if normed or (parametrize.is_parametrized(module) and parametrize.is_parametrized(module, name)):
-            raise ValueError(
-                f"Recurrent weights must be plain parameters. Got a parametrized or normed {name!r} in "
-                f"{recurrence.name!r}: remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations "
-                "or torch.nn.utils.remove_weight_norm) first."
-            )
+    known = {id(part) for recurrent in outer.values() for part in recurrent.modules()}
+    return {name: part for name, part in module.named_modules() if id(part) not in known and is_torchs(part)}
 
 
 def _stack_factory(adapter: type[Recurrence]) -> Factory:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.stack import States
 
 Change = Callable[[Tensor], Tensor]
@@ -278,8 +279,9 @@ def memory_of(states: Sequence[Tensor], layer: Continuing) -> Memory | None:
     if lost is None and (len(ours) < len(states) or any(memory.border is not ours[0].border for memory in ours)):
         lost = "only a part of it, or parts of different states"
     if lost is not None:
+        kind = original_class(cast(nn.Module, layer)).__name__
         raise ValueError(
-            f"Carry the state of a windowed {type(layer).__bases__[-1].__name__} as it was returned; the unfinished "
+            f"Carry the state of a windowed {kind} as it was returned; the unfinished "
             "windows at the border follow it when it is detached, cloned, moved or cast, when whole sequences are "
             "chosen (`state[:, rows]`, `index_select`) or reset (`state * mask`, `torch.where`, `masked_fill`), and "
             f"at no other change. Got {lost}. Start from zeros (None) or from a plain tensor instead."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_stable import checks
 from lightning_stable.copying import ModuleT, copied
 from lightning_stable.recurrence import find_recurrences, recurrences_by_module
-from lightning_stable.recurrence.forms import original_class
-from lightning_stable.recurrence.registry import registered_type
-from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, windowed_class
+from lightning_stable.truncation.windowed import Windowed, WindowedCell, WindowedLayer, lay_over
 
 
 def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bool | None = None) -> ModuleT:
@@ -34,7 +32,7 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
         A deep copy of the same class. Keys and shapes of its ``state_dict`` equal the module's.
 
     Raises:
-        ValueError: If ``window`` is not positive or there is no recurrence.
+        ValueError: As :func:`window_`.
         TypeError: If ``window`` is no integer, or the module cannot be copied.
     """
     window = checks.integer("window", window)
@@ -55,26 +53,12 @@ def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> M
 
     Raises:
         TypeError: If ``window`` is no integer.
-        ValueError: If ``window`` is not positive, there is no recurrence, or a recurrent module has a
-            ``forward`` of its own, which a windowed form could not follow.
+        ValueError: If ``window`` is not positive, there is no recurrence, or a recurrent module has a ``forward`` of
+            its own that is no wrapper of its base's.
     """
     window = checks.integer("window", window)
     for recurrence, *_ in recurrences_by_module(module).values():
-        recurrent = recurrence.module
-        if not isinstance(recurrent, Windowed):
-            _check_own_forward(recurrent)
-        form = WindowedLayer if recurrence.takes_sequences else WindowedCell
-        recurrent.__class__ = windowed_class(original_class(recurrent), form)
-        assert isinstance(recurrent, Windowed)
+        form: type[Windowed] = WindowedLayer if recurrence.takes_sequences else WindowedCell
+        recurrent = lay_over(recurrence.module, form)
         recurrent.window, recurrent.recompute = window, recompute
     return module
-
-
-def _check_own_forward(recurrent: nn.Module) -> None:
-    registered = registered_type(recurrent)
-    if registered is not None and type(recurrent).forward is not registered.forward:
-        raise ValueError(
-            f"A windowed form follows the recurrence of {registered.__name__}, and would pass over a `forward` of its "
-            "own: put what it does around the layer in a module that holds one, or register the class with "
-            f"lightning_stable.register_recurrence. Got {type(recurrent).__name__}."
-        )

@@ -10,9 +10,8 @@ from torch import nn
 from lightning_stable import checks
 from lightning_stable.copying import copied
 from lightning_stable.recurrence import recurrences_by_module
-from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.layout import Layout
-from lightning_stable.truncation.windowed import Windowed, windowed_class
+from lightning_stable.truncation.windowed import Windowed, lay_over
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -83,8 +82,5 @@ def truncate_at_least(module: ModuleT, window: int) -> ModuleT:
             )
     twin = copied(module)
     for recurrence, *_ in recurrences_by_module(twin).values():
-        recurrent = recurrence.module
-        recurrent.__class__ = windowed_class(original_class(recurrent), ChunkedLayer)
-        assert isinstance(recurrent, Windowed)
-        recurrent.window = window
+        lay_over(recurrence.module, ChunkedLayer).window = window
     return twin

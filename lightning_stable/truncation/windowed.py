@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_stable.recurrence.forms import Form, original_class
+from lightning_stable.recurrence.foreign import NOT_CALLED
+from lightning_stable.recurrence.forms import Form, form_class, original_class
+from lightning_stable.recurrence.registry import base_class, wrapper_obstacle
 from lightning_stable.truncation.carried_state import CarriedState, Memory, carry, memory_of
 from lightning_stable.truncation.exact.bidirectional import bidirectional_rows
 from lightning_stable.truncation.exact.evaluate import advance, evaluate_rows
@@ -20,12 +22,15 @@ from lightning_stable.truncation.exact.layout import Layer, Layout
 from lightning_stable.truncation.exact.rows import advance_rows, head_rows
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
 
+WindowedT = TypeVar("WindowedT", bound="Windowed")
+
 
 class Windowed(Form):
     """What a windowed module is besides the module it was: :func:`windowed_class` makes a subclass of both.
 
     The module keeps its class as a base, its attributes, and its parameters with their names; only what is evaluated
-    changes. A window at least as long as the sequence gives the module's own ``forward``.
+    changes. A ``forward`` that wraps ``super().forward`` stays, and wraps the windows. A window at least as long as
+    the sequence gives the module's own ``forward``.
 
     Attributes:
         window: Number of inputs that an output depends on.
@@ -36,7 +41,8 @@ class Windowed(Form):
     recompute: bool | None = None
     _stored = False
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         # A compiler would see the states without what they carry; around the layer, modules may be compiled.
         if "forward" in vars(cls):
             cls.forward = torch.compiler.disable(cls.forward)  # type: ignore[no-untyped-call]
@@ -61,7 +67,7 @@ class Windowed(Form):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time and cannot be found by its name.
         reduced: Any = super().__reduce_ex__(protocol)
-        return _new, (original_class(self), type(self).__bases__[0]), *reduced[2:]
+        return _new, type(self).made_of, *reduced[2:]
 
     def extra_repr(self) -> str:
         """Return what the module says, and the window."""
@@ -325,17 +331,31 @@ def _plain(state: Any) -> Any:
     return state.as_subclass(Tensor) if isinstance(state, CarriedState) else state
 
 
-_CLASSES: dict[tuple[type[nn.Module], type[Windowed]], type[Windowed]] = {}
+def lay_over(recurrent: nn.Module, form: type[WindowedT]) -> WindowedT:
+    """Give a recurrent module a windowed form, in place, and return the module.
+
+    The form takes the place of the ``forward`` that is the recurrence; one that wraps it stays around the form.
+
+    Raises:
+        ValueError: If the module's own ``forward`` does not reach the form, being no wrapper of ``super().forward``.
+    """
+    if wrapper_obstacle(recurrent) == NOT_CALLED:  # declared to be a wrapper, or it would not have come so far
+        kind = original_class(recurrent)
+        raise ValueError(
+            "A windowed form takes the place of `super().forward`, which a `forward` around a recurrent layer must "
+            f"call. Got {kind.__name__}: {NOT_CALLED} of {base_class(kind).__name__}."
+        )
+    vars(recurrent).pop("forward", None)  # compiled, of the class before; others are refused
+    recurrent.__class__ = windowed_class(original_class(recurrent), form)
+    assert isinstance(recurrent, form)
+    return recurrent
 
 
-def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Windowed]:
+def windowed_class(original: type[nn.Module], form: type[Windowed]) -> type[Form]:
     """Return the class that is both the original and a windowed form; there is one for each pair."""
-    if (original, form) not in _CLASSES:
-        name = f"{form.__name__.removesuffix('Layer').removesuffix('Cell')}{original.__name__}"
-        _CLASSES[original, form] = type(name, (form, original), {"__module__": __name__})
-    return _CLASSES[original, form]
+    return form_class(original, base_class(original), form)
 
 
-def _new(original: type[nn.Module], form: type[Windowed]) -> Windowed:
+def _new(original: type[nn.Module], form: type[Windowed]) -> Form:
     windowed = windowed_class(original, form)
     return windowed.__new__(windowed)

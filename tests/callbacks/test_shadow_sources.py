@@ -256,7 +256,7 @@ class Counted(Noisy):
         (Manual, r"needs automatic optimization: under manual .*rhythm\. Got `automatic_optimization=False`"),
         (NoRecurrence, r"needs a recurrent model\. Got NoRecurrence with modules of types \['Linear'.*register"),
         (NoOptimizer, r"`configure_optimizers` to return one optimizer, .* Got None"),
-        (OwnForward, r"cannot truncate the model\. A windowed form follows .* Got Residual"),
+        (OwnForward, r"cannot truncate the model\. .* Got 'core', a Residual: it does not return what"),
         (Fetching, r"Got a `training_step\(dataloader_iter\)`.*let it take `batch`"),
         (Uncopyable, r"could not deep-copy Uncopyable: pass `twin=`.* Got RuntimeError: no copies"),
         (Unfinished, r"call the model once.* Got 2 lazy ones without a shape, the first is 'late\.weight'"),

@@ -1,0 +1,60 @@
+"""The weights that a recurrence reads are those that its module stores, uses and saves."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_stable.recurrence.base import Recurrence
+
+
+def check_stored_weights(recurrence: Recurrence) -> None:
+    """Refuse weights that are computed from others, or are not those that the module computes with.
+
+    A certificate of such weights would speak of another moment, and changing them in place would be lost.
+
+    Raises:
+        ValueError: If a weight is parametrized, normed, no parameter or buffer, no real number, or one that torch's
+            layer holds a stale copy of.
+    """
+    if type(recurrence).parameters is not Recurrence.parameters:
+        return  # an adapter that says where its weights are
+    module = recurrence.module
+    for role, value in recurrence.parameters().items():
+        name = role + recurrence.suffix
+        if reason := _obstacle(module, name, value):
+            raise ValueError(f"Recurrent weights must be plain parameters. Got {reason.format(recurrence.name)}.")
+
+
+def _obstacle(module: nn.Module, name: str, value: object) -> str:
+    """Return what is wrong with a weight and what to do; empty if nothing is. The braces are for the recurrence."""
+    normed = f"{name}_g" in module._parameters or f"{name}_orig" in module._parameters
+    if normed or (parametrize.is_parametrized(module) and parametrize.is_parametrized(module, name)):
+        return (
+            f"a parametrized or normed {name!r} in {{!r}}: remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm) first"
+        )
+    if value is not module._parameters.get(name) and value is not module._buffers.get(name):
+        others = [key for key in module._parameters if key.startswith(name) and key != name]
+        source = f", beside {others}" if others else ""
+        what = "a plain tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        return (
+            f"{what} as {name!r} in {{!r}}{source}: store the weights in use as a parameter (compute them once, and "
+            "leave out what recomputes them), or register an adapter for the class with "
+            "lightning_stable.register_recurrence"
+        )
+    assert isinstance(value, Tensor)
+    if not value.is_floating_point():
+        return f"{name!r} of {value.dtype} in {{!r}}: only real floating-point weights are certified; convert them"
+    if isinstance(module, (nn.RNN, nn.LSTM, nn.GRU)) and not _is_used(module, name, value):
+        return (
+            f"{name!r} in {{!r}}, which is not the tensor in `_flat_weights`, with which torch's layer computes: "
+            "assign the parameter as an attribute of the module (`module.weight = nn.Parameter(...)`); "
+            "torch.func.functional_call does not reach a recurrent layer"
+        )
+    return ""
+
+
+def _is_used(layer: nn.RNNBase, name: str, value: Tensor) -> bool:
+    names = layer._flat_weights_names
+    return name in names and len(layer._flat_weights) == len(names) and layer._flat_weights[names.index(name)] is value
