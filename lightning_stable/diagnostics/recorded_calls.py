@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_stable.hooks import Hook
 from lightning_stable.recurrence import Recurrence
+from lightning_stable.recurrence.calls import argument_names, input_and_state
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,15 @@ class RecordedCalls:
         steps = steps.unsqueeze(1) if steps.dim() == 2 else steps
         return Run(steps, calls[0].state, tuple(returned for call in calls for returned in call.returned))
 
-    def _keep(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
-        inputs, *state = (*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs))
-        call = Run(_detached(inputs), state[0] if state else None, (returned if self._results else None,))
+    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        inputs, state = input_and_state(module, args, kwargs)
+        call = Run(_detached(inputs), state, (returned if self._results else None,))
         self._calls.setdefault(name, []).append(call)
 
 
-def _cut_history(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    options = {key: value if key == "input" else _detached(value) for key, value in kwargs.items()}
+def _cut_history(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    first, _ = argument_names(module)
+    options = {key: value if key == first else _detached(value) for key, value in kwargs.items()}
     return (*args[:1], *map(_detached, args[1:])), options
 
 

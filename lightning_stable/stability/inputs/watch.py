@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_stable.hooks import Hook
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.recurrence.calls import input_and_state
 from lightning_stable.recurrence.registry import find_recurrences
 from lightning_stable.stability.inputs.sets import InputSet, Recorded
 
@@ -104,10 +105,10 @@ class InputMonitor:
 
     @torch.no_grad()
     def _watch(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else kwargs.get("input")
+        inputs, start = input_and_state(module, args, kwargs)
         if self.checking:
             self._check_weights(name, module)
-            self._check_start(name, args[1] if len(args) > 1 else kwargs.get("hx"))
+            self._check_start(name, start)
         inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
         if not isinstance(inputs, Tensor) or inputs.numel() == 0:
             return
