@@ -107,6 +107,9 @@ def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) 
             assert model.receptive_field == run.window or run.window is None
         callbacks = config["trainer"].get("callbacks", [])
         for callback in callbacks:
+            arguments = callback.get("init_args", {})
+            if "input_bound" in arguments:  # as LightningCLI makes it
+                arguments["input_bound"] = instantiate_class((), arguments["input_bound"])
             instantiate_class((), callback)
         assert run.stable == any("StabilityProjection" in callback["class_path"] for callback in callbacks)
     if task.input_bound is not None:
