@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -108,7 +109,8 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
     recurrence, contraction = layer.recurrence, layer.contraction(norm)
     inputs = layer.inputs if recurrence.needs_drive else None
     rate, reason = contraction.rate.item(), None
-    if not rate < float("inf"):
+    if not rate < math.inf:
+        rate = math.inf  # NaN comes from an overflow times 0, or from an input set that is not finite
         reason = NO_INPUT_SET if recurrence.needs_drive and inputs is None else _NO_RATE
     guarantee = "guaranteed" if inputs is None else inputs.guarantee
     blocks = recurrence.recurrent_blocks(layer.weights)

@@ -15,7 +15,7 @@ The bounds speak of exact arithmetic; in float32 the outputs differ by a roundin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -116,11 +116,24 @@ class DirectedLayer(NamedTuple):
                 read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
             entries.append(read)
             # Where the gain is infinite and the radius 0 their product is NaN, and the entries bound the norm.
-            norms.append(torch.fmin(torch.linalg.vector_norm(entries[-1], dim=-1), self.gain * radius))
+            norms.append(torch.fmin(_scaled(_euclidean, (entries[-1],)), self.gain * radius))
         return torch.stack(entries), torch.stack(norms)
 
     def _norm(self, state: State) -> Tensor:
-        return self.contraction.distance(state, tuple(torch.zeros_like(part) for part in state))
+        return _scaled(lambda parts: self.contraction.distance(parts, tuple(map(torch.zeros_like, parts))), state)
+
+
+def _euclidean(state: State) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(state[0], dim=-1)
+    return norm
+
+
+def _scaled(norm: Callable[[State], Tensor], state: State) -> Tensor:
+    """Return ``norm(s / m) m`` with the largest entry ``m`` of a nonnegative state ``s``: no squares underflow to 0."""
+    largest = torch.stack([part.amax(-1) for part in state]).amax(0)
+    factor = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    size = norm(tuple(part / factor[..., None] for part in state)) * factor
+    return size.where(largest.isfinite(), largest)
 
 
 class WindowBounds:

@@ -153,7 +153,8 @@ class L2Ball(InputSet):
 
     def drive(self, weight: Tensor) -> Interval:
         """``+- ||w_j||_2 radius``."""
-        reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
+        # Squares of the weights alone may underflow, and a large radius would then be multiplied by 0.
+        reach: Tensor = torch.linalg.vector_norm(weight * self.radius, dim=1)
         return Interval(-reach, reach)
 
     def maximizer(self, weight: Tensor) -> Tensor:
