@@ -107,7 +107,7 @@ def test_a_report_covers_all_modules() -> None:
     assert len(set(windows)) == 3
     assert found.required_window(1e-2) == max(windows)
     assert found.required_window(1e-3) > found.required_window(1e-2)
-    assert set(found.to_dict()) == {"rate", "is_stable", "version", "layers"}
+    assert set(found.to_dict()) == {"rate", "is_stable", "guarantee", "version", "layers"}
     assert replace(found, bounds=()).required_window(1.0) is None
     assert replace(found, bounds=()) == found
 
@@ -194,7 +194,9 @@ def test_reports_are_the_same_as_window_bounds() -> None:
     assert torch.equal(mine.errors(20), bounds_of(module).errors(20))
     training = certify(module.train(), input_bound=B).bounds[0].errors(20)
     assert torch.equal(training, bounds_of(module, training=True).errors(20))
-    assert (training > mine.errors(20)).all()
+    limit = 2 * 5**0.5  # of any two states, where short windows end
+    assert ((training > mine.errors(20)) | (training >= limit)).all()
+    assert (training > mine.errors(20)).any()
     (far,) = certify(linear(), input_bound=B, state_bound=20.0).bounds
     assert torch.equal(far.errors(9), bounds_of(linear(), state_bound=20.0).errors(9))
     assert (far.errors(9) > bounds_of(linear()).errors(9)).all()
