@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_stable import checks, linalg
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences, is_recurrent
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
-from lightning_stable.stability.inputs.sets import InputBound
+from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
 
@@ -110,7 +110,8 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
     inputs = layer.inputs if recurrence.needs_drive else None
     rate, reason = contraction.rate.item(), None
     if not rate < math.inf:
-        rate = math.inf  # NaN comes from an overflow times 0, or from an input set that is not finite
+        # An overflow times 0 is NaN as well, but that of an input set that is not finite is to be told apart.
+        rate = math.nan if inputs is not None and not _is_finite(inputs, layer.weights["weight_ih"]) else math.inf
         reason = NO_INPUT_SET if recurrence.needs_drive and inputs is None else _NO_RATE
     guarantee = "guaranteed" if inputs is None else inputs.guarantee
     blocks = recurrence.recurrent_blocks(layer.weights)
@@ -127,6 +128,11 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
         contraction=contraction,
         reason=reason,
     )
+
+
+def _is_finite(inputs: InputSet, weight: Tensor) -> bool:
+    box = inputs.box(weight.shape[1], weight)
+    return bool(torch.isfinite(torch.stack((box.low, box.high))).all())
 
 
 def check_finite(recurrences: Sequence[Recurrence]) -> None:
