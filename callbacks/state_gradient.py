@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._measuring import is_measurable
 from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
 from lightning_stable.diagnostics import StateGradients, measure_state_gradients
@@ -129,6 +130,8 @@ class StateGradientCallback(Callback):
             with recorder.attached():
                 loss = self._loss_of(trainer, twin, batch, batch_idx)
             for name, run in recorder.take().items():
+                if not is_measurable("StateGradientCallback", name, measured[name].module, run.inputs, run.state):
+                    continue
                 arguments = (_of_sequence if measured[name].takes_sequences else _of_steps)(run, loss)
                 bound = bound_inside(self.input_bound, name)
                 bound = known_inputs(trainer, name) if bound is None else bound

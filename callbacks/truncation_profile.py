@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._measuring import is_measurable
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.diagnostics.recorded_calls import RecordedCalls
@@ -112,6 +113,8 @@ class TruncationProfileCallback(Callback):
             module = pl_module.get_submodule(name)
             # In the dtype of the weights, from which autocast may have made less.
             inputs = run.inputs.to(next(module.parameters()).dtype)
+            if not is_measurable("TruncationProfileCallback", name, module, inputs):
+                continue
             bound = bound_inside(self.input_bound, name)
             bound = known_inputs(trainer, name) if bound is None else bound
             with full_precision(pl_module.device):

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -42,10 +43,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_plain(path: Path, who: str) -> Any:
-    """Read what ``torch.save`` wrote onto the CPU, if it consists of tensors and plain values only."""
+    """Read what ``torch.save`` wrote onto the CPU, if it is undamaged and consists of tensors and plain values only."""
     if not path.is_file():
         raise ValueError(f"{who} must exist. Got {str(path)!r}, {'a folder' if path.is_dir() else 'not found'}.")
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on where the damage lies
         refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
@@ -57,6 +59,22 @@ def _read_plain(path: Path, who: str) -> Any:
         raise ValueError(
             f"{who} must be one that torch.save wrote, and whole. Got {str(path)!r} ({type(error).__name__})."
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every member of a zip archive with its checksum, as torch.load does not.
+
+    Files from before torch 1.6 are no archives and have no checksums.
+
+    Raises:
+        zipfile.BadZipFile: If a member is not what was written.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # what torch.load looks at
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
 
 
 def read_tensor(path: Path, option: str) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from lightning_stable.checkpoints import (
     import_class,
     load_model,
     read_checkpoint,
+    read_tensor,
     recorded_inputs,
 )
 from lightning_stable.models import LanguageModel, MusicModel
@@ -185,3 +189,44 @@ def test_what_a_projection_callback_knows(tmp_path: Path) -> None:
     torch.testing.assert_close(box.high, seen.amax(0))
     assert list(bounds_in_training(checkpoint)) == ["core.l0"]
     assert recorded_inputs({}) == bounds_in_training({}) == {}
+
+
+def test_a_flipped_bit_never_loads_other_weights(tmp_path: Path) -> None:
+    path = save(Gated(4), tmp_path)
+    whole, weights_then = path.read_bytes(), read_checkpoint(path)["state_dict"]
+    generator = random.Random(0)
+    messages = []
+    # Half of the flips hit the stored weights themselves, which are found by their bytes.
+    start = whole.index(weights_then["core.weight_hh_l0"].numpy().tobytes())
+    ranges = [(0, len(whole)), (start, start + weights_then["core.weight_hh_l0"].nbytes)]
+    for flip in range(60):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(*ranges[flip % 2])] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read_checkpoint(path)["state_dict"]
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            assert equal(found, weights_then)
+    assert len(messages) >= 30
+    assert all(re.fullmatch(r"The checkpoint must be .*model\.ckpt.*", message) for message in messages)
+
+
+@pytest.mark.parametrize("where", ["data.pkl", "data/0", "version"])
+def test_every_member_of_an_archive_is_checked(where: str, tmp_path: Path) -> None:
+    torch.save(torch.arange(50.0), tmp_path / "x.pt")
+    damaged = bytearray((tmp_path / "x.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(f"/{where}"))
+        damaged[damaged.index(archive.read(name))] ^= 1
+    (tmp_path / "x.pt").write_bytes(damaged)
+    with pytest.raises(
+        ValueError, match=r"The file of `--data` must be one that torch.save wrote, and whole. Got .*x.pt"
+    ):
+        read_tensor(tmp_path / "x.pt", "--data")
+
+
+def test_files_from_before_archives_have_no_checksums(tmp_path: Path) -> None:
+    torch.save(torch.arange(5.0), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_tensor(tmp_path / "old.pt", "--data"), torch.arange(5.0))

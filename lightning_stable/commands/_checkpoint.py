@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,30 @@ if TYPE_CHECKING:
 
     from lightning_stable.checkpoints import Checkpoint
     from lightning_stable.stability import InputSet, StabilityReport
+
+
+# What a guarantee below "guaranteed" leaves open, below a table that marks figures with it.
+_NOTES = {
+    "derived": "derived: for all inputs the traced model lets through",
+    "data": "data: for inputs in the range of observed ones only",
+}
+# The words of the library for layers without an input set name its arguments, these name the options.
+_TWO_WAYS = (
+    "Its rate depends on its inputs, and no set of them is known. Pass `--input-bound`, or take a checkpoint in which "
+    "a StabilityProjectionCallback recorded the ranges of the inputs; this one holds none for it."
+)
+
+
+def marked(figure: str | None, guarantee: str) -> str:
+    """Return a certified figure with a guarantee that is worth less than "guaranteed"; ``"none"`` if there is none."""
+    if figure is None:
+        return "none"
+    return f"{figure} ({guarantee})" if guarantee in _NOTES else figure
+
+
+def guarantee_notes(guarantees: Collection[str]) -> str | None:
+    """Return what the marks of a table mean, a line each; None if there are none."""
+    return "\n".join(note for guarantee, note in _NOTES.items() if guarantee in guarantees) or None
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -70,20 +93,37 @@ def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bou
         checkpoint: The checkpoint it comes from.
         input_bound: The input set as the command line writes it; None takes what follows from the model.
 
+    Returns:
+        The report; layers whose inputs stay unknown say in ``reason`` which options help.
+
     Raises:
         ValueError: As :func:`~lightning_stable.certify`.
     """
     from lightning_stable import certify
     from lightning_stable.checkpoints import recorded_inputs
     from lightning_stable.recurrence import find_recurrences
+    from lightning_stable.stability.certify import NO_INPUT_SET
 
     if input_bound is not None:
         return certify(model, input_bound=parse_input_bound(input_bound))
     report, recorded = certify(model), recorded_inputs(checkpoint)
-    unbounded = {layer.name for layer in report.layers if not math.isfinite(layer.rate)}
-    unknown = {r.module_name for r in find_recurrences(model) if r.name in unbounded}
+    unknown = {r.module_name for r in find_recurrences(model) if r.name in unknown_inputs(report)}
     ranges = {name: recorded[name] for name in unknown & recorded.keys()}
-    return certify(model, input_bound=ranges) if ranges else report
+    report = certify(model, input_bound=ranges) if ranges else report
+    return report.revoked(
+        {
+            layer.name: (layer.reason or "").replace(NO_INPUT_SET, _TWO_WAYS)
+            for layer in report.layers
+            if layer.name in unknown_inputs(report)
+        }
+    )
+
+
+def unknown_inputs(report: StabilityReport) -> set[str]:
+    """Return the names of the layers that have no certificate because no set of their inputs is known."""
+    from lightning_stable.stability.certify import NO_INPUT_SET
+
+    return {layer.name for layer in report.layers if (layer.reason or "").endswith((NO_INPUT_SET, _TWO_WAYS))}
 
 
 def parse_input_bound(text: str) -> InputSet:

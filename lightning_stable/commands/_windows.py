@@ -23,7 +23,7 @@ from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
-from lightning_stable.stability.report import LayerCertificate
+from lightning_stable.stability.report import LayerCertificate, StabilityReport
 
 # What inputs may leave a set by, relative to the largest: they were computed in float32.
 _ROUNDING = 1e-6
@@ -36,7 +36,7 @@ class ModuleProfile:
     Attributes:
         profile: Its truncation errors, measured and certified.
         layers: The certificates of its layers.
-        guarantee: What the certified window holds for: ``"guaranteed"``, ``"data"`` or ``"none"``.
+        guarantee: What the certified window rests on: ``"guaranteed"``, ``"derived"``, ``"data"`` or ``"none"``.
         measured: The smallest window within the tolerance on the data; None if none up to the longest is.
         certified: The smallest window certified to be within the tolerance; None if there is none.
         sequences: How many sequences were measured.
@@ -50,6 +50,11 @@ class ModuleProfile:
     certified: int | None
     sequences: int
     time: int
+
+    @property
+    def report(self) -> StabilityReport:
+        """The certificates as a report, without windows."""
+        return StabilityReport(self.layers)
 
 
 def load_data(path: Path) -> Tensor | LightningDataModule:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
+from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint, unknown_inputs
 from lightning_stable.options import Commands, add_command
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ class Options(CheckpointOptions):
     """The options of the command.
 
     Attributes:
-        json: Print the report as JSON, with 'stable' and 'reason'.
+        json: Print the report as JSON, with 'guarantee', 'stable' and 'reason'.
     """
 
     json: bool = False
@@ -46,7 +45,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: Options) -> int:
-    """Print the report of a checkpoint; return 0 if it is stable, 1 if not.
+    """Print the report of a checkpoint; return 0 if it is stable, 1 if it is not certified.
 
     Raises:
         ValueError: If nothing can be said: the checkpoint cannot be read, or a recurrence cannot be bounded.
@@ -60,11 +59,12 @@ def run(options: Options) -> int:
     stable, reason = verdict(report, bounds_in_training(checkpoint))
     if options.json:
         sys.stdout.write(json.dumps(report.to_dict() | {"stable": stable, "reason": reason}, indent=1) + "\n")
+    console = Console()
+    if not options.json:
+        console.print(report.table())
     if stable is None:
         raise ValueError(reason)
     if not options.json:
-        console = Console()
-        console.print(report.table())
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
     return 0 if stable else 1
 
@@ -78,17 +78,23 @@ def verdict(report: StabilityReport, in_training: dict[str, str]) -> tuple[bool 
     """
     from lightning_stable.stability.report import format_rate
 
-    unstable = [layer for layer in report.layers if 1 <= layer.rate < math.inf]
+    unknown = unknown_inputs(report)
+    unstable = [layer for layer in report.layers if not layer.is_stable and layer.name not in unknown]
     if unstable:
         rates = ", ".join(f"{layer.name!r} has rate {format_rate(layer.rate)}" for layer in unstable)
         return False, f"Not certified stable: {rates}, which is not below 1."
-    unbounded = [layer for layer in report.layers if not layer.rate < math.inf]
-    if unbounded:
+    if unknown:
+        unbounded = [layer for layer in report.layers if layer.name in unknown]
         names = ", ".join(f"{layer.name!r} ({layer.cell})" for layer in unbounded)
         bounds = sorted({in_training[layer.name] for layer in unbounded if layer.name in in_training})
         hint = f" (in training: {', '.join(map(repr, bounds))})" if bounds else ""
-        return None, f"`--input-bound` must bound the inputs of {names}{hint}. Got no finite rate."
-    stable = f"Stable: every step contracts by {format_rate(report.rate)} or less"
-    if any(layer.guarantee == "data" for layer in report.layers):
-        return True, f"{stable}, for inputs in the range seen in training; --input-bound certifies it for others."
-    return True, f"{stable}, for every admissible input."
+        return None, (
+            f"`--input-bound` must bound the inputs of {names}{hint}, unless the checkpoint holds the ranges that a "
+            "StabilityProjectionCallback recorded. Got neither, and so no finite rate."
+        )
+    holds_for = {
+        "data": "for inputs in the range seen in training; --input-bound certifies it for others",
+        "derived": "for all inputs the traced model lets through (derived); --input-bound declares them",
+        "guaranteed": "for every admissible input",
+    }
+    return True, f"Stable: every step contracts by {format_rate(report.rate)} or less, {holds_for[report.guarantee]}."

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint
+from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint, guarantee_notes, marked
 from lightning_stable.options import Commands, Positive, add_command, between
 
 if TYPE_CHECKING:
@@ -114,18 +114,18 @@ def _table(exported: Exported) -> Table:
     from lightning_stable.stability.report import format_rate
 
     metadata, size = exported.metadata, exported.path.stat().st_size
-    on_data = metadata.guarantee == "data"
-    mark = "*" if on_data else ""
     table = Table(
         title=f"{metadata.model} as a feed-forward program",
         show_header=False,
-        caption="* for inputs in the range of recorded ones only" if on_data else None,
+        caption=guarantee_notes({metadata.guarantee}),
     )
     table.add_row("form", f"{metadata.form}, {size / 1e6:.2f} MB")
     table.add_row("window", f"{metadata.window} inputs")
-    table.add_row("certified rate", "none" if metadata.rate is None else format_rate(metadata.rate) + mark)
+    rate = None if metadata.rate is None else format_rate(metadata.rate)
+    table.add_row("certified rate", marked(rate, metadata.guarantee))
     for name, bound in metadata.error_bound.items():
-        table.add_row(f"certified error of {name or 'output'}", "none" if bound is None else f"{bound:.3g}{mark}")
+        error = None if bound is None else f"{bound:.3g}"
+        table.add_row(f"certified error of {name or 'output'}", marked(error, metadata.guarantee))
     for role, tensors in (("takes", metadata.inputs), ("returns", metadata.outputs)):
         for name, tensor in tensors.items():
             table.add_row(role, f"{name}: {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})")

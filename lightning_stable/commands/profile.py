@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lightning_stable.commands._checkpoint import CheckpointOptions
+from lightning_stable.commands._checkpoint import CheckpointOptions, guarantee_notes, marked
 from lightning_stable.options import Commands, Positive, add_command, between
 
 if TYPE_CHECKING:
@@ -84,30 +84,27 @@ def run(options: Options) -> int:
 def _table(profiles: dict[str, ModuleProfile], max_window: int, tolerance: float) -> Table:
     from rich.table import Table
 
-    from lightning_stable.stability.report import StabilityReport, format_rate
+    from lightning_stable.stability.report import format_rate
 
     table = Table(
         title=f"Windows that leave an error of at most {tolerance:g}",
-        caption="* for inputs in the range of these only",
+        caption=guarantee_notes(
+            {guarantee for module in profiles.values() for guarantee in (module.guarantee, module.report.guarantee)}
+        ),
     )
     for column in ("module", "sequences", "measured\nwindow", "certified\nwindow", "measured\nrate", "certified\nrate"):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, module in profiles.items():
-        worst = StabilityReport(module.layers)
-        on_data = any(layer.guarantee == "data" for layer in module.layers)
+        report = module.report
         table.add_row(
             name or "the model",
             f"{module.sequences}, up to {module.time} steps",
             f"> {max_window}" if module.measured is None else str(module.measured),
-            "none" if module.certified is None else f"{module.certified}{_mark(module.guarantee == 'data')}",
+            marked(None if module.certified is None else str(module.certified), module.guarantee),
             f"{module.profile.rate:.3g}",
-            f"{format_rate(worst.rate)}{_mark(on_data)}",
+            marked(format_rate(report.rate), report.guarantee),
         )
     return table
-
-
-def _mark(on_data: bool) -> str:
-    return "*" if on_data else ""
 
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable import checks
+from lightning_stable.diagnostics.finite import check_run
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.truncation.exact.layout import Layout
@@ -53,8 +54,8 @@ def gradient_norms(
 
     Raises:
         TypeError: If ``max_lag`` is no integer.
-        ValueError: If ``max_lag`` is not positive, the module is not recurrent, or is bidirectional or windowed, or
-            inputs, states or gradients do not fit it.
+        ValueError: If ``max_lag`` is not positive, the module is not recurrent, or is bidirectional or windowed,
+            inputs, states or gradients do not fit it, or weights, inputs or states are NaN, infinite or complex.
     """
     max_lag = checks.integer("max_lag", max_lag)
     run = _Run.of(recurrent, inputs, state)
@@ -131,6 +132,9 @@ class _Run:
     @classmethod
     def of(cls, recurrent: nn.Module, values: Any, state: Any) -> _Run:
         stack = _stack_of(recurrent)
+        if isinstance(values, (Tensor, PackedSequence)):
+            parts = state if isinstance(state, (tuple, list)) else (state,)
+            check_run(recurrences_of(recurrent), values.data, *(part for part in parts if isinstance(part, Tensor)))
         dtype = next(recurrent.parameters()).dtype
         layout = Layout.of(recurrent, values.to(dtype) if isinstance(values, (Tensor, PackedSequence)) else values)
         inputs, cell = layout.inputs, not stack.layers[0].takes_sequences

@@ -21,7 +21,7 @@ from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
-from lightning_stable.stability.inputs.sets import Recorded
+from lightning_stable.stability.inputs.sets import Recorded, weakest_guarantee
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,8 @@ class StateGradients:
             the largest factor by which a perturbation of its first state grows until its end. Short sequences measure
             transient growth.
         certified_rate: Certified rate of the module, infinite or NaN if there is none.
-        guarantee: What the certified rate holds for: ``"guaranteed"``, ``"data"`` (inputs in the range of these) or
-            ``"none"``.
+        guarantee: What the certified rate rests on: ``"guaranteed"``, ``"derived"`` (a set read off a traced model),
+            ``"data"`` (inputs in the range of these) or ``"none"``.
         source: Where gradients start from: ``"loss"``, or ``"random"`` directions in the state at ``t``.
         name: Name of the module.
     """
@@ -58,7 +58,7 @@ class StateGradients:
 
     @classmethod
     def joined(cls, parts: Sequence[StateGradients]) -> StateGradients:
-        """Return measurements on several batches as one; the certified rate is the largest of theirs.
+        """Return measurements on several batches as one, with the largest certified rate and the weakest guarantee.
 
         Raises:
             ValueError: If there are none, or they go to different lags.
@@ -73,6 +73,7 @@ class StateGradients:
             worst,
             norms=torch.cat([part.norms for part in parts], dim=1),
             exponents=torch.cat([part.exponents for part in parts]),
+            guarantee=weakest_guarantee(part.guarantee for part in parts),
         )
 
     @property
@@ -146,7 +147,7 @@ class StateGradients:
         curves = [("largest", "largest, measured", largest), ("mean", "mean, measured", self.mean.tolist())]
         if self.is_certified and largest[0] > 0:
             label = f"certified rate {self.certified_rate:.3g} ** lag, up to a constant"
-            label += " (range of this data)" if self.guarantee == "data" else ""
+            label += {"data": " (range of this data)", "derived": " (derived inputs)"}.get(self.guarantee, "")
             curves.insert(0, ("certified", label, [largest[0] * self.certified_rate**lag for lag in lags]))
         gradient = r"$\|\partial\, loss_t / \partial h_{t-\tau}\|$"
         regime = "stable" if self.in_stable_regime else "unstable"
@@ -213,5 +214,4 @@ def _certified(recurrent: nn.Module, inputs: Any, input_bound: Any) -> tuple[flo
     else:
         sources = resolve_sources(recurrent, recurrences, input_bound)
     report = certify_recurrences(recurrences, sources, training=False)
-    guarantees = {layer.guarantee for layer in report.layers}
-    return report.rate, next(label for label in ("none", "data", "guaranteed") if label in guarantees)
+    return report.rate, report.guarantee

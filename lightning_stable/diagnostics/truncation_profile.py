@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
+from lightning_stable.diagnostics.finite import check_run
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.stability.inputs.resolve import resolve_sources
@@ -43,8 +44,8 @@ class TruncationProfile:
         mean_error: Mean of that norm over batch and time, same shape.
         rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
         bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
-        guarantee: What the bound holds for: ``"guaranteed"`` for every admissible input, ``"data"`` for inputs in
-            the range of these, ``"none"`` if there is none.
+        guarantee: What the bound rests on: ``"guaranteed"``, ``"derived"`` (a set read off a traced model), ``"data"``
+            (inputs in the range of these) or ``"none"``.
         output_norm: Mean Euclidean norm of the recurrent layer's outputs, to compare with.
         name: Name of the layer, for the plot.
     """
@@ -79,7 +80,8 @@ class TruncationProfile:
             ("level", "mean norm of the outputs", [self.output_norm] * len(mean)),
         ]
         if not self.bound.isnan().all():
-            label = "certified bound" + (" (range of this data)" if self.guarantee == "data" else "")
+            label = "certified bound"
+            label += {"data": " (range of this data)", "derived": " (derived inputs)"}.get(self.guarantee, "")
             curves.insert(0, ("certified", label, self.bound.tolist()))
         decay = "" if math.isnan(self.rate) else f": measured rate {self.rate:.3g} per step"
         figure = plot_decay(
@@ -117,11 +119,13 @@ def truncation_profile(
     Raises:
         TypeError: If ``max_window`` is no integer.
         ValueError: If ``max_window`` is not positive, the module is not recurrent, or inputs do not fit it.
+            Weights and inputs must be finite real numbers.
     """
     max_window = checks.integer("max_window", max_window)
     stacks = stacks_of(recurrent)
     layout = Layout.of(recurrent, inputs)
     layout.check(recurrent, None)
+    check_run(recurrences_of(recurrent), layout.inputs)
     with _at_rest(recurrent):
         whole = _whole(recurrent, stacks, layout)
         valid = layout.valid

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_stable.stability import StabilityReport
+from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.version import __version__
 
 PREFIX = "lightning_stable."
 ARCHIVED = "lightning_stable.json"
-_STRENGTH = ("guaranteed", "data", "none")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Metadata:
         form: ``"batch"`` or ``"streaming"``.
         window: Inputs a recurrent layer sees.
         rate: The largest certified rate; None if there is none.
-        guarantee: ``"guaranteed"``, ``"data"`` if an input set was only observed, ``"none"`` without a certificate.
+        guarantee: What rate and error bound rest on: ``"guaranteed"``, ``"derived"`` if an input set was read off the
+            traced model, ``"data"`` if one was only observed, ``"none"`` without a certificate.
         error_bound: By the name of the recurrent module: at every step its output and that of its window form differ
             by at most this much in the Euclidean norm, given equal admissible inputs, in exact arithmetic, for runs
             from zero or from states up to the certificate's ``state_bound``. None if that is not certified. It does
@@ -61,11 +62,10 @@ class Metadata:
     def of(cls, report: StabilityReport, window: int, **others: Any) -> Metadata:
         """Return the certificate in ``report`` as metadata; ``others`` are the other attributes."""
         by_module = {bounds.name: bounds for bounds in report.bounds}
-        guarantees = [layer.guarantee for layer in report.layers] + [bounds.guarantee for bounds in by_module.values()]
         return cls(
             window=window,
             rate=_finite(report.rate),
-            guarantee=max(guarantees, key=_STRENGTH.index),
+            guarantee=weakest_guarantee([report.guarantee, *(bounds.guarantee for bounds in report.bounds)]),
             error_bound={name: _finite(bounds.errors(window)[-1].item()) for name, bounds in by_module.items()},
             input_bound={layer.name: layer.input_bound for layer in report.layers},
             **others,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_stable import checks, linalg
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.registry import find_recurrences, is_recurrent
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
-from lightning_stable.stability.inputs.sets import InputBound
+from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
 
@@ -20,6 +21,8 @@ NO_INPUT_SET = (
     "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, or pass the ranges that "
     "`record_inputs` or a StabilityProjectionCallback recorded."
 )
+# The dtypes in which weights are numbers that float64 holds exactly.
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NO_RATE = "There is no finite rate for these weights, inputs and start states."
 
 
@@ -55,7 +58,8 @@ def certify(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If there is no recurrence, an argument is out of range, or weights are NaN or infinite.
+        ValueError: If there is no recurrence, an argument is out of range, or weights are NaN, infinite, complex,
+            integers or of a dtype with fewer than 16 bits.
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     norm = None if norm is None else checks.text("norm", norm)
@@ -105,7 +109,9 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
     recurrence, contraction = layer.recurrence, layer.contraction(norm)
     inputs = layer.inputs if recurrence.needs_drive else None
     rate, reason = contraction.rate.item(), None
-    if not rate < float("inf"):
+    if not rate < math.inf:
+        # An overflow times 0 is NaN as well, but that of an input set that is not finite is to be told apart.
+        rate = math.nan if inputs is not None and not _is_finite(inputs, layer.weights["weight_ih"]) else math.inf
         reason = NO_INPUT_SET if recurrence.needs_drive and inputs is None else _NO_RATE
     guarantee = "guaranteed" if inputs is None else inputs.guarantee
     blocks = recurrence.recurrent_blocks(layer.weights)
@@ -124,14 +130,34 @@ def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
     )
 
 
+def _is_finite(inputs: InputSet, weight: Tensor) -> bool:
+    box = inputs.box(weight.shape[1], weight)
+    return bool(torch.isfinite(torch.stack((box.low, box.high))).all())
+
+
 def check_finite(recurrences: Sequence[Recurrence]) -> None:
-    """Raise ValueError naming the first parameter with NaN or infinite entries (one host read for all)."""
-    named = [(r, role, value.detach()) for r in recurrences for role, value in r.parameters().items()]
-    finite = linalg.all_finite(*(value for _, _, value in named))
+    """Check that all parameters are real floating-point numbers and finite, with one host read for all.
+
+    Raises:
+        ValueError: If one is not, with its name. Entries too large for their sum to be finite count as infinite.
+    """
+    named = [
+        (f"{r.module_name}.{r.parameter_names()[role]}".removeprefix("."), value.detach())
+        for r in recurrences
+        for role, value in r.parameters().items()
+    ]
+    for name, value in named:
+        # A cast to float64 would make numbers of all of them: the real part, or the codes of quantized values.
+        if value.dtype not in _REAL or value.is_meta:
+            raise ValueError(
+                "Recurrent weights must be float16, bfloat16, float32 or float64 numbers. "
+                f"Got {'a meta tensor' if value.is_meta else value.dtype} in {name!r}."
+            )
+    finite = linalg.all_finite(*(value for _, value in named))
     if not finite.all():
-        recurrence, role, _ = named[int(finite.to(torch.uint8).argmin())]
-        prefix = f"{recurrence.module_name}." if recurrence.module_name else ""
+        name, value = named[int(finite.to(torch.uint8).argmin())]
+        entries = "entries whose sum overflows" if torch.isfinite(value).all() else "NaN or Inf"
         raise ValueError(
-            f"Recurrent weights must be finite. Got NaN or Inf in '{prefix}{recurrence.parameter_names()[role]}'; "
+            f"Recurrent weights must be finite. Got {entries} in {name!r}; "
             "all weights were left as they are. Lower the learning rate or clip gradients."
         )

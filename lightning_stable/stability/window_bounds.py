@@ -15,7 +15,7 @@ The bounds speak of exact arithmetic; in float32 the outputs differ by a roundin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class DirectedLayer(NamedTuple):
         recurrence, state_bound, drive, guarantee = layer.recurrence, layer.state_bound, layer.drive, layer.guarantee
         weights = {role: value.cpu() for role, value in layer.weights.items()}
         drive = drive and Interval(drive.low.cpu(), drive.high.cpu())
-        # As for the layer above (Layer.output): what was only observed is used where nothing holds without it.
+        # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
         scales = tuple(scale.cpu() for scale in contraction.scales)
@@ -115,12 +115,25 @@ class DirectedLayer(NamedTuple):
             if read is None:
                 read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
             entries.append(read)
-            # Nothing times an infinite gain is no bound: the entries are.
-            norms.append(torch.fmin(torch.linalg.vector_norm(entries[-1], dim=-1), self.gain * radius))
+            # Where the gain is infinite and the radius 0 their product is NaN, and the entries bound the norm.
+            norms.append(torch.fmin(_scaled(_euclidean, (entries[-1],)), self.gain * radius))
         return torch.stack(entries), torch.stack(norms)
 
     def _norm(self, state: State) -> Tensor:
-        return self.contraction.distance(state, tuple(torch.zeros_like(part) for part in state))
+        return _scaled(lambda parts: self.contraction.distance(parts, tuple(map(torch.zeros_like, parts))), state)
+
+
+def _euclidean(state: State) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(state[0], dim=-1)
+    return norm
+
+
+def _scaled(norm: Callable[[State], Tensor], state: State) -> Tensor:
+    """Return ``norm(s / m) m`` with the largest entry ``m`` of a nonnegative state ``s``: no squares underflow to 0."""
+    largest = torch.stack([part.amax(-1) for part in state]).amax(0)
+    factor = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    size = norm(tuple(part / factor[..., None] for part in state)) * factor
+    return size.where(largest.isfinite(), largest)
 
 
 class WindowBounds:
@@ -231,8 +244,9 @@ class WindowBounds:
                 # The output is that after k steps of either direction, in stacks with a row per window.
                 rows = torch.arange(len(windows)) if mirrored else 0
                 both = torch.stack([norms[windows - 1, rows] for _, norms in runs])
-                result: Tensor = torch.linalg.vector_norm(both, dim=0)
-                return result
+                # An overflow times 0 on the way leaves no bound.
+                norms: Tensor = torch.linalg.vector_norm(both, dim=0)
+                return norms.where(~norms.isnan(), torch.inf)
             outputs = [entries for entries, _ in runs]
             inputs = _read_both(outputs, windows) if mirrored else outputs
         raise AssertionError("a module has at least one layer")

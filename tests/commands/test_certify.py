@@ -65,16 +65,48 @@ def test_inputs_that_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture
     project_(model, 0.9, input_bound=2.0)
     certify_it = ["certify", str(save(model, tmp_path)), "--class-path", CLASS]
     message = error_of(capsys, *certify_it)
-    assert "`--input-bound` must bound the inputs of 'core.l0' (gru)." in message
+    assert "`--input-bound` must bound the inputs of 'core.l0' (gru), unless" in message
     assert cli.main([*certify_it, "--json"]) == 2
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["stable"] is None
-    assert "--input-bound" in json.loads(captured.out)["reason"]
+    found = json.loads(capsys.readouterr().out)
+    assert (found["stable"], found["guarantee"], found["rate"]) == (None, "none", None)
+    for reason in (found["reason"], found["layers"][0]["reason"]):
+        assert "--input-bound" in reason
+        assert "StabilityProjectionCallback recorded" in reason
+    assert cli.main(certify_it) == 2
+    table = " ".join(capsys.readouterr().out.split())
+    assert "no set of them is known. Pass `--input-bound`" in table
+    assert "recorded the ranges" in table
     assert cli.main([*certify_it, "--input-bound", "2"]) == 0
     assert "|x| <= 2" in capsys.readouterr().out
     assert cli.main([*certify_it, "--input-bound", "box:-1:2"]) == 0
     assert "-1 <= x <= 2" in capsys.readouterr().out
     assert cli.main([*certify_it, "--input-bound", "1000"]) == 1
+
+
+def test_what_was_read_off_the_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(as_cli(language_model(), tmp_path))
+    assert cli.main(["certify", path]) == 0
+    out = capsys.readouterr().out
+    assert "derived" in out
+    assert "for all inputs the traced model lets through (derived); --input-bound declares them" in out
+    assert cli.main(["certify", path, "--input-bound", "10", "--json"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["guarantee"] == "guaranteed"
+
+
+def test_a_rate_without_an_end_is_not_stable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(Gated(4, scale=1e30), tmp_path)
+    assert cli.main(["certify", str(path), "--class-path", CLASS, "--input-bound", "1e300"]) == 1
+    assert "Not certified stable: 'core.l0' has rate" in capsys.readouterr().out
+
+
+def test_a_damaged_weight_is_not_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Gated(4)
+    path = save(model, tmp_path)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(model.core.weight_hh_l0.detach().numpy().tobytes()) + 2] ^= 64
+    path.write_bytes(damaged)
+    message = error_of(capsys, "certify", path, "--class-path", CLASS, "--input-bound", 1)
+    assert "model.ckpt" in message
 
 
 def test_a_rate_that_is_too_large_weighs_more_than_an_unknown_one(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def test_a_certified_window_and_a_summary(tmp_path: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.err == ""
     metadata = read_metadata(tmp_path / "model.pt2")
-    assert metadata.window == window
+    assert (metadata.window, metadata.guarantee) == (window, "derived")
+    assert "(derived)" in captured.out
+    assert "derived: for all inputs the traced model lets through" in " ".join(captured.out.split())
     assert f"{window} inputs" in captured.out
     assert "certified error of core" in captured.out
     assert "input: int64 (batch, time)" in captured.out

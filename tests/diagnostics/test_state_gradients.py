@@ -307,6 +307,9 @@ def test_batches_are_joined() -> None:
     assert both.max.tolist() == [3.0, 1.0]
     assert both.exponents.tolist() == [-1.0, -0.2]
     assert (both.certified_rate, both.guarantee) == (math.inf, "none")
+    c = report([[1.0], [0.5]], [-1.0], certified_rate=0.4, guarantee="data")
+    weakest = StateGradients.joined([a, c])  # the rate is that of the other part
+    assert (weakest.certified_rate, weakest.guarantee) == (0.5, "data")
     with pytest.raises(ValueError, match=r"same lag.*Got the lags \[1, 0\]"):
         StateGradients.joined([a, report([[1.0]], [0.0])])
     with pytest.raises(ValueError, match=r"at least one\. Got the lags \[\]"):

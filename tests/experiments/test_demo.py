@@ -15,7 +15,7 @@ def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
     status = cli.main(["--traceback", "demo", "--out", str(tmp_path), *small])
     printed = capsys.readouterr().out
     assert status == 0
-    for expected in ("word frequencies", "unconstrained", "stable", "guaranteed", f"tensorboard --logdir {tmp_path}"):
+    for expected in ("word frequencies", "unconstrained", "stable", "derived", f"tensorboard --logdir {tmp_path}"):
         assert expected in printed
     for expected in ("Twins that see 3 inputs", "perplexity of the twin", "error of 0.001, certified", "times nearer"):
         assert expected in printed

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_stable import certify, project_
@@ -474,3 +476,69 @@ def test_recurrent_norms_show_emptied_gates(name: str) -> None:
     blocks = dict(zip(gates, module.weight_hh_l0.chunk(len(gates)), strict=True))
     assert certificate.recurrent_norm == pytest.approx({gate: block.norm().item() for gate, block in blocks.items()})
     assert recurrences_of(module)[0].projected_roles
+
+
+def with_dtype(name: str, dtype: torch.dtype) -> nn.Module:
+    module = net(name)
+    for key, parameter in list(module.named_parameters()):
+        setattr(module, key, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    return nn.ModuleDict({"core": module})
+
+
+@pytest.mark.parametrize("verb", [certify, project_])
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int32, torch.bool, torch.float8_e5m2])
+def test_weights_that_are_no_real_numbers_are_named(verb: Any, name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=rf"must be float16, .* numbers. Got {dtype} in 'core.weight_ih_l0'"):
+        verb(with_dtype(name, dtype), input_bound=1.0)
+
+
+def test_quantized_and_meta_weights_are_named() -> None:
+    module = nn.ModuleDict({"core": net("gru")})
+    weight = module["core"].weight_hh_l0.detach().float()
+    quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+    module["core"].weight_hh_l0 = nn.Parameter(quantized, requires_grad=False)
+    with pytest.raises(ValueError, match=r"Got torch.qint8 in 'core.weight_hh_l0'"):
+        certify(module, input_bound=1.0)
+    with pytest.raises(ValueError, match=r"Got a meta tensor in 'core.weight_ih_l0'"):
+        certify(nn.ModuleDict({"core": nn.GRU(3, 4, device="meta")}), input_bound=1.0)
+
+
+def test_weights_whose_sum_overflows_are_not_called_nan() -> None:
+    module = nn.ModuleDict({"core": set_(net("rnn"), weight_hh=1e308)})
+    with pytest.raises(ValueError, match=r"Got entries whose sum overflows in 'core.weight_hh_l0'"):
+        certify(module)
+
+
+CASES = [(name, norm) for name, norms in NORMS.items() for norm in norms]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(CASES),
+    st.sampled_from([SupNorm(2.0), L2Ball(2.0), ActiveEntries(2)]),
+    st.floats(-322, 307),
+    st.floats(-322, 307),
+)
+def test_no_scale_of_the_weights_gives_a_false_rate(
+    case: tuple[str, str], inputs: InputSet, hidden: float, driven: float
+) -> None:
+    name, norm = case
+    module = net(name)
+    with torch.no_grad():
+        for key, parameter in module.named_parameters():
+            exponents = {"weight_hh": hidden, "weight_hr": hidden, "weight_ih": driven}
+            parameter.mul_(10.0 ** exponents.get(key[:9], 0.0))
+    report = certify(module, input_bound=inputs, norm=norm)
+    (certificate,) = report.layers
+    assert not math.isnan(certificate.rate)
+    if not certificate.is_stable:
+        assert report.required_window(1e-3) is None
+        return
+    errors = report.bounds[0].errors(3)
+    assert not errors.isnan().any()
+    if name in ("rnn", "relu"):
+        assert certificate.rate >= torch.linalg.eigvals(module.weight_hh_l0).abs().max() * (1 - 1e-9)
+        assert name == "relu" or errors[0] > 0  # later products may underflow
+    elif certificate.rate > 0:
+        assert worst_ratio(module, certificate, inputs, pairs=16, steps=3) <= certificate.rate * (1 + TOLERANCE)

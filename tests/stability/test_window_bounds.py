@@ -223,3 +223,27 @@ def test_long_windows_end_at_the_limit() -> None:
     assert one_sided.required_window(first * rate**900) in (901, 902)
     assert one_sided.required_window(first * rate**2000, limit=1000) is None
     assert stacked.required_window(tolerance) is None
+
+
+@pytest.mark.parametrize("norm", NORMS["rnn"])
+@pytest.mark.parametrize("weight", [0.0, 5e-324, 1e-310, 1e-200])
+def test_nothing_recurrent_leaves_no_nan(norm: str, weight: float) -> None:
+    recurrent = weight * torch.eye(5, dtype=torch.float64)
+    module = set_(net("rnn", num_layers=2), weight_hh_l0=recurrent, weight_hh_l1=recurrent)
+    errors = bounds_of(module, norm=norm).errors(4)
+    assert not errors.isnan().any()
+    assert (errors <= 2 * 5**0.5 * ROUNDING).all()
+    # Two layers restart one step apart: from the third window on no state is left of the start.
+    if weight == 0:
+        assert (errors[2:] == 0).all()
+    single = set_(net("rnn"), weight_hh=recurrent)
+    assert bounds_of(single, None, norm=norm).errors(1).item() >= 0.9 * weight  # no square of it is left
+
+
+@pytest.mark.parametrize("norm", NORMS["rnn"])
+def test_bounds_decay_as_far_as_numbers_reach(norm: str) -> None:
+    module = set_(net("rnn"), weight_hh=1e-5 * torch.eye(5))
+    errors = bounds_of(module, None, norm=norm).errors(60)
+    expected = 5**0.5 * 1e-5 ** torch.arange(1, 61, dtype=torch.float64)
+    assert (errors >= expected * 0.999).all()  # squares of numbers below 1e-162 are 0
+    assert (errors[:50] <= 10 * expected[:50]).all()

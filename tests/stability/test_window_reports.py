@@ -194,8 +194,9 @@ def test_reports_are_the_same_as_window_bounds() -> None:
     assert torch.equal(mine.errors(20), bounds_of(module).errors(20))
     training = certify(module.train(), input_bound=B).bounds[0].errors(20)
     assert torch.equal(training, bounds_of(module, training=True).errors(20))
-    assert (training >= mine.errors(20)).all()
-    assert (training[-1] > mine.errors(20)[-1]).all()
+    limit = 2 * 5**0.5  # of any two states, where short windows end
+    assert ((training > mine.errors(20)) | (training >= limit)).all()
+    assert (training > mine.errors(20)).any()
     (far,) = certify(linear(), input_bound=B, state_bound=20.0).bounds
     assert torch.equal(far.errors(9), bounds_of(linear(), state_bound=20.0).errors(9))
     assert (far.errors(9) > bounds_of(linear()).errors(9)).all()

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import LightningCLI, instantiate_class
 from typing_extensions import override
 
 from lightning_stable import certify
+from lightning_stable.checkpoints import read_checkpoint
 from lightning_stable.experiments.pool import Report, one_thread
 from lightning_stable.experiments.reproduce.task import Config, Run, Task, filled, merged
 from lightning_stable.experiments.results import Row, write_text
@@ -76,8 +76,7 @@ def train(task: Task, run: Run, folder: Path, config: Path, report: Report) -> R
     checkpoint = callbacks_of(trainer, ModelCheckpoint)[0]
     if checkpoint.best_model_score is None:
         raise ValueError(f"Training left no checkpoint. Got no finite val_{task.metric.name}.")
-    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
-    model.load_state_dict(best["state_dict"])
+    model.load_state_dict(read_checkpoint(Path(checkpoint.best_model_path))["state_dict"])
     (metrics,) = trainer.test(model, datamodule=data, verbose=False)
     row = {
         "task": task.name,
@@ -135,10 +134,9 @@ def _certificate(model: LightningModule, input_bound: Config | None) -> Row:
         return {"rate": None, "guarantee": "none", "recurrent_norm": None}
     inputs = None if input_bound is None else instantiate_class((), input_bound)
     certificate = certify(model, input_bound=inputs)
-    guarantees = {layer.guarantee for layer in certificate.layers}
     return {
         "rate": certificate.rate if math.isfinite(certificate.rate) else None,
-        "guarantee": next(kind for kind in ("none", "data", "guaranteed") if kind in guarantees),
+        "guarantee": certificate.guarantee,
         "recurrent_norm": math.hypot(*(norm for layer in certificate.layers for norm in layer.recurrent_norm.values())),
     }
 

@@ -154,7 +154,8 @@ class L2Ball(InputSet):
 
     def drive(self, weight: Tensor) -> Interval:
         """``+- ||w_j||_2 radius``."""
-        reach = torch.linalg.vector_norm(weight, dim=1) * self.radius
+        # Squares of the weights alone may underflow, and a large radius would then be multiplied by 0.
+        reach: Tensor = torch.linalg.vector_norm(weight * self.radius, dim=1)
         return Interval(-reach, reach)
 
     def maximizer(self, weight: Tensor) -> Tensor:
@@ -220,12 +221,17 @@ class FiniteSet(InputSet):
         drop_probability: Entries may be dropped with dropout of this probability (0: never).
     """
 
-    def __init__(self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None) -> None:
+    def __init__(
+        self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None, checked: bool = True
+    ) -> None:
         if not isinstance(points, Tensor):
             raise TypeError(f"`points` must be a tensor of shape (points, features). Got {points!r}.")
         if points.ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
-        self.points, self._label = points, label
+        self.points, self._label = _real("points", points), label
+        # As for a box. A live parameter is checked as it is now; certificates check what it becomes.
+        if checked and not _finite(self.points.detach()):
+            raise ValueError(f"`points` must be finite. Got NaN or Inf in {tuple(points.shape)} entries.")
         self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
 
@@ -258,7 +264,7 @@ class FiniteSet(InputSet):
     def dropped(self, probability: float) -> InputSet:
         """Return the same points under dropout, combined with an earlier one."""
         keep = (1 - self.drop_probability) * (1 - probability)
-        return FiniteSet(self.points, 1 - keep, label=self._label)
+        return FiniteSet(self.points, 1 - keep, label=self._label, checked=False)
 
     def describe(self) -> str:
         """Return the label or the number of points."""
@@ -357,16 +363,33 @@ class Recorded(Box):
 
 
 def _exact(name: str, value: float | Tensor) -> Tensor:
-    """Return a tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
-    return (
-        value
-        if isinstance(value, Tensor)
-        else torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
-    )
+    """Return a real tensor as it is, a number in float64: in float32 it may be rounded down, to a smaller set."""
+    if isinstance(value, Tensor):
+        return _real(name, value)
+    return torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
+
+
+def _real(name: str, value: Tensor) -> Tensor:
+    """Return a tensor of floating-point numbers as it is, and one of integers in float64.
+
+    Raises:
+        ValueError: If its numbers are neither, or integers too large to be exact.
+    """
+    if value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return value
+    if value.is_complex() or value.is_floating_point() or value.is_quantized:
+        raise ValueError(f"`{name}` must be real numbers of at least 16 bits. Got {value.dtype}.")
+    # Negated or scaled as integers they could wrap around.
+    exact = value.to(torch.float64)
+    if not (exact.abs() < 2**53).all():
+        raise ValueError(
+            f"`{name}` must be numbers that float64 holds exactly. Got integers up to {exact.abs().max()}."
+        )
+    return exact
 
 
 def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+    return not value.is_meta and bool(torch.isfinite(value).all())
 
 
 # What a user can say about inputs: a bound on every entry or a set, for all recurrent modules or by name.
@@ -383,7 +406,7 @@ def as_input_set(value: object) -> InputSet:
     if isinstance(value, InputSet):
         return value
     if isinstance(value, (Real, Tensor)) and not isinstance(value, bool):
-        return SupNorm(value if isinstance(value, Tensor) else float(value))
+        return SupNorm(value if isinstance(value, Tensor) else checks.number("input_bound", value, "[-inf, inf]"))
     raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
         f"those. Got {value!r}."

@@ -270,6 +270,15 @@ def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Te
         if _inside(replace(layer, weights=weights), constraint):
             return stored
         margin *= 4  # rounding to the stored dtype has left the set: aim further inside
+    if target.method == "miller-hardt" and isinstance(recurrence, GatedRecurrence):
+        bound = constraint.gate_bound_of(recurrence, target.method)
+        # Proposition 2 rests on |c| <= 1 / (1 - f), which a larger start state leaves whatever the weights are.
+        if target.state_bound > 1 / (1 - bound):
+            raise ValueError(
+                f"`state_bound` must be at most 1 / (1 - gate_bound) = {1 / (1 - bound):.6g} with "
+                f"method='miller-hardt'. Got state_bound={constraint.state_bound} with "
+                f"gate_bound={bound:.6g} for {recurrence.name!r}."
+            )
     raise ValueError(
         f"The {recurrence.cell} recurrence {recurrence.name!r} cannot reach the rate. Got rate={constraint.rate} with "
         f"norm={target.norm!r}, method={target.method!r}, gate_bound={target.gate_bound}; raise `rate`."

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,3 +259,53 @@ def test_a_finite_set_has_points(shape: tuple[int, ...]) -> None:
         FiniteSet([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`drop_probability` must be a number in \[0, 1\). Got 1"):
         FiniteSet(torch.zeros(1, 1), 1)
+
+
+@pytest.mark.parametrize("make", [SupNorm, as_input_set, lambda x: Box(x, x), lambda x: FiniteSet(x[None])])
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([1.0, math.nan]),
+        torch.tensor([1.0, math.inf]),
+        torch.tensor([1.0, 5.0j]),
+        torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.quint8),
+        torch.tensor([1, 2**53 + 1]),
+        torch.tensor([0, torch.iinfo(torch.int64).max]),
+        torch.ones(2, device="meta"),
+        nn.Parameter(torch.tensor([1.0, math.nan])),
+    ],
+    ids=str,
+)
+def test_sets_are_made_of_finite_real_numbers(make: Callable[[Tensor], InputSet], values: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^`(input_bound|low|points)` must be"):
+        make(values)
+
+
+@pytest.mark.parametrize("value", [10**400, 1j, math.nan])
+def test_numbers_that_are_no_bounds(value: Any) -> None:
+    for make in (as_input_set, SupNorm, L2Ball):
+        with pytest.raises((ValueError, TypeError), match="must be"):
+            make(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool])
+def test_integers_are_exact_and_do_not_wrap_around(dtype: torch.dtype) -> None:
+    ones = torch.ones(2, dtype=dtype)
+    weight = torch.tensor([[1.0, -3.0]], dtype=torch.float64)
+    assert [end.item() for end in SupNorm(ones).drive(weight)] == [-4.0, 4.0]
+    assert [end.item() for end in FiniteSet(ones[None]).drive(weight)] == [-2.0, -2.0]
+    largest = torch.full((1,), 255 if dtype == torch.uint8 else 1, dtype=dtype)
+    assert SupNorm(largest).dropped(0.5).describe() == f"|x| <= {2 * int(largest)}"
+
+
+def test_a_live_parameter_is_checked_now_and_read_later() -> None:
+    points = nn.Parameter(torch.ones(2, 3))
+    inputs = FiniteSet(points)
+    with torch.no_grad():
+        points.fill_(2.0)
+    assert inputs.drive(torch.ones(1, 3)).high.item() == 6.0
+
+
+def test_a_large_ball_is_not_lost_on_small_weights() -> None:
+    assert L2Ball(1e200).drive(torch.tensor([[1e-200]], dtype=torch.float64)).high.item() == pytest.approx(1.0)

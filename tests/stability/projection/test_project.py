@@ -287,6 +287,11 @@ def test_the_gate_bound_lies_below_the_rate(gate_bound: Any, error: type[Excepti
             {"norm": "miller-hardt", "rate": 0.9},
             r"cannot reach the rate. Got rate=0.9 with norm='miller-hardt'",
         ),
+        (
+            "lstm",
+            {"norm": "miller-hardt", "state_bound": 3.0},
+            r"`state_bound` must be at most 1 / \(1 - gate_bound\) = 2.77778 .*Got state_bound=3.0 .* for 'core.l0'",
+        ),
         ("lstm", {"input_bound": None}, r"'core.l0' has no known input set.*pass `input_bound`.*Got input_bound=None"),
     ],
 )

@@ -143,7 +143,8 @@ class Walk:
         if is_torchs(module, nn.Embedding):
             if module.max_norm is not None:
                 raise Refusal("the embedding before it renorms its table (`max_norm`)")
-            return FiniteSet(self._weight(module), label=f"embedding table of {module.num_embeddings}")
+            label = f"embedding table of {module.num_embeddings}"
+            return FiniteSet(self._weight(module), label=label, checked=False)
         if is_torchs(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
             bias = self._weight(module, "bias")
             return LayerNormOutput(self._weight(module), bias, module.normalized_shape[0])

@@ -1,0 +1,26 @@
+"""Measurements are refused on numbers that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.stability.certify import check_finite
+
+
+def check_run(recurrences: Sequence[Recurrence], inputs: Tensor, *states: Tensor) -> None:
+    """Check what a measurement reads: weights, inputs and start states; NaN in any would be NaN in all results.
+
+    Raises:
+        ValueError: If one is complex, NaN or infinite, with its name.
+    """
+    check_finite(recurrences)
+    dtype = next(iter(recurrences[0].parameters().values())).dtype
+    for name, values in (("inputs", inputs), *(("state", state) for state in states)):
+        if values.is_complex():
+            raise ValueError(f"`{name}` must be real numbers. Got {values.dtype}.")
+        if not torch.isfinite(values.to(dtype)).all():
+            raise ValueError(f"`{name}` must be finite in {dtype}, as the weights. Got NaN or Inf.")
