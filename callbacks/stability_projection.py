@@ -23,6 +23,9 @@ from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_ta
 from lightning_stable.tensorboard.board import last_step
 from lightning_stable.trainers import check_strategy, logging_interval
 
+# A projection that moves weights by less than this found no step that was made.
+_SKIPPED = 1e-4
+
 
 class StabilityProjectionCallback(ModelProjectorCallback):
     r"""Keeps every recurrence of a model contracting: ``||phi(h, x) - phi(h', x)|| <= rate ||h - h'||``.
@@ -127,6 +130,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._steps = self.num_projections = 0
         self._log_due = False
         self._steps_before = self._global_step = 0  # as the present batch began
+        self._versions_before: list[tuple[int, int]] = []
         self._has_caught_up = False  # and has warned, once
         # Of the last measured projection, and by layer before the first one; there is none yet.
         self._distance: Tensor | None = None
@@ -207,6 +211,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         interval = max(1, self._log_interval)
         monitor.exact = self._steps == 0 or self._steps % interval == interval - 1
         self._steps_before, self._global_step = self._steps, trainer.global_step
+        self._versions_before = self._attached.versions()
 
     @override
     def on_train_batch_end(
@@ -220,24 +225,31 @@ class StabilityProjectionCallback(ModelProjectorCallback):
 
     def _catch_up(self, trainer: Trainer) -> None:
         """Project what an optimizer moved without calling torch's step hooks, or after it called them."""
-        unseen = trainer.global_step > self._global_step and self._steps == self._steps_before
-        moved = self._attached.has_moved and (
-            self._steps == self._steps_before or self._steps % self.every_n_steps == 0
-        )
-        if not (unseen or moved):
-            return
-        names = sorted({type(optimizer).__name__ for optimizer in trainer.optimizers})
+        projector, counted = self._attached, self._steps > self._steps_before
+        if counted and self._steps % self.every_n_steps == 0:
+            if projector.has_moved:
+                self._warn_of_hooks(trainer)
+                projector.project(strict=False)
+        elif not counted and projector.has_moved and projector.versions() != self._versions_before:
+            self._warn_of_hooks(trainer)
+            self._after_step(trainer.optimizers[0], None, None)
+        elif not counted and trainer.global_step > self._global_step:
+            # A step that a gradient scaler skipped, or one that wrote past torch's count of writes.
+            distance = projector.project(strict=False, measure=True)
+            if distance is not None and distance.device.type == "cpu" and distance > _SKIPPED:
+                self._warn_of_hooks(trainer)
+                self._steps += 1
+                self.num_projections += 1
+
+    def _warn_of_hooks(self, trainer: Trainer) -> None:
         if not self._has_caught_up:
             self._has_caught_up = True
+            names = ", ".join(sorted({type(optimizer).__name__ for optimizer in trainer.optimizers}))
             rank_zero_warn(
-                f"Optimizer {', '.join(names)} moved recurrent weights without calling torch's step hooks, or after. "
-                "They are projected at the end of every batch instead: forwards between several steps of one batch use "
+                f"Optimizer {names} moved recurrent weights without calling torch's step hooks, or after it did. They "
+                "are projected at the end of every batch instead: forwards between several steps of one batch use "
                 "weights that are not projected. Let its `step` call the hooks, as torch.optim.Optimizer does."
             )
-        if self._steps == self._steps_before:
-            self._after_step(trainer.optimizers[0], None, None)
-        if self._attached.has_moved:  # the step counted, and its projection is due later or was undone
-            self._attached.project(strict=False)
 
     # ----------------------------------------------- validation and checkpoints
     @override

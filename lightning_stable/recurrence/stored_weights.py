@@ -14,8 +14,8 @@ def check_stored_weights(recurrence: Recurrence) -> None:
     A certificate of such weights would speak of another moment, and changing them in place would be lost.
 
     Raises:
-        ValueError: If a weight is parametrized, normed, no parameter or buffer, no real number, or one that torch's
-            layer holds a stale copy of.
+        ValueError: If a weight is parametrized, normed, no parameter or buffer, or one that torch's layer holds
+            a stale copy of.
     """
     if type(recurrence).parameters is not Recurrence.parameters:
         return  # an adapter that says where its weights are
@@ -44,9 +44,7 @@ def _obstacle(module: nn.Module, name: str, value: object) -> str:
             "lightning_stable.register_recurrence"
         )
     assert isinstance(value, Tensor)
-    if not value.is_floating_point():
-        return f"{name!r} of {value.dtype} in {{!r}}: only real floating-point weights are certified; convert them"
-    if isinstance(module, (nn.RNN, nn.LSTM, nn.GRU)) and not _is_used(module, name, value):
+    if not is_used(module, name, value):
         return (
             f"{name!r} in {{!r}}, which is not the tensor in `_flat_weights`, with which torch's layer computes: "
             "assign the parameter as an attribute of the module (`module.weight = nn.Parameter(...)`); "
@@ -55,6 +53,9 @@ def _obstacle(module: nn.Module, name: str, value: object) -> str:
     return ""
 
 
-def _is_used(layer: nn.RNNBase, name: str, value: Tensor) -> bool:
-    names = layer._flat_weights_names
-    return name in names and len(layer._flat_weights) == len(names) and layer._flat_weights[names.index(name)] is value
+def is_used(module: nn.Module, name: str, value: Tensor) -> bool:
+    """Return whether a module computes with a parameter: torch's layers read a list kept beside their parameters."""
+    if not isinstance(module, (nn.RNN, nn.LSTM, nn.GRU)):
+        return True
+    names, used = module._flat_weights_names, module._flat_weights
+    return name in names and len(used) == len(names) and used[names.index(name)] is value

@@ -35,6 +35,7 @@ def test_tags(tmp_path: Path) -> None:
     layers = [f"stability/core.l{layer}" for layer in (0, 1)]
     assert values.keys() == {
         "stability/rate",
+        "stability/input_excess",
         "stability/projection_distance",
         *(f"{layer}/rate" for layer in layers),
         *(f"{layer}/recurrent_norm/{gate}" for layer in layers for gate in "ifgo"),
@@ -127,15 +128,19 @@ def test_the_rate_as_monitored_value(validate: bool, tmp_path: Path) -> None:
     assert run.current_epoch == 2
 
 
-def test_only_logging_steps_look_at_inputs(tmp_path: Path) -> None:
+def test_every_forward_is_looked_at_and_products_where_a_report_follows(tmp_path: Path) -> None:
     class Counting(Box):
-        calls = 0
+        calls = products = 0
 
         def excess(self, inputs: Tensor) -> Tensor:
             Counting.calls += 1
             return super().excess(inputs)
 
+        def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
+            Counting.products += 1
+            return super().drive_excess(inputs, weight)
+
     ours, calls = projection(input_bound=Counting(-9.0, 9.0)), []
-    probe = AfterStep(lambda _: calls.append(Counting.calls))
+    probe = AfterStep(lambda _: calls.append((Counting.calls, Counting.products)))
     trainer(tmp_path, ours, probe, log_every_n_steps=4).fit(Recurrent("lstm"), sequences(9))
-    assert calls == [1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert calls == [(step, products) for step, products in enumerate([1, 1, 1, 2, 2, 2, 2, 3, 3], start=1)]

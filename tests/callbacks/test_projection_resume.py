@@ -110,7 +110,7 @@ def test_the_certificate_in_a_checkpoint(tmp_path: Path) -> None:
     assert first == ours.report.to_dict()
     (layer,) = first["layers"]
     assert layer["rate"] == first["rate"] <= RATE
-    assert (layer["name"], layer["norm"], layer["guarantee"]) == ("core.encoder.core.l0", "tight", "guaranteed")
+    assert (layer["name"], layer["norm"], layer["guarantee"]) == ("core.encoder.core.l0", "tight", "derived")
     assert layer["input_bound"] == "clamp(-2, 2)"
     assert layer["recurrent_norm"].keys() == set("ifgo")
     assert first["version"]

@@ -203,7 +203,7 @@ def test_two_fits_with_one_callback(tmp_path: Path) -> None:
     assert ours.state_dict()["norms_before"] == pytest.approx(norms)
     trainer(tmp_path, ours).fit(other, sequences())
     assert ours.num_projections == 3
-    assert ours.report.layers[0].guarantee == "guaranteed"
+    assert ours.report.layers[0].guarantee == "derived"
     assert first.layers[0].guarantee == "data"
     assert not other.core._forward_pre_hooks
     assert not model._state_dict_pre_hooks

@@ -47,8 +47,8 @@ def test_both_have_the_same_stable_weights_after_every_step(ddp: Done) -> None:
     assert first["metrics"]["stability/rate"] == second["metrics"]["stability/rate"]
     assert {layer["name"]: layer["guarantee"] for layer in first["report"]["layers"]} == {
         "core.recorded.l0": "data",
-        "core.derived.l0": "guaranteed",
-        "core.given.l0": "guaranteed",
+        "core.derived.l0": "derived",
+        "core.given.l0": "none",  # the second process sees inputs a hundred times as large
         "core.free.l0": "guaranteed",
     }
 

@@ -65,7 +65,6 @@ def as_buffer() -> nn.Module:
         (stale, r"'weight_hh_l0' in 'core\.l0', which is not the tensor in `_flat_weights`"),
         (masked, r"'weight_ih_l0' in 'core\.l0', which is not the tensor in `_flat_weights`"),
         (as_buffer, r"'weight_hh_l0' in 'core\.l0', which is not the tensor in `_flat_weights`"),
-        (lambda: nn.RNN(3, 4).to(torch.complex64), r"'weight_ih_l0' of torch\.complex64 in 'core\.l0': only real"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")

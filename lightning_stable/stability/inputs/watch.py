@@ -17,6 +17,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.calls import input_and_state
 from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.recurrence.stored_weights import is_used
 from lightning_stable.stability.inputs.sets import InputSet, Recorded
 
 # Rows of the weights whose products with the inputs are compared at a time: all of them would cost a third of a step.
@@ -132,10 +133,8 @@ class InputMonitor:
         return weight[self._comparisons % stride :: stride]
 
     def _check_weights(self, name: str, module: nn.Module) -> None:
-        # Torch's layers read a list that is kept beside the parameters.
-        in_use = {id(value) for value in getattr(module, "_flat_weights", ())}
         for key, stored in self._stored[name].items():
-            if getattr(module, key, None) is not stored or (in_use and id(stored) not in in_use):
+            if getattr(module, key, None) is not stored or not is_used(module, key, stored):
                 self.replaced[name] = key
 
     def _check_start(self, name: str, state: Any) -> None:

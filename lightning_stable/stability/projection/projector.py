@@ -71,7 +71,7 @@ class Projector:
             r.module_name for r in self.recurrences if r.needs_drive
         }
         self.monitor = InputMonitor(self.recurrences, self._sources, on_first=first_use, indifferent=indifferent)
-        self._versions: list[tuple[int, int]] = []
+        self._versions = self.versions()
         self.remember(ranges or {})
 
     def attach(self) -> None:
@@ -125,15 +125,16 @@ class Projector:
                 updates = self._keep_finite(ready, updates)
             distance = _distance(updates) if measure else None
         apply_updates(updates)
-        self._versions = self._current_versions()
+        self._versions = self.versions()
         return distance
 
     @property
     def has_moved(self) -> bool:
         """Whether recurrent weights were written to since the last projection; torch counts writes on the host."""
-        return self._versions != self._current_versions()
+        return self._versions != self.versions()
 
-    def _current_versions(self) -> list[tuple[int, int]]:
+    def versions(self) -> list[tuple[int, int]]:
+        """Return which parameters the recurrences hold, and how often each was written to."""
         return [(id(value), value._version) for r in self.recurrences for value in r.parameters().values()]
 
     def certify(self, *, leading_only: bool = False) -> StabilityReport:
