@@ -66,11 +66,15 @@ class InputSet(ABC):
         return self.drive(torch.eye(features, dtype=like.dtype, device=like.device))
 
     def excess(self, inputs: Tensor) -> Tensor:
-        """Return, as a scalar tensor, how far inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside."""
+        """Return, as a scalar tensor, how far inputs of shape ``(..., features)`` lie outside, entrywise; 0 inside.
+
+        What rounding to the dtype of the inputs can do is taken off.
+        """
         box = self.box(inputs.shape[-1], inputs)
         flat = inputs.reshape(-1, inputs.shape[-1])
         # Six times faster than aminmax, which gives both.
-        return torch.maximum(flat.amax(0) - box.high, box.low - flat.amin(0)).amax().clamp(min=0)
+        outside = torch.maximum(flat.amax(0) - box.high, box.low - flat.amin(0))
+        return (outside - _rounding(inputs) * torch.maximum(box.low.abs(), box.high.abs())).amax().clamp(min=0)
 
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """How far products ``weight @ x`` with observed inputs leave :meth:`drive`, which is all a certificate uses.
@@ -174,7 +178,7 @@ class L2Ball(InputSet):
     def excess(self, inputs: Tensor) -> Tensor:
         """Return by how much the largest norm exceeds the radius."""
         largest: Tensor = torch.linalg.vector_norm(inputs, dim=-1).amax()
-        return (largest - self.radius).clamp(min=0)
+        return (largest - self.radius * (1 + _rounding(inputs))).clamp(min=0)
 
 
 class ActiveEntries(InputSet):
@@ -209,7 +213,7 @@ class ActiveEntries(InputSet):
     def excess(self, inputs: Tensor) -> Tensor:
         """Return by how much entries leave the interval or the number of active ones exceeds the count."""
         active = (inputs != 0).sum(-1).amax() - self.count
-        range_excess = torch.maximum(inputs.amax() - self.height, -inputs.amin())
+        range_excess = torch.maximum(inputs.amax() - self.height * (1 + _rounding(inputs)), -inputs.amin())
         return torch.maximum(range_excess, active.to(inputs.dtype)).clamp(min=0)
 
 
@@ -360,6 +364,11 @@ class Recorded(Box):
     def describe(self) -> str:
         """Return the recorded range."""
         return f"seen in data: {self.low.amin().item():.3g} <= x <= {self.high.amax().item():.3g}"
+
+
+def _rounding(inputs: Tensor) -> float:
+    """The relative error of inputs that were rounded to their dtype after a few operations."""
+    return 4 * torch.finfo(inputs.dtype).eps if inputs.is_floating_point() else 0.0
 
 
 def _exact(name: str, value: float | Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class InputMonitor:
         excess: Largest excess over an input set, by the name the set is given for; infinite after a NaN.
         starts: Largest entries of the start states, by module name: per part of the state a tensor of shape
             ``(layers, units)``, infinite after a NaN.
+        called: Names of the modules whose forwards were seen.
         replaced: Names of parameters in whose place a module used something else, by module name.
         recording: Whether ranges are recorded now.
         checking: Whether premises are checked now.
@@ -70,6 +71,7 @@ class InputMonitor:
         self.excess: dict[str, Tensor] = {}
         self.starts: dict[str, tuple[Tensor, ...]] = {}
         self.replaced: dict[str, str] = {}
+        self.called: set[str] = set()
         self.recording = True
         self.checking = True
         self.exact = False
@@ -106,6 +108,7 @@ class InputMonitor:
 
     @torch.no_grad()
     def _watch(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.called.add(name)
         inputs, start = input_and_state(module, args, kwargs)
         if self.checking:
             self._check_weights(name, module)
@@ -116,7 +119,7 @@ class InputMonitor:
         if self.checking and self.known[name]:
             with full_precision(inputs.device):
                 for key, known in self.known[name].items():
-                    excess = (known.excess(inputs) - _rounding(inputs)).clamp(min=0)
+                    excess = known.excess(inputs)
                     if self.exact:
                         rows = self._next_rows(name, key)
                         excess = torch.maximum(excess, known.drive_excess(inputs.to(rows.dtype), rows).to(excess))
@@ -159,13 +162,6 @@ class InputMonitor:
         self.ranges[name] = seen if first else torch.maximum(self.ranges[name].to(seen.device), seen)
         if first and self._on_first is not None:
             self._on_first(name)
-
-
-def _rounding(inputs: Tensor) -> Tensor:
-    """Return by how much inputs may leave their set: they were rounded to their dtype after every operation."""
-    if not inputs.is_floating_point():
-        return torch.zeros((), device=inputs.device)
-    return 8 * torch.finfo(inputs.dtype).eps * inputs.abs().amax()
 
 
 @contextmanager
