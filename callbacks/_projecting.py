@@ -16,7 +16,7 @@ from lightning_stable.callbacks._arguments import checked_input_bound, fitting_r
 from lightning_stable.stability import Constraint, InputSet, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.projection.every_step import State
-from lightning_stable.stability.projection.projector import Projector
+from lightning_stable.stability.projection.projector import Left, Projector
 from lightning_stable.trainers import callbacks_of
 
 # Autocast rounds the weights again when they are used: aim far enough inside for the rounded ones to be stable too.
@@ -115,11 +115,13 @@ class ModelProjectorCallback(Callback):
         self.report: StabilityReport | None = None
         self._input_ranges: dict[str, Tensor] = {}
         self._projector_state: State = {}
+        self._left: Left = {}
         self._warned: set[str] = set()
 
     def _watch(self, trainer: Trainer, module: nn.Module, *, training: bool) -> Projector:
         self._projector = self.projector_for(trainer, module, training=training, ranges=self._input_ranges)
         self._projector.load_state_dict(self._projector_state)
+        self._projector.remember_left(self._left)
         # In a fit only training batches are recorded, and the subclass says when.
         self._projector.monitor.recording = not training
         self._projector.attach()
@@ -133,6 +135,7 @@ class ModelProjectorCallback(Callback):
             self._projector.detach()
             self._input_ranges = {name: seen.clone() for name, seen in self._projector.monitor.ranges.items()}
             self._projector_state = self._projector.state_dict()
+            self._left = self._projector.left_premises
         self._projector = None
 
     def _settle(self) -> StabilityReport:

@@ -170,6 +170,12 @@ class StabilityProjectionCallback(ModelProjectorCallback):
                 f"The recurrences {unseen} were not projected: no inputs reached them through the forward of their "
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
+        if unchecked := sorted(set(self._attached.unchecked_premises()) - set(unseen)):
+            rank_zero_warn(
+                f"The inputs and start states of {unchecked} were not compared with what their certificates rest on: "
+                "no forward of their modules was seen. Call the modules instead of their functions; compile a model "
+                "that was compiled and called before the fit once more."
+            )
         end_table(trainer, pl_module)
 
     @override
@@ -293,6 +299,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             "input_ranges": {name: seen.cpu() for name, seen in self.input_ranges.items()},
             "projector": self._projector_state if self._projector is None else self._projector.state_dict(),
             "norms_before": dict(self._norms_before),
+            "left_premises": self._left if self._projector is None else self._projector.left_premises,
         }
 
     @override
@@ -303,9 +310,11 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
         self._projector_state = state_dict["projector"]
+        self._left = state_dict.get("left_premises", {})  # checkpoints of 0.1.0 know none
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
             self._projector.load_state_dict(self._projector_state)
+            self._projector.remember_left(self._left)
             self._settle()
 
     def table_entries(self, trainer: Trainer) -> Entries:

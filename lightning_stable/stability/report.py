@@ -118,21 +118,28 @@ class StabilityReport:
         """The largest amount by which inputs of a run left a set that was certified for."""
         return max(certificate.input_excess for certificate in self.layers)
 
-    def revoked(self, reasons: Mapping[str, str], excess: Mapping[str, float] | None = None) -> StabilityReport:
+    def revoked(
+        self,
+        reasons: Mapping[str, str],
+        excess: Mapping[str, float] | None = None,
+        windows: Mapping[str, str] | None = None,
+    ) -> StabilityReport:
         """The report without the claims of some layers, and without the windows of their modules.
 
         Args:
             reasons: Why, by the name of the layer.
             excess: By how much inputs left their set, by the name of the layer. One without a reason keeps its rate,
                 which rests on no inputs, and loses its windows.
+            windows: Why layers that keep their rate lose their windows all the same, by the name of the layer.
         """
-        excess = excess or {}
+        excess, windows = excess or {}, windows or {}
         layers = []
         for layer in self.layers:
-            layer = replace(layer, input_excess=excess.get(layer.name, 0.0))
+            reason = windows.get(layer.name, layer.reason)
+            layer = replace(layer, input_excess=excess.get(layer.name, 0.0), reason=reason)
             revoked = layer.name in reasons
             layers.append(replace(layer, guarantee="none", reason=reasons[layer.name]) if revoked else layer)
-        broken = {name for layer in (*reasons, *excess) for name in (layer, layer.rpartition(".")[0])}
+        broken = {name for layer in (*reasons, *excess, *windows) for name in (layer, layer.rpartition(".")[0])}
         bounds = tuple(known.revoked() if known.name in broken else known for known in self.bounds)
         return replace(self, layers=tuple(layers), bounds=bounds)
 

@@ -164,6 +164,47 @@ def test_start_states(cell: str, size: float, state_bound: float, guarantee: str
         assert "`state_bound`" in str(ours.report.layers[0].reason)
 
 
+def test_a_start_state_outside_takes_the_windows_of_a_plain_network(tmp_path: Path) -> None:
+    """Its rate holds in every state."""
+    ours, messages = fit(Started("rnn", 2.4), tmp_path, projection(input_bound=2.0))
+    assert ours.report is not None
+    assert ours.report.guarantee == "guaranteed"
+    assert ours.report.required_window(0.1) is None
+    assert len(messages) == 1
+    assert "`state_bound`" in messages[0]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "ugrnn"])
+def test_runs_from_zero_only(cell: str, tmp_path: Path) -> None:
+    ours, messages = fit(Started(cell, 0.9), tmp_path, projection(input_bound=2.0, state_bound=0.0))
+    assert ours.report is not None
+    assert ours.report.guarantee == "none"
+    assert len(messages) == 1
+
+
+def test_what_was_left_stays_left_after_a_resume(tmp_path: Path) -> None:
+    run = trainer(tmp_path, projection(input_bound=0.5), num_sanity_val_steps=0, limit_val_batches=0)
+    run.fit(Recurrent("gru"), sequences())
+    run.save_checkpoint(tmp_path / "left.ckpt")
+    quiet = Sequences(6)
+    quiet.data *= 0.01
+    ours = projection(input_bound=0.5)
+    again = trainer(tmp_path, ours, max_epochs=2, num_sanity_val_steps=0, limit_val_batches=0)
+    again.fit(Recurrent("gru"), DataLoader(quiet, batch_size=2), ckpt_path=tmp_path / "left.ckpt")
+    assert ours.report is not None
+    assert (ours.report.guarantee, ours.report.input_excess) == ("none", pytest.approx(1.5, rel=1e-4))
+
+
+def test_a_module_whose_forward_was_never_seen(tmp_path: Path) -> None:
+    class Functional(Recurrent):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return self.core.forward(batch)[0].square().mean()
+
+    run = trainer(tmp_path, projection(input_bound=2.0), num_sanity_val_steps=0, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="no forward of their modules was seen"):
+        run.fit(Functional("gru"), sequences())
+
+
 def test_a_state_that_is_carried_on_is_admissible(tmp_path: Path) -> None:
     class Carrying(Recurrent):
         state: Any = None
@@ -194,6 +235,8 @@ def test_other_weights_than_the_stored_ones(tmp_path: Path) -> None:
     run = trainer(tmp_path, ours, log_every_n_steps=1, limit_val_batches=0)
     with pytest.warns(UserWarning, match=r"used something else in place of its parameter 'weight_hh_l0'"):
         run.fit(Perturbed("gru"), sequences())
+    assert ours.report is not None
+    assert ours.report.guarantee == "none"
 
 
 # Steps without hooks --------------------------------------------------------------------------------------------------

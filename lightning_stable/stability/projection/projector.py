@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ from lightning_stable.stability.projection.project import Constraint, Update, ap
 from lightning_stable.stability.report import StabilityReport
 from lightning_stable.stability.spectra import layer_spectra
 
-# Inputs may leave their set by rounding.
-_EXCESS_TOLERANCE = 1e-5
+# States of float32 runs may leave their box by rounding.
+_TOLERANCE = 1e-5
+
+# Reasons and excess by layer, and the layers that lose nothing but their windows.
+Left = dict[str, dict[str, Any]]
 
 
 class Projector:
@@ -72,6 +76,9 @@ class Projector:
         }
         self.monitor = InputMonitor(self.recurrences, self._sources, on_first=first_use, indifferent=indifferent)
         self._versions = self.versions()
+        # What the run has left of the premises stays left: weights that come back inside have been trained outside.
+        self._left: Left = {"reasons": {}, "excess": {}, "windows": {}}
+        self._boxes: dict[str, tuple[Tensor, ...]] = {}  # of the states, at the report before
         self.remember(ranges or {})
 
     def attach(self) -> None:
@@ -90,6 +97,16 @@ class Projector:
     def state_dict(self) -> State:
         """Return what the projection after the next step depends on, besides the weights."""
         return self._after_steps.state_dict()
+
+    @property
+    def left_premises(self) -> Left:
+        """What the run has left of the premises so far, for :meth:`remember_left`."""
+        return {key: dict(value) for key, value in self._left.items()}
+
+    def remember_left(self, left: Left) -> None:
+        """Take over what an earlier part of the run has left."""
+        for key, value in left.items():
+            self._left[key].update(value)
 
     def load_state_dict(self, state: State) -> None:
         """Take over the state of a projector of the same model."""
@@ -111,6 +128,7 @@ class Projector:
         sources = self.input_sets()
         ready = [r for r in self._ready(sources) if module_name in (None, r.module_name)]
         if not ready:
+            self._versions = self.versions() if module_name is None else self._versions
             return None
         if strict:
             check_finite(ready)
@@ -171,8 +189,8 @@ class Projector:
             sources: The input sets, where they are at hand; asking for them is a collective operation.
             leading_only: As in :meth:`certify`.
         """
-        reasons, excess = self._broken_premises(sources or self.input_sets(), leading_only)
-        return report.revoked(reasons, excess)
+        self._collect(self.input_sets() if sources is None else sources, leading_only)
+        return report.revoked(self._left["reasons"], self._left["excess"], self._left["windows"])
 
     def spectra(self) -> dict[str, Tensor]:
         """Return the spectra of the stored weights; see :func:`~lightning_stable.stability.spectra.layer_spectra`."""
@@ -188,72 +206,90 @@ class Projector:
         """Return the input set of a module that is declared or derived; None if it was at most observed."""
         return self._sources.get(module_name)
 
-    def _broken_premises(self, sources: Sources, leading_only: bool) -> tuple[dict[str, str], dict[str, float]]:
-        """By layer: why its certificate does not hold for the run so far, and by how much inputs left their set."""
-        inputs, starts = self._largest_excess(sources, leading_only)
-        reasons: dict[str, str] = {}
-        excess: dict[str, float] = {}
+    def _collect(self, sources: Sources, leading_only: bool) -> None:
+        """Add what was left since the last report."""
+        reasons, excess, windows = self._left["reasons"], self._left["excess"], self._left["windows"]
+        inputs, starts, replaced = self._largest_excess(sources, leading_only)
         for r in self.recurrences:
-            if r.module_name in self.monitor.replaced:
-                reasons[r.name] = _other_weights(r.module_name, self.monitor.replaced[r.module_name])
-            elif starts.get(r.name, 0.0) > _EXCESS_TOLERANCE:
-                reasons[r.name] = (
+            if replaced.get(r.module_name, 0.0) > 0:
+                reasons[r.name] = _other_weights(r.module_name, self.monitor.replaced.get(r.module_name))
+            if starts.get(r.name, 0.0) > _TOLERANCE:
+                # Without inputs a rate holds in every state; windows start from the bounded ones all the same.
+                (reasons if r.needs_drive else windows)[r.name] = (
                     f"A start state of {r.name!r} exceeds what is certified by {starts[r.name]:.4g}. Pass a larger "
                     "`state_bound`, or bound the start states in the model."
                 )
             key = r.name if r.name in inputs else r.module_name
-            if r.layer == 0 and inputs.get(key, 0.0) > _EXCESS_TOLERANCE:
-                excess[r.name] = inputs[key]
+            if r.layer == 0 and inputs.get(key, 0.0) > 0:
+                excess[r.name] = max(excess.get(r.name, 0.0), inputs[key])
                 if r.needs_drive:
                     reasons[r.name] = (
                         f"Inputs of {key!r} lie outside its input set ({self._sources[key].describe()}) by "
-                        f"{inputs[key]:.4g}. Pass a larger `input_bound`, or clamp the inputs in the model."
+                        f"{excess[r.name]:.4g}. Pass a larger `input_bound`, or clamp the inputs in the model."
                     )
-        return reasons, excess
 
-    def _largest_excess(self, sources: Sources, leading_only: bool) -> tuple[dict[str, float], dict[str, float]]:
-        """Excess of inputs by the name of their set, and of start states by layer: one read on the host for all."""
+    def _largest_excess(self, sources: Sources, leading_only: bool) -> tuple[dict[str, float], ...]:
+        """Excess of inputs by the name of their set, of start states by layer, and replaced weights by module.
+
+        All of them are read on the host at once, and reduced in one shape, whatever each process has seen.
+        """
         zero = torch.zeros((), device=self._device)
-        keys = sorted(key for known in self.monitor.known.values() for key in known)
-        names = [r.name for r in self.recurrences if r.needs_drive]
-        if not keys and not names:
-            return {}, {}
         starts = self._start_excess(sources, leading_only) if self.monitor.starts else {}
-        inputs = [self.monitor.excess.get(key, zero) for key in keys]
-        # Of one shape in all processes, whatever each of them has seen.
-        largest = torch.stack([value.to(zero) for value in (*inputs, *(starts.get(name, zero) for name in names))])
+        self.monitor.starts = {}
+        keys = (
+            sorted(key for known in self.monitor.known.values() for key in known),
+            [r.name for r in self.recurrences],
+            list(self.monitor.modules),
+        )
+        replaced = {name: torch.ones_like(zero) for name in self.monitor.replaced}
+        found = [
+            values.get(key, zero).to(zero)
+            for names, values in zip(keys, (self.monitor.excess, starts, replaced), strict=True)
+            for key in names
+        ]
+        largest = torch.stack(found)
         if self._reduce_max is not None:
             largest = self._reduce_max(largest)
-        values = largest.tolist()
-        return dict(zip(keys, values, strict=False)), dict(zip(names, values[len(keys) :], strict=True))
+        values = iter(largest.tolist())
+        return tuple({key: next(values) for key in names} for names in keys)
 
     def _start_excess(self, sources: Sources, leading_only: bool) -> dict[str, Tensor]:
-        """How far start states lie outside the states that the certificates admit, by layer."""
+        """How far start states lie outside the states that the certificates admit, by layer.
+
+        A state that is carried on was made with earlier weights: the boxes of the report before count too.
+        """
         state_bound, found = self.constraint.state_bound, {}
+        boxes_before, self._boxes = self._boxes, {}
         positions: dict[str, int] = {}
         for layer in walk_layers(self.recurrences, sources, state_bound, self._training, leading_only=leading_only):
             recurrence = layer.recurrence
             position = positions[recurrence.module_name] = positions.get(recurrence.module_name, -1) + 1
             parts = self.monitor.starts.get(recurrence.module_name)
-            if parts is None or not recurrence.needs_drive or any(position >= len(part) for part in parts):
+            if parts is None or any(position >= len(part) for part in parts):
                 continue
-            boxes = recurrence.state_box(layer.weights, layer.drive, state_bound) or ()
-            # Hidden states reach 1 wherever a run starts; with `proj_size` a module is given no state of the box.
-            bounds = [
-                box if len(box) == part.shape[1] else torch.ones(1) for box, part in zip(boxes, parts, strict=False)
-            ]
+            boxes = recurrence.state_box(layer.weights, layer.drive, state_bound)
+            if boxes is None:  # nothing is certified that a start state could leave
+                continue
+            if len(boxes[0]) != parts[0].shape[-1]:  # with `proj_size` the module is given outputs
+                output = recurrence.output_bound(layer.weights, layer.drive, state_bound)
+                boxes = (boxes[1].new_ones(()) if output is None else output.clamp(min=state_bound), *boxes[1:])
+            self._boxes[recurrence.name] = boxes
+            admitted = boxes_before.get(recurrence.name, boxes)
             excess = [
-                (part[position] - bound.to(part).clamp(min=max(1.0, state_bound))).amax()
-                for part, bound in zip(parts, bounds, strict=False)
+                (part[position] - torch.maximum(box, before).to(part)).amax()
+                for part, box, before in zip(parts, boxes, admitted, strict=False)
             ]
-            if excess:
-                found[recurrence.name] = torch.stack(excess).amax().clamp(min=0)
+            found[recurrence.name] = torch.stack(excess).amax().clamp(min=0)
         return found
 
     def unseen_inputs(self) -> list[str]:
         """Return the names of the recurrences that cannot be projected, because nothing is known about their inputs."""
         ready = self._ready(self.input_sets())
         return [r.name for r in self.recurrences if r not in ready]
+
+    def unchecked_premises(self) -> list[str]:
+        """Return the names of the recurrences whose premises were not checked: no forward of theirs was seen here."""
+        return [r.name for r in self.recurrences if r.needs_drive and r.module_name not in self.monitor.called]
 
     def recurrent_norms(self) -> dict[str, float]:
         """``||W||_F`` of the recurrent weights, by recurrence."""
@@ -323,9 +359,10 @@ def _not_finite(name: str) -> str:
     )
 
 
-def _other_weights(name: str, parameter: str) -> str:
+def _other_weights(name: str, parameter: str | None) -> str:
+    what = "a parameter" if parameter is None else f"its parameter {parameter!r}"  # of another process
     return (
-        f"A forward of {name or 'the model'!r} used something else in place of its parameter {parameter!r}, as "
+        f"A forward of {name or 'the model'!r} used something else in place of {what}, as "
         "torch.func.functional_call does and layers that compute their weights at every call. Certify the weights that "
         "are used."
     )
