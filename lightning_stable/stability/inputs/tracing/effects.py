@@ -34,6 +34,11 @@ _IMPURE_METHODS = {
     *("copy", "to_dlpack", "__dlpack__", "__set__", "__delete__", "__setitem__", "__setstate__", "backward"),
 }
 _IMPURE_FUNCTIONS = ("batch_norm", "instance_norm", "moving_avg", "from_numpy", "frombuffer", "from_dlpack")
+# Functions that make a tensor of sizes, numbers, a dtype and a device.
+FACTORIES = (
+    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.eye, torch.linspace),
+    *(torch.rand, torch.randn, torch.randint, torch.tensor),
+)
 # Functions, methods and operators that return a new tensor whatever they are given.
 _FRESH = {
     *("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "remainder", "pow", "matmul", "bmm", "mm", "neg"),
@@ -41,6 +46,8 @@ _FRESH = {
     *("clamp", "clip", "clone", "cat", "stack", "where", "sum", "mean", "amax", "amin", "argmax", "argmin", "cumsum"),
     *("one_hot", "embedding", "linear", "layer_norm", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "size", "dim"),
     *("cross_entropy", "zeros_like", "ones_like", "rand_like", "randn_like", "numel", "is_floating_point"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+    *(factory.__name__ for factory in FACTORIES),
 }
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 _FRESH_MODULES = (
