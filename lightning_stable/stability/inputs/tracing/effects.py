@@ -109,6 +109,14 @@ def name_of(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
+def _memory(tensor: Tensor) -> int:
+    """A number that tensors with the same memory have in common: a parameter and its `data`, for instance."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, ValueError):  # a sparse tensor has no storage, a lazy one not yet
+        return id(tensor)
+
+
 class Effects:
     """The classes of values that may share memory in one graph, and which of them are spoiled.
 
@@ -137,7 +145,7 @@ class Effects:
 
     def spoiled_weight(self, weight: Tensor | None) -> bool:
         """Whether ``forward`` may change a parameter in place."""
-        return weight is not None and self._class(id(weight)) in self._spoiled
+        return weight is not None and self._class(_memory(weight)) in self._spoiled
 
     def _class(self, value: Any) -> Any:
         while value in self._above and self._above[value] != value:
@@ -146,8 +154,8 @@ class Effects:
 
     def _key(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            tensor = self._lookup(str(node.target))
-            return node if tensor is None else id(tensor)
+            value = self._lookup(str(node.target))
+            return _memory(value) if isinstance(value, Tensor) else node if value is None else id(value)
         return node
 
     def _effect(self, node: fx.Node) -> tuple[bool, bool, list[int]]:
@@ -159,7 +167,7 @@ class Effects:
                 return False, own and recurrence_obstacle(module) is None, []
             writing = not is_all_torchs(module) or bool(getattr(module, "inplace", False))
             renormed = getattr(module, "max_norm", None) is not None
-            weights = [id(p) for p in module.parameters()] if writing or renormed else []
+            weights = [_memory(p) for p in module.parameters()] if writing or renormed else []
             return writing or renormed, isinstance(module, _FRESH_MODULES) and not writing, weights
         if node.op in ("call_function", "call_method"):
             writing = writes(node.target, node.args, node.kwargs)

@@ -244,12 +244,12 @@ def first_state_in_place(self: Any, x: Tensor) -> Any:
 
 @benign("the first state like a parameter, in place")
 def first_state_like_a_parameter(self: Any, x: Tensor) -> Any:
-    return self.core(self.emb(x), next(self.parameters()).new_zeros(1, x.size(0), UNITS).add_(1.0))
+    return self.core(self.emb(x), next(self.emb.parameters()).new_zeros(1, x.size(0), UNITS).add_(1.0))
 
 
 @benign("the first state on the device of a parameter")
 def first_state_beside_a_parameter(self: Any, x: Tensor) -> Any:
-    weight = next(self.parameters())
+    weight = next(self.emb.parameters())
     state = torch.full((1, x.size(0), UNITS), 0.5, device=weight.device, dtype=weight.dtype)
     return self.core(self.emb(x), state)
 
