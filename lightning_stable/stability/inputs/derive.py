@@ -3,8 +3,8 @@
 ``torch.fx`` traces the model with every torch layer and every recurrence as a leaf; walking back from the input of a
 recurrence through layers whose range is known (embeddings, dropout, LayerNorm, clamps, bounded nonlinearities) gives
 the set. The model is traced in every way its control flow may tell apart: in both modes, with and without gradients,
-with flags either way, with optional arguments given and left out, and as earlier calls may have left it. All traces
-must agree, and what a trace cannot follow is refused with a reason.
+with flags either way, with optional arguments given and left out, with either answer to whether a value is a tensor,
+and as earlier calls may have left it. All traces must agree, and what a trace cannot follow is refused with a reason.
 
 A derived set is not a declared one, because no trace sees everything. It is wrong, and only the check of the inputs in
 a run notices, where
@@ -174,6 +174,8 @@ class _Agenda:
         """Add what follows from the trace of the last call, given what the code looks at."""
         assert self._current is not None
         self._traced.append((*self._current, outcome.sources))
+        for answer in sorted(outcome.asked - self._current[1].denied):
+            self._enter(self._current[0], self._current[1]._replace(denied=self._current[1].denied | {answer}))
         looks = code.tests_none, code.asks_grad
         # What the code has not looked at before concerns earlier calls as well.
         for state, call, sources in self._traced[-1:] if looks == self._looks else self._traced:

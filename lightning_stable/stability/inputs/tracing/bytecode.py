@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dis
 import sys
-from functools import lru_cache
+from collections import ChainMap
+from functools import lru_cache, reduce
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MATCHES = {"MATCH_MAPPING", "MATCH_SEQUENCE", "MATCH_KEYS", "MATCH_CLASS"}
 _HANDLERS = {"CHECK_EXC_MATCH", "CHECK_EG_MATCH", "JUMP_IF_NOT_EXC_MATCH"}
@@ -70,6 +71,8 @@ def _objection(code: CodeType, instructions: list[dis.Instruction], index: int, 
         return "handles exceptions"
     if name in ("LOAD_GLOBAL", "LOAD_NAME") and value in _IDENTITY:
         return None if _called_with_self(following) else f"looks at `{value}(...)` of a value"
+    if name == "LOAD_CONST" and value == "__torch_function__":
+        return "looks for `__torch_function__`"
     if name in ("LOAD_ATTR", "LOAD_METHOD") and value in _PROGRESS:
         return f"reads `{value}`"
     return None
@@ -107,6 +110,28 @@ def calls_method(frame: FrameType) -> bool:
     name, argument = instruction(frame)
     # From Python 3.12 on, a bit of LOAD_ATTR says so.
     return name == "LOAD_METHOD" or (sys.version_info >= (3, 12) and name == "LOAD_ATTR" and argument & 1 == 1)
+
+
+def asked_class(frame: FrameType) -> Any:
+    """The class in the ``isinstance(x, name)`` that a frame is executing; None for anything less plain.
+
+    The class is a global variable or an attribute of one, and ``x`` is a local variable.
+    """
+    name, count = instruction(frame)
+    if name not in _CALLS or count != 2:
+        return None
+    before = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti and i.opname != "PRECALL"]
+    attributes: list[str] = []
+    while before and before[-1].opname == "LOAD_ATTR":
+        attributes.insert(0, before.pop().argval)
+    if len(before) < 3:
+        return None
+    function, value, owner = before[-3:]
+    plain = function.opname == owner.opname == "LOAD_GLOBAL" and value.opname.startswith("LOAD_FAST")
+    variables = ChainMap(frame.f_globals, frame.f_builtins)
+    if not plain or variables.get(function.argval) is not isinstance:
+        return None
+    return reduce(getattr, attributes, variables.get(owner.argval))
 
 
 def raises(code: CodeType, position: int) -> bool:

@@ -34,6 +34,11 @@ _IMPURE_METHODS = {
     *("copy", "to_dlpack", "__dlpack__", "__set__", "__delete__", "__setitem__", "__setstate__", "backward"),
 }
 _IMPURE_FUNCTIONS = ("batch_norm", "instance_norm", "moving_avg", "from_numpy", "frombuffer", "from_dlpack")
+# Functions that make a tensor of sizes, numbers, a dtype and a device.
+FACTORIES = (
+    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.eye, torch.linspace),
+    *(torch.rand, torch.randn, torch.randint, torch.tensor),
+)
 # Functions, methods and operators that return a new tensor whatever they are given.
 _FRESH = {
     *("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "remainder", "pow", "matmul", "bmm", "mm", "neg"),
@@ -41,6 +46,8 @@ _FRESH = {
     *("clamp", "clip", "clone", "cat", "stack", "where", "sum", "mean", "amax", "amin", "argmax", "argmin", "cumsum"),
     *("one_hot", "embedding", "linear", "layer_norm", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "size", "dim"),
     *("cross_entropy", "zeros_like", "ones_like", "rand_like", "randn_like", "numel", "is_floating_point"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+    *(factory.__name__ for factory in FACTORIES),
 }
 _EMBEDDINGS = (F.embedding, F.embedding_bag)
 _FRESH_MODULES = (
@@ -102,6 +109,14 @@ def name_of(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
+def _memory(tensor: Tensor) -> int:
+    """A number that tensors with the same memory have in common: a parameter and its `data`, for instance."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, ValueError):  # a sparse tensor has no storage, a lazy one not yet
+        return id(tensor)
+
+
 class Effects:
     """The classes of values that may share memory in one graph, and which of them are spoiled.
 
@@ -130,7 +145,7 @@ class Effects:
 
     def spoiled_weight(self, weight: Tensor | None) -> bool:
         """Whether ``forward`` may change a parameter in place."""
-        return weight is not None and self._class(id(weight)) in self._spoiled
+        return weight is not None and self._class(_memory(weight)) in self._spoiled
 
     def _class(self, value: Any) -> Any:
         while value in self._above and self._above[value] != value:
@@ -139,8 +154,8 @@ class Effects:
 
     def _key(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            tensor = self._lookup(str(node.target))
-            return node if tensor is None else id(tensor)
+            value = self._lookup(str(node.target))
+            return _memory(value) if isinstance(value, Tensor) else node if value is None else id(value)
         return node
 
     def _effect(self, node: fx.Node) -> tuple[bool, bool, list[int]]:
@@ -152,7 +167,7 @@ class Effects:
                 return False, own and recurrence_obstacle(module) is None, []
             writing = not is_all_torchs(module) or bool(getattr(module, "inplace", False))
             renormed = getattr(module, "max_norm", None) is not None
-            weights = [id(p) for p in module.parameters()] if writing or renormed else []
+            weights = [_memory(p) for p in module.parameters()] if writing or renormed else []
             return writing or renormed, isinstance(module, _FRESH_MODULES) and not writing, weights
         if node.op in ("call_function", "call_method"):
             writing = writes(node.target, node.args, node.kwargs)

@@ -23,7 +23,11 @@ _LIBRARIES = tuple(
     for name in ("lightning" + os.sep, "pytorch_lightning", "lightning_fabric", "lightning_utilities", "typing_ext")
 )
 _METACLASS = _TORCH + os.path.join("nn", "parameter.py")
-_PYTREE = _TORCH + os.path.join("utils", "_pytree.py")
+# Files of torch that look at values, and what the user code that calls them does.
+_LOOKS = {
+    _TORCH + os.path.join("utils", "_pytree.py"): "takes a nested value apart",  # a traced one has no parts
+    _TORCH + "overrides.py": "asks whether a value overrides functions of torch",  # traced ones do
+}
 _TRUSTED = tuple(
     _TORCH + os.path.join(*parts)
     for parts in (("fx", ""), ("utils", "_pytree.py"), ("overrides.py",), ("nn", "modules", "module.py"))
@@ -59,9 +63,10 @@ def asking(frame: FrameType) -> FrameType:
     return frame
 
 
-def asks_for_structure(frame: FrameType) -> bool:
-    """Whether user code calls torch's functions for nested values, for which a traced value is a single one."""
-    return frame.f_code.co_filename == _PYTREE and frame.f_back is not None and of_user(frame.f_back)
+def look_by_torch(frame: FrameType) -> str | None:
+    """What user code does that calls a function of torch which looks at values, as the end of a sentence."""
+    look = _LOOKS.get(frame.f_code.co_filename)
+    return look if frame.f_back is not None and of_user(frame.f_back) else None
 
 
 def torchs(code: CodeType) -> bool:

@@ -11,12 +11,15 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
+from types import MethodDescriptorType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.recurrence.registry import is_recurrent
+from lightning_stable.stability.inputs.tracing.effects import FACTORIES
 from lightning_stable.stability.inputs.tracing.generators import (
     equal_numbers,
     equal_states,
@@ -24,6 +27,7 @@ from lightning_stable.stability.inputs.tracing.generators import (
     set_random_states,
 )
 from lightning_stable.stability.inputs.tracing.memory import Memory, State
+from lightning_stable.stability.inputs.tracing.modules import is_torchs
 from lightning_stable.stability.inputs.tracing.real_tensors import RealTensors
 from lightning_stable.stability.inputs.tracing.refusal import Refusal
 from lightning_stable.stability.inputs.tracing.user_code import UserCode, raised_by_user
@@ -33,6 +37,7 @@ from lightning_stable.stability.inputs.tracing.values import TENSOR_PROPERTIES, 
 _WRAPPED = (
     *(nn.utils.rnn.pack_padded_sequence, nn.utils.rnn.pad_packed_sequence),
     *(math.sqrt, math.log, math.exp, math.ceil, math.floor),
+    *(*FACTORIES, torch.as_tensor),
 )
 
 
@@ -44,12 +49,14 @@ class Call(NamedTuple):
         grad: Whether gradients are recorded.
         flags: Values of arguments with a boolean default.
         absent: Names of the arguments, and of what is taken from arguments, that are None.
+        denied: Answers to ``isinstance`` that are False, as sentences.
     """
 
     training: bool | None = None
     grad: bool = True
     flags: tuple[tuple[str, bool], ...] = ()
     absent: frozenset[str] = frozenset()
+    denied: frozenset[str] = frozenset()
 
 
 class Outcome(NamedTuple):
@@ -57,11 +64,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         sources: Names of the values that a caller may leave out or give as None.
+        asked: Answers to ``isinstance`` that may as well be False, as sentences.
         state: What the next call finds.
         result: What was read from the graph.
     """
 
     sources: set[str]
+    asked: set[str]
     state: State
     result: Any
 
@@ -73,7 +82,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, memory: Memory, call: Call, state: State, code: UserCode) -> None:
         super().__init__()
         # Also where they are called as functions of their module.
-        self._autowrap_search = [nn.utils.rnn, math]
+        self._autowrap_search = [nn.utils.rnn, math, torch]
         self._autowrap_function_ids = {id(function) for function in _WRAPPED}
         self.memory, self.call, self.state, self.code = memory, call, state, code
         self.absent = call.absent
@@ -81,6 +90,7 @@ class _Tracer(fx.Tracer):
         # Values that were given or kept, and what was taken from them: they may be anything.
         self.opaque: dict[fx.Node, str] = {}
         self.sources: set[str] = set()
+        self.asked: set[str] = set()
         self.before: list[Any] = []
 
     def refuse(self, reason: str) -> Refusal:
@@ -91,11 +101,27 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
 
+    def class_of(self, value: fx.Proxy, asked: Any) -> type | None:
+        """What a value answers if it is asked whether it is an ``asked``; None where nothing can be said."""
+        with self.code.paused():
+            node = value.node
+            module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if module is not None and any(is_torchs(module, kind) for kind in (nn.RNN, nn.LSTM, nn.GRU)):
+                return tuple
+            if asked is not Tensor and (asked is not PackedSequence or node in self.opaque):
+                return None
+            answer = f"{node.name} is a {asked.__name__}"
+            self.asked.add(answer)
+            return object if answer in self.call.denied else asked
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         with self.code.paused():
             return is_recurrent(m) or super().is_leaf_module(m, module_qualified_name)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        # torch hands some methods of real tensors on as functions.
+        if isinstance(target, MethodDescriptorType) and issubclass(Tensor, target.__objclass__):
+            kind, target = "call_method", target.__name__
         with self.code.paused():
             return self._proxy_of(super().create_proxy(kind, target, args, kwargs, *rest, **more), kind, target, args)
 
@@ -193,7 +219,7 @@ class Tracing:
             tracer.refuse("`forward` draws random numbers, which change its course from call to call")
         if tracer.refusal is not None:
             raise tracer.refusal
-        return Outcome(tracer.sources, after, result)
+        return Outcome(tracer.sources, tracer.asked, after, result)
 
     def _graph(self, tracer: _Tracer, real: RealTensors) -> fx.Graph:
         """The graph; of a call that fails as far as it gets."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lightning_stable.stability.inputs.tracing import bytecode
-from lightning_stable.stability.inputs.tracing.frames import asks_for_structure, function, of_user, where
+from lightning_stable.stability.inputs.tracing.frames import function, look_by_torch, of_user, where
 from lightning_stable.stability.inputs.tracing.memory import Memory
 from lightning_stable.stability.inputs.tracing.refusal import Refusal
 
@@ -23,6 +23,7 @@ from lightning_stable.stability.inputs.tracing.refusal import Refusal
 _LOOKS = (
     *(callable, id, globals, operator.is_, operator.is_not, os.urandom),
     *(torch.is_inference_mode_enabled, torch.is_autocast_enabled),
+    *(torch._C._has_torch_function, torch._C._has_torch_function_unary, torch._C._has_torch_function_variadic),
 )
 _NAMES = {look.__name__ for look in _LOOKS} | {"is_grad_enabled"}
 
@@ -71,8 +72,8 @@ class UserCode:
             if event == "call":
                 if of_user(frame):
                     self._enter_function(frame)
-                elif asks_for_structure(frame):
-                    raise Refusal(f"{where(frame)} takes a nested value apart")
+                elif (look := look_by_torch(frame)) is not None:
+                    raise Refusal(f"{where(frame)} {look}")
                 elif frame.f_code is suppress.__exit__.__code__:
                     raise Refusal(f"{where(frame)} suppresses exceptions")
             elif event == "c_call":

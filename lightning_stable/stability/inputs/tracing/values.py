@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import fx
 
-from lightning_stable.stability.inputs.tracing.bytecode import calls_method, instruction, reads_attribute
+from lightning_stable.stability.inputs.tracing.bytecode import asked_class, calls_method, instruction, reads_attribute
 from lightning_stable.stability.inputs.tracing.effects import INPLACE_OPERATORS
 from lightning_stable.stability.inputs.tracing.frames import asking, trusted, where
 
-# What fx and torch ask of a proxy all the time.
-_NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node", "__torch_function__"}
+# What fx keeps in a proxy.
+_NAMES_OF_FX = {"node", "tracer", "root", "attr", "_node"}
 
 # What is read from a tensor alone. (What other objects keep under these names is a tensor or no concern.)
 TENSOR_PROPERTIES = {
@@ -27,22 +27,25 @@ TENSOR_PROPERTIES = {
 class Value(fx.Proxy):
     """A traced value that records what is done to it and refuses to be looked at."""
 
-    tracer: Any  # with `refuse`, and with `opaque`, `sources` and `absent` names of values
+    tracer: Any  # with `refuse` and `class_of`, and with `opaque`, `sources` and `absent` names of values
 
     def __getattribute__(self, name: str) -> Any:
-        if name not in _NAMES_OF_FX:
-            frame = sys._getframe(1)
-            if name == "__class__":
-                if not trusted(frame := asking(frame)):
-                    _refuse(self, frame, "looks at the type of a value")
-            elif not trusted(frame) and not reads_attribute(frame):
+        frame = sys._getframe(1)
+        if name == "__class__":
+            if not trusted(frame := asking(frame)):
+                kind = self.tracer.class_of(self, asked_class(frame))
+                return kind or _refuse(self, frame, "looks at the type of a value")
+        elif name != "__torch_function__" and not trusted(frame):  # torch asks for that one on behalf of any frame
+            if not reads_attribute(frame):
                 _refuse(self, frame, f"asks a value for `{name}` through `hasattr` or `getattr`")
-            elif name == "keys":  # tensors have none
-                return self.__getattr__(name)
+            if name == "keys" or name in _NAMES_OF_FX:  # tensors have none of them
+                return self._attribute(name, frame)
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        frame = sys._getframe(1)
+        return self._attribute(name, sys._getframe(1))
+
+    def _attribute(self, name: str, frame: FrameType) -> Any:
         if name not in TENSOR_PROPERTIES and not trusted(frame) and not calls_method(frame):
             source = self.tracer.opaque.get(self.node)
             if source is not None:
@@ -53,7 +56,7 @@ class Value(fx.Proxy):
         return Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _NAMES_OF_FX:
+        if name not in _NAMES_OF_FX or not trusted(sys._getframe(1)):
             _refuse(self, sys._getframe(1), f"sets the attribute `{name}` of a value")
         super().__setattr__(name, value)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from lightning_stable.stability.inputs.tracing.bytecode import calls_method, read, reads_attribute, uses
+from lightning_stable.stability.inputs.tracing.bytecode import asked_class, calls_method, read, reads_attribute, uses
 
 SOURCE = """
 def branch(x):
@@ -31,6 +32,7 @@ def pattern(x):
 def type_of(x): return type(x) == int
 def type_of_attribute(self): return type(self.x)
 def identity(x): return id(x)
+def override(x): return hasattr(x, "__torch_function__")
 def global_(x):
     global G
     G = x
@@ -111,3 +113,43 @@ def test_arguments_that_are_read() -> None:
     assert uses(function.__code__, "args")
     assert uses(function.__code__, "kwargs")
     assert not uses(function.__code__, "a")
+
+
+class Asked:
+    """Remembers the class for which ``isinstance`` has asked it."""
+
+    seen: Any = None
+
+    @property
+    def __class__(self) -> Any:
+        Asked.seen = asked_class(sys._getframe(1))
+        return Asked
+
+
+PLAIN = (
+    (lambda x: isinstance(x, int), int),
+    (lambda x: isinstance(x, builtins.int), int),
+    (lambda x: [isinstance(x, float), 1], float),
+)
+NOT_PLAIN = (
+    lambda x: isinstance(x, (int, float)),
+    lambda x: isinstance(x, int | float),
+    lambda x: isinstance([x][0], int),
+    lambda x: any(map(isinstance, [x], [int])),
+    lambda x: getattr(x, "__class__", int),
+    lambda x: x.__class__,
+    lambda x, isinstance=isinstance: isinstance(x, int),
+)
+
+
+def test_the_class_of_a_plain_isinstance_is_read() -> None:
+    for function, kind in PLAIN:
+        function(Asked())
+        assert Asked.seen is kind
+
+
+@pytest.mark.parametrize("function", NOT_PLAIN)
+def test_no_class_is_read_of_anything_less_plain(function: Callable[[Any], Any]) -> None:
+    Asked.seen = ...
+    function(Asked())
+    assert Asked.seen is None

@@ -316,6 +316,12 @@ def no_flag(self: Any, x: Tensor, loud: Any = False) -> Any:
     return self.core(self.emb(x) * 5 if loud == 2 else self.emb(x))
 
 
+@tricky("the data of a parameter, at traced places")
+def data_at_places(self: Any, x: Tensor) -> Any:
+    next(self.emb.parameters()).data.index_fill_(0, x[0], 5.0)
+    return self.core(self.emb(x))
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_no_derived_set_is_left(case: Case) -> None:
     check(case)

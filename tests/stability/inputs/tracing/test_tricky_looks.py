@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
 from tests.stability.inputs.tracing.tricky import (
+    UNITS,
     VOCAB,
     Base,
     Case,
@@ -127,6 +128,50 @@ def isinstance_parameter(self: Any, x: Any, scale: Any) -> Any:
     return self.core(self.emb(x) * 5 if isinstance(scale, nn.Parameter) else self.emb(x))
 
 
+@tricky("isinstance of a tensor that is none", lambda m: m({"x": X}))
+def isinstance_tensor_denied(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if isinstance(x, Tensor) else self.emb(x["x"]) * 5)
+
+
+@tricky("isinstance of an inner tensor that is none", lambda m: m(X, {"x": 1}))
+def isinstance_both(self: Any, x: Any, y: Any) -> Any:
+    if isinstance(x, Tensor) and not isinstance(y, Tensor):
+        return self.core(self.emb(x) * 5)
+    return self.core(self.emb(x))
+
+
+@tricky("isinstance of a packed argument", lambda m: m(pack_sequence([X[0]])))
+def isinstance_packed(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x.data) * 5 if isinstance(x, PackedSequence) else self.emb(x))
+
+
+@tricky("isinstance of a tuple", lambda m: m((X, X)))
+def isinstance_tuple(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x[0]) * 5 if isinstance(x, tuple) else self.emb(x))
+
+
+@tricky("isinstance of a list", lambda m: m([X]))
+def isinstance_list(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x[0]) * 5 if isinstance(x, list) else self.emb(x))
+
+
+@tricky("isinstance of a result")
+def isinstance_result(self: Any, x: Any) -> Any:
+    y = self.emb(x)
+    return self.core(y if isinstance(y, PackedSequence) else y * 5)
+
+
+@tricky("isinstance of what a recurrence returned", prepare=lambda m: setattr(m, "other", nn.LSTM(N, UNITS)))
+def isinstance_returned(self: Any, x: Any) -> Any:
+    states = self.other(self.emb(x))
+    return self.core(self.emb(x) if isinstance(states, Tensor) else self.emb(x) * 5)
+
+
+@tricky("torch.is_tensor of something else", lambda m: m({"x": X}))
+def is_tensor_denied(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if torch.is_tensor(x) else self.emb(x["x"]) * 5)
+
+
 @tricky("torch.is_tensor")
 def is_tensor(self: Any, x: Any) -> Any:
     return self.core(self.emb(x) * 5 if torch.is_tensor(x) else self.emb(x))
@@ -207,6 +252,31 @@ def has_attribute(self: Any, x: Any) -> Any:
 @tricky("hasattr of what proxies have")
 def has_keys(self: Any, x: Any) -> Any:
     return self.core(self.emb(x["x"]) if hasattr(x, "keys") else self.emb(x) * 5)
+
+
+@tricky("hasattr of what fx keeps")
+def has_tracer(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if hasattr(x, "tracer") else self.emb(x) * 5)
+
+
+@tricky("an attribute that fx has too", lambda m: m(SimpleNamespace(x=X, root=None)))
+def has_root(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x.x) * 5 if x.root is None else self.emb(x.x))
+
+
+@tricky("hasattr of what overrides functions", lambda m: m({"x": X}))
+def has_override(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if hasattr(x, "__torch_function__") else self.emb(x["x"]) * 5)
+
+
+@tricky("torch.overrides.has_torch_function")
+def has_torch_function(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if torch.overrides.has_torch_function((x,)) else self.emb(x) * 5)
+
+
+@tricky("torch.overrides.is_tensor_like", lambda m: m({"x": X}))
+def is_tensor_like(self: Any, x: Any) -> Any:
+    return self.core(self.emb(x) if torch.overrides.is_tensor_like(x) else self.emb(x["x"]) * 5)
 
 
 @tricky("getattr with a default")

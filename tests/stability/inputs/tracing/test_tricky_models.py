@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -227,6 +228,97 @@ def helped(self: Any, x: Tensor) -> Any:
 
 def embedded(model: Any, x: Tensor) -> Tensor:
     return model.drop(model.emb(x))
+
+
+@benign("the first state on the device of the input")
+def first_state(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x), torch.zeros(1, x.size(0), UNITS, device=x.device))
+
+
+@benign("the first state of the input's type, in place")
+def first_state_in_place(self: Any, x: Tensor) -> Any:
+    y = self.emb(x)
+    (size, _), state = x.shape, torch.empty(1, x.shape[0], UNITS, dtype=y.dtype, device=x.device)
+    return self.core(y, state.zero_()), torch.ones(size, device=x.device)
+
+
+@benign("the first state like a parameter, in place")
+def first_state_like_a_parameter(self: Any, x: Tensor) -> Any:
+    return self.core(self.emb(x), next(self.emb.parameters()).new_zeros(1, x.size(0), UNITS).add_(1.0))
+
+
+@benign("the first state on the device of a parameter")
+def first_state_beside_a_parameter(self: Any, x: Tensor) -> Any:
+    weight = next(self.emb.parameters())
+    state = torch.full((1, x.size(0), UNITS), 0.5, device=weight.device, dtype=weight.dtype)
+    return self.core(self.emb(x), state)
+
+
+@benign("positions off the way")
+def positions(self: Any, x: Tensor) -> Any:
+    steps, out = torch.arange(x.size(1), device=x.device), self.core(self.emb(x))[0]
+    return out + steps[None, :, None] + torch.eye(UNITS, device=x.device)[: x.size(1)]
+
+
+@benign("whether the input is a tensor", lambda m: m(X.tolist()))
+def made_a_tensor(self: Any, x: Any) -> Any:
+    if not isinstance(x, torch.Tensor):
+        x = torch.tensor(x)
+    return self.core(self.emb(x))
+
+
+@benign("an input that must be a tensor")
+def must_be_a_tensor(self: Any, x: Any) -> Any:
+    if not torch.is_tensor(x):
+        raise TypeError("`x` must be a tensor.")
+    return self.core(self.emb(x))
+
+
+@benign("whether the recurrence returns a tuple")
+def returned_tuple(self: Any, x: Tensor) -> Any:
+    out = self.core(self.emb(x))
+    if isinstance(out, tuple):
+        out = out[0]
+    if isinstance(out, PackedSequence):
+        out, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+    return self.head(out)
+
+
+@benign("the mean of what is no padding")
+def masked_mean(self: Any, x: Tensor) -> Any:
+    out, mask = self.core(self.emb(x))[0], (x != 0).unsqueeze(-1)
+    return (out * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+@benign("the last step of every sequence", lambda m: m(X, torch.tensor([3, 2])))
+def last_steps(self: Any, x: Tensor, lengths: Tensor) -> Any:
+    return self.core(self.emb(x))[0].gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, UNITS))
+
+
+@benign("a loss if there are labels", lambda m: m(X, X % 2))
+def loss(self: Any, x: Tensor, labels: Any = None) -> Any:
+    out = self.head(self.core(self.emb(x.long()))[0])
+    if labels is not None:
+        return nn.functional.cross_entropy(out.flatten(0, 1), labels.flatten())
+    return out
+
+
+@benign("a key that may be missing", lambda m: m({"x": X}))
+def optional_key(self: Any, batch: Any) -> Any:
+    return self.core(self.emb(batch["x"])), batch.get("lengths")
+
+
+@benign("the time it takes")
+def timed(self: Any, x: Tensor) -> Any:
+    start, out = time.time(), self.core(self.emb(x))[0]
+    self.took = time.time() - start
+    return out
+
+
+@benign("a loop over steps of the output")
+def decoded(self: Any, x: Tensor) -> Any:
+    out = self.core(self.emb(x))[0]
+    return torch.stack([self.head(out[:, step]) for step in range(2)], 1)
 
 
 @pytest.mark.parametrize(("forward", "run"), BENIGN.values(), ids=BENIGN)
