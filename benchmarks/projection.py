@@ -13,6 +13,7 @@ from benchmarks.timing import Comparison, compared, duration
 from benchmarks.training import WARM_UP, training
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.inputs.resolve import resolve_sources
+from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
 from lightning_stable.stability.projection.clip_subspace import SubspaceClip
 from lightning_stable.stability.projection.project import Constraint, apply_updates, propose_updates
 from lightning_stable.stability.projection.sets import clip_singular_values
@@ -34,10 +35,11 @@ def spectral(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 3
     Errors are the largest distance from the same loop in float64, relative to the weights.
     """
     for size in sizes:
-        subspace = SubspaceClip(reading=device == "cpu")
+        subspace = SubspaceClip()
         methods: dict[str, Callable[[Tensor], Tensor]] = {
             "gram eigh": lambda w: clip_singular_values(w, _RATE, reading=True),
             "chebyshev": lambda w, clip=subspace: clip(w[None], _RATE)[0],  # type: ignore[misc]
+            "products": lambda w: clip_by_products(w[None], _RATE)[0],
         }
         pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
         errors = dict.fromkeys(methods, 0.0)

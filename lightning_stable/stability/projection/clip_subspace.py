@@ -14,7 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_stable.stability.projection.clip_newton_schulz import excess_of
 from lightning_stable.stability.projection.sets import gram_eigh, remove_excess
 
 # Below this size a decomposition of the Gram matrix costs no more.
@@ -30,20 +29,14 @@ _NEAR = 1e-3
 _WIDTH = 16
 # Larger blocks cost as much as a whole decomposition.
 _LARGEST_SHARE = 0.35
-# Where no value may be read the block cannot adapt: a quarter of the singular values at the bound was the most seen.
-_FIXED_SHARE = 0.25
 
 
 class SubspaceClip:
     """``argmin ||X - W||_F  subject to  ||X||_2 <= bound``, for a stack of square matrices that change slowly.
 
-    On a CPU the block grows and shrinks with the number of singular values at the bound, and a whole decomposition
-    every :data:`RENEW_EVERY` steps finds what it may have missed. Elsewhere its size is fixed and nothing is read on
-    the host after the first call, so that steps can be captured in a CUDA graph; there the strict projection at
-    validations and checkpoints is what finds it.
-
-    Args:
-        reading: Whether values may be read on the host.
+    The block grows and shrinks with the number of singular values at the bound, and a whole decomposition every
+    :data:`RENEW_EVERY` steps finds what it may have missed. For the size of the block values are read on the host:
+    this is for a CPU.
 
     Attributes:
         vectors: The block, one vector a row, shape ``(matrices, k, units)``; None before the first call.
@@ -51,19 +44,16 @@ class SubspaceClip:
         age: Steps since the last whole decomposition.
     """
 
-    def __init__(self, *, reading: bool = True) -> None:
-        self._reading = reading
+    def __init__(self) -> None:
         self.vectors: Tensor | None = None
         self.floor: Tensor | None = None
         self.age = 0
 
     def __call__(self, weight: Tensor, bound: float) -> Tensor:
         """Clip ``weight``, shape ``(matrices, units, units)``."""
-        if self.vectors is None or self.floor is None or (self._reading and self.age >= RENEW_EVERY):
+        if self.vectors is None or self.floor is None or self.age >= RENEW_EVERY:
             return self._whole(weight, bound)
         self.age += 1
-        if not self._reading:
-            return self._without_reading(weight, bound)
         block = chebyshev_filter(weight, self.vectors, self.floor)
         basis = torch.linalg.qr(block.mT).Q
         image = weight @ basis
@@ -79,32 +69,13 @@ class SubspaceClip:
 
     def _whole(self, weight: Tensor, bound: float) -> Tensor:
         units, (values, vectors) = weight.shape[2], gram_eigh(weight)
-        if self._reading:
-            # Rounded up to whole blocks of products, unless an eighth of the guard would cost another one.
-            columns = _WIDTH * math.ceil((_count_above(values, bound) + _guard(units) * 7 // 8) / _WIDTH)
-        else:
-            columns = max(1, round(_FIXED_SHARE * units))
+        # Rounded up to whole blocks of products, unless an eighth of the guard would cost another one.
+        columns = _WIDTH * math.ceil((_count_above(values, bound) + _guard(units) * 7 // 8) / _WIDTH)
         self.age, self.vectors, self.floor = 0, None, None
         if columns <= _LARGEST_SHARE * units:
             self.vectors = vectors[:, :, -columns:].mT.contiguous()
             self.floor = values[:, -columns, None, None].clone()
         return remove_excess(weight, weight @ vectors, vectors, values, bound)
-
-    def _without_reading(self, weight: Tensor, bound: float) -> Tensor:
-        """Clip with products, Cholesky and triangular solves only: the host waits for no decomposition."""
-        assert self.vectors is not None
-        assert self.floor is not None
-        basis = self.vectors.mT
-        for _ in range(2):  # a filter of the whole degree would leave the block too ill-conditioned for Cholesky
-            basis = chebyshev_filter(weight, basis.mT, self.floor, DEGREE // 2).mT
-            basis = _orthonormal(_orthonormal(basis))
-        image = weight @ basis
-        gram = image.mT @ image / bound**2
-        excess, smallest = excess_of(gram)
-        finite = torch.isfinite(excess.sum((1, 2), keepdim=True))
-        self.vectors.copy_(torch.where(finite, basis.mT, self.vectors))
-        self.floor.copy_(torch.where(finite, smallest * bound**2, self.floor))
-        return weight - image @ excess @ basis.mT
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the next call depends on; empty before the first one."""
@@ -152,11 +123,3 @@ def _count_above(values: Tensor, bound: float) -> int:
 
 def _guard(units: int) -> int:
     return max(16, units // 16)
-
-
-def _orthonormal(block: Tensor) -> Tensor:
-    """Return an orthonormal block by Cholesky-QR, whose error grows with the condition squared: two passes do."""
-    gram = block.mT @ block
-    lower = torch.linalg.cholesky_ex(gram, check_errors=False).L
-    orthonormal: Tensor = torch.linalg.solve_triangular(lower.mT, block, upper=True, left=False)
-    return orthonormal

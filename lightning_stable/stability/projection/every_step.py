@@ -1,8 +1,9 @@
 """The projection after every training step: it differs from the plain one only in the time it takes.
 
-Recurrences of one shape are handled together, and large matrices are clipped with a subspace that is carried from
-step to step (:mod:`clip_subspace`). The plain form, :func:`project.propose_updates`, is the reference, and handles
-what is not covered here.
+Recurrences of one shape are handled together. On a CPU, large matrices are clipped with a subspace that is carried from
+step to step (:mod:`clip_subspace`); on an accelerator, with matrix products alone (:mod:`clip_newton_schulz`), so that
+the host waits for no value and steps can be captured in a CUDA graph. The plain form,
+:func:`project.propose_updates`, is the reference, and handles what is not covered here.
 """
 
 from __future__ import annotations
@@ -102,14 +103,14 @@ class FastProjection:
     def _spectral(self, members: Sequence[Layer], bound: float) -> list[Update]:
         parameters = [member.weights["weight_hh"] for member in members]
         weight = torch.stack([_compute(value) for value in parameters])
-        if weight.shape[2] < MIN_UNITS:
-            clipped = (
-                clip_singular_values(weight, bound, reading=True) if self.reading else clip_by_products(weight, bound)
-            )
+        if not self.reading:
+            clipped = clip_by_products(weight, bound)
+        elif weight.shape[2] < MIN_UNITS:
+            clipped = clip_singular_values(weight, bound, reading=True)
         else:
             name = "+".join(member.recurrence.name for member in members)
             if name not in self._clips:
-                self._clips[name] = SubspaceClip(reading=self.reading)
+                self._clips[name] = SubspaceClip()
                 self._clips[name].load_state_dict(self._restored.pop(name, {}))
             clipped = self._clips[name](weight, bound)
         return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]

@@ -231,7 +231,7 @@ def test_resumed_equals_uninterrupted(cell: str, reading: bool) -> None:
         projector.project(strict=False)
         wander(model, generator)
     other, state = copy.deepcopy(model), projector.state_dict()
-    assert bool(state) == (cell == "rnn")
+    assert bool(state) == (cell == "rnn" and reading)
     resumed = fresh(other)
     resumed.load_state_dict(state)
     resumed.load_state_dict(resumed.state_dict())  # before its first use
@@ -242,6 +242,18 @@ def test_resumed_equals_uninterrupted(cell: str, reading: bool) -> None:
             generator.set_state(randomness)
             wander(net, generator)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_an_accelerator_follows_all_values_at_the_bound() -> None:
+    model = Words("rnn", units=clip_subspace.MIN_UNITS, num_layers=1)
+    projector = Projector(model, Constraint(RATE))
+    projector._after_steps = FastProjection(reading=False)
+    projector.project(strict=True)
+    assert (torch.linalg.svdvals(model.core.weight_hh_l0) > RATE - 1e-3).float().mean() > 0.3
+    with torch.no_grad():
+        model.core.weight_hh_l0.mul_(1.01)
+    projector.project(strict=False)
+    assert projector.certify().rate <= RATE
 
 
 @on_gpu
