@@ -33,10 +33,10 @@ class FeedForwardShadowCallback(Callback):
     geometrically with the window. Where a :class:`StabilityProjectionCallback` is on the trainer, the twin is
     projected after its own steps too: projected gradient descent on both, as in the theory.
 
-    The model's own run stays bit-identical to one without this callback. A step costs the model's time once more,
-    with up to ``window`` times that of its recurrent layers, as each window is evaluated on its own
-    (``step_time_ratio`` says how much); and the memory of a second model with gradients and optimizer, and of the
-    initial weights.
+    The model's own run stays bit-identical to one without this callback, but for dropout inside cuDNN. A step costs
+    the model's time once more, with up to ``window`` times that of its recurrent layers, as each window is evaluated
+    on its own (``step_time_ratio`` says how much); and the memory of a second model with gradients and optimizer, and
+    of the initial weights.
 
     Logs every ``trainer.log_every_n_steps`` optimizer steps, under ``name``:
 
