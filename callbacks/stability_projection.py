@@ -170,12 +170,6 @@ class StabilityProjectionCallback(ModelProjectorCallback):
                 f"The recurrences {unseen} were not projected: no inputs reached them through the forward of their "
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
-        if unchecked := sorted(set(self._attached.unchecked_premises()) - set(unseen)):
-            rank_zero_warn(
-                f"The inputs and start states of {unchecked} were not compared with what their certificates rest on: "
-                "no forward of their modules was seen. Call the modules instead of their functions; compile a model "
-                "that was compiled and called before the fit once more."
-            )
         end_table(trainer, pl_module)
 
     @override
@@ -224,6 +218,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Project what was moved past torch's hooks; certify and log where a log line is due."""
+        self._attached.expects_forwards = True
         self._catch_up(trainer)
         if self._log_due:
             self._log_due = False

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_stable.callbacks import StabilityProjectionCallback, StableModelCheckpoint
 from tests.callbacks.projections import RATE, projection, rate
-from tests.helpers import UNITS, Recurrent, Sequences, sequences, trainer
+from tests.helpers import FEATURES, UNITS, Recurrent, Sequences, sequences, trainer
 
 
 def fit(
@@ -200,9 +200,28 @@ def test_a_module_whose_forward_was_never_seen(tmp_path: Path) -> None:
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
             return self.core.forward(batch)[0].square().mean()
 
-    run = trainer(tmp_path, projection(input_bound=2.0), num_sanity_val_steps=0, limit_val_batches=0)
-    with pytest.warns(UserWarning, match="no forward of their modules was seen"):
-        run.fit(Functional("gru"), sequences())
+    ours, messages = fit(Functional("gru"), tmp_path, projection(input_bound=2.0), limit_val_batches=0)
+    assert ours.report is not None
+    assert ours.report.guarantee == "none"
+    assert len(messages) == 1
+    assert "no forward of it was seen" in messages[0]
+
+
+@pytest.mark.parametrize("called_before", [True, False])
+def test_a_compiled_model(called_before: bool, tmp_path: Path) -> None:
+    """One that was called before the fit goes past the hooks: nothing is claimed then, either."""
+    torch._dynamo.reset()
+    model = Recurrent("gru", bounded=False)
+    compiled = torch.compile(model, backend="eager")
+    if called_before:
+        compiled(torch.zeros(2, 5, FEATURES))
+    model.training_step = lambda batch, batch_idx: compiled(batch).square().mean()
+    ours, messages = fit(model, tmp_path, projection(input_bound=0.5), limit_val_batches=0)
+    torch._dynamo.reset()
+    assert ours.report is not None
+    assert ours.report.guarantee == "none"
+    assert ours.report.input_excess > 1 or called_before
+    assert len(messages) == 1
 
 
 def test_a_state_that_is_carried_on_is_admissible(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Projector:
         # What the run has left of the premises stays left: weights that come back inside have been trained outside.
         self._left: Left = {"reasons": {}, "excess": {}, "windows": {}}
         self._boxes: dict[str, tuple[Tensor, ...]] = {}  # of the states, at the report before
+        self.expects_forwards = False  # once a batch went through the model, all recurrences should have been called
         self.remember(ranges or {})
 
     def attach(self) -> None:
@@ -189,8 +190,8 @@ class Projector:
             sources: The input sets, where they are at hand; asking for them is a collective operation.
             leading_only: As in :meth:`certify`.
         """
-        self._collect(self.input_sets() if sources is None else sources, leading_only)
-        return report.revoked(self._left["reasons"], self._left["excess"], self._left["windows"])
+        unseen = self._collect(self.input_sets() if sources is None else sources, leading_only)
+        return report.revoked(self._left["reasons"] | unseen, self._left["excess"], self._left["windows"])
 
     def spectra(self) -> dict[str, Tensor]:
         """Return the spectra of the stored weights; see :func:`~lightning_stable.stability.spectra.layer_spectra`."""
@@ -206,10 +207,10 @@ class Projector:
         """Return the input set of a module that is declared or derived; None if it was at most observed."""
         return self._sources.get(module_name)
 
-    def _collect(self, sources: Sources, leading_only: bool) -> None:
-        """Add what was left since the last report."""
+    def _collect(self, sources: Sources, leading_only: bool) -> dict[str, str]:
+        """Add what was left since the last report; return what could not be checked, which later calls may mend."""
         reasons, excess, windows = self._left["reasons"], self._left["excess"], self._left["windows"]
-        inputs, starts, replaced = self._largest_excess(sources, leading_only)
+        inputs, starts, replaced, called = self._largest_excess(sources, leading_only)
         for r in self.recurrences:
             if replaced.get(r.module_name, 0.0) > 0:
                 reasons[r.name] = _other_weights(r.module_name, self.monitor.replaced.get(r.module_name))
@@ -227,9 +228,13 @@ class Projector:
                         f"Inputs of {key!r} lie outside its input set ({self._sources[key].describe()}) by "
                         f"{excess[r.name]:.4g}. Pass a larger `input_bound`, or clamp the inputs in the model."
                     )
+        if not self.expects_forwards:
+            return {}
+        unseen = [r for r in self.recurrences if r.needs_drive and called[r.module_name] == 0]
+        return {r.name: _unseen(r.module_name) for r in unseen}
 
     def _largest_excess(self, sources: Sources, leading_only: bool) -> tuple[dict[str, float], ...]:
-        """Excess of inputs by the name of their set, of start states by layer, and replaced weights by module.
+        """Excess of inputs by the name of their set, of start states by layer; by module replaced weights, and calls.
 
         All of them are read on the host at once, and reduced in one shape, whatever each process has seen.
         """
@@ -240,11 +245,14 @@ class Projector:
             sorted(key for known in self.monitor.known.values() for key in known),
             [r.name for r in self.recurrences],
             list(self.monitor.modules),
+            list(self.monitor.modules),
         )
-        replaced = {name: torch.ones_like(zero) for name in self.monitor.replaced}
+        replaced, called = (
+            {name: torch.ones_like(zero) for name in names} for names in (self.monitor.replaced, self.monitor.called)
+        )
         found = [
             values.get(key, zero).to(zero)
-            for names, values in zip(keys, (self.monitor.excess, starts, replaced), strict=True)
+            for names, values in zip(keys, (self.monitor.excess, starts, replaced, called), strict=True)
             for key in names
         ]
         largest = torch.stack(found)
@@ -286,10 +294,6 @@ class Projector:
         """Return the names of the recurrences that cannot be projected, because nothing is known about their inputs."""
         ready = self._ready(self.input_sets())
         return [r.name for r in self.recurrences if r not in ready]
-
-    def unchecked_premises(self) -> list[str]:
-        """Return the names of the recurrences whose premises were not checked: no forward of theirs was seen here."""
-        return [r.name for r in self.recurrences if r.needs_drive and r.module_name not in self.monitor.called]
 
     def recurrent_norms(self) -> dict[str, float]:
         """``||W||_F`` of the recurrent weights, by recurrence."""
@@ -356,6 +360,14 @@ def _not_finite(name: str) -> str:
         f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
         "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
         "learning rate or clip gradients."
+    )
+
+
+def _unseen(name: str) -> str:
+    return (
+        f"Nothing was compared with what the certificate of {name or 'the model'!r} rests on: no forward of it was "
+        "seen in this run. Call the module instead of its functions. If the model was compiled and called before the "
+        "fit, compile it anew."
     )
 
 
