@@ -25,9 +25,10 @@ def test_sides_are_timed_in_turn() -> None:
 
 
 def test_the_clip_is_compared_with_the_true_projection_on_a_real_training() -> None:
-    eigh, chebyshev = spectral(sizes=(16,), steps=4)
+    eigh, chebyshev, products = spectral(sizes=(16,), steps=4)
     assert eigh.error < 1e-6
     assert chebyshev.error < 2e-5
+    assert products.error < 2e-5
     assert eigh.ratio > 0
 
 
