@@ -309,3 +309,16 @@ def test_a_live_parameter_is_checked_now_and_read_later() -> None:
 
 def test_a_large_ball_is_not_lost_on_small_weights() -> None:
     assert L2Ball(1e200).drive(torch.tensor([[1e-200]], dtype=torch.float64)).high.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_rounding_is_no_excess(scale: float) -> None:
+    """What one rounding does to an entry is taken off, and by each entry's own size: a large one excuses no other."""
+    high = torch.tensor([scale, 1e-3 * scale])
+    box, rounded = Box(-high, high), high * (1 + 2 * torch.finfo(torch.float32).eps)
+    assert (rounded > high).all()
+    assert box.excess(rounded) == 0
+    assert ActiveEntries(1, scale).excess(rounded * torch.tensor([1.0, 0.0])) == 0
+    assert L2Ball(scale).excess(rounded * torch.tensor([1.0, 0.0])) == 0
+    outside = high * torch.tensor([1.0, 1 + 1e-5])
+    assert box.excess(outside).item() == pytest.approx(1e-8 * scale, rel=0.1)
