@@ -18,33 +18,25 @@ def input_and_state(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
 
     The input is the first argument of ``forward``. The state has one of the usual names, or is the second argument.
     """
-    first, second = argument_names(module)
-    given = {**dict(zip(_positions(type(module).forward) or (first, second), args, strict=False)), **kwargs}
-    return given.get(first), given.get(second)
+    names, positions = _arguments(type(module).forward)
+    given = {**dict(zip(positions, args, strict=False)), **kwargs}
+    return given.get(names[0]), given.get(names[1])
 
 
 def argument_names(module: nn.Module) -> tuple[str, str]:
     """Return the names of the input and of the start state among the arguments of ``forward``."""
-    return _names(type(module).forward)
+    return _arguments(type(module).forward)[0]
 
 
 @lru_cache(maxsize=256)
-def _positions(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of the arguments that may be given by position; none if ``forward`` takes any number of them."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+def _arguments(forward: Callable[..., Any]) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """The names of input and state, and those of all arguments that may be given by position, in their order."""
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return ()
-    return tuple(p.name for p in parameters if p.kind in positional)
-
-
-@lru_cache(maxsize=256)
-def _names(forward: Callable[..., Any]) -> tuple[str, str]:
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    try:
-        names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind not in variable][1:]
     except (TypeError, ValueError):  # written in another language
-        names = []
+        parameters = []
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     usual = [name for name in names[1:] if name in _STATES]
-    return names[0] if names else "input", (usual or names[1:] or ["hx"])[0]
+    both = names[0] if names else "input", (usual or names[1:] or ["hx"])[0]
+    positions = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return both, positions or both
