@@ -41,7 +41,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     - ``stability/rate``, the largest rate, and ``stability/<layer>/rate``,
     - ``stability/<layer>/recurrent_norm/<gate>``, Frobenius norms, as a certified network must not be an emptied one,
     - ``stability/<layer>/recurrent_norm_kept``, the norm over the norm before the first projection,
-    - ``stability/projection_distance``, how far the last projection moved the weights.
+    - ``stability/projection_distance``, how far the last projection moved the weights,
+    - ``stability/input_excess``, how far inputs left their set, entrywise.
 
     A TensorBoardLogger gets the page "Stability" of its custom scalars and, at validations, histograms:
     ``stability/<layer>/singular_values`` of the recurrent weights of an RNN and ``stability/<layer>/unit_rates``,
@@ -66,7 +67,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         norm: Certificate, see :func:`lightning_stable.certify`; None takes the cell's default.
         method: Projection, see :func:`lightning_stable.project_`; None takes the cell's default.
         gate_bound: Largest value of LSTM's forget or GRU's update gate; None takes the cell's default.
-        state_bound: Admissible states have entries of at most this size; 1 covers runs that start from zero.
+        state_bound: As in :func:`lightning_stable.certify`; every start state of a run is compared with it.
         histograms_every_n_epochs: Write the histograms at the validations of every n-th epoch; None writes none.
 
     Attributes:

@@ -39,7 +39,7 @@ def certify(
 
     A layer with rate ``r`` maps any two admissible states, given the same input, to states whose distance is at most
     ``r`` times as large (:meth:`LayerCertificate.distance`). Admissible are all inputs of the layer's input set and
-    all states a run from zero can reach, enlarged to ``|h| <= state_bound``; nn.RNN needs no restriction at all. The
+    all states that runs reach from start states with entries up to ``state_bound``; nn.RNN needs no restriction. The
     claim is about the stored weights in exact arithmetic; layers with dropout between them are certified for
     training mode while ``module.training`` is set, which covers evaluation.
 
@@ -50,7 +50,8 @@ def certify(
             (embedding tables, LayerNorm, clamps, bounded layers below).
         norm: Certificate to use, the cell's default if None. RNN: ``l2``, ``linf``, ``l1``, ``perron``,
             ``diagonal``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
-        state_bound: At least 1; larger if runs start from a user's ``h_0`` or ``c_0`` of that size.
+        state_bound: Largest entry of any part of a start state (``h_0``, ``c_0``), at least 0; 0 covers runs from zero
+            only.
         modules: Shell-style patterns of the names of the recurrent modules to certify; None takes all.
 
     Returns:

@@ -74,7 +74,7 @@ class Layer:
         weights: Weights by role. A projection replaces them, see :meth:`replace_weights`.
         source: The input set declared or derived for this layer, None if there is none.
         below: The layers whose outputs it reads; empty for a first layer.
-        state_bound: Admissible states have entries of at most this size.
+        state_bound: Start states have entries of at most this size.
         training: Whether dropout in front of the layer is active.
         leading_only: Whether :attr:`drive` uses the inputs for the leading rows only.
         projected: Whether the weights are being projected; outputs are then bounded by what no projection changes,
@@ -167,7 +167,7 @@ def walk_layers(
     Args:
         recurrences: In the order of :func:`~lightning_stable.recurrence.find_recurrences`.
         sources: From :func:`resolve_sources`.
-        state_bound: Admissible states have entries of at most this size.
+        state_bound: Start states have entries of at most this size.
         training: Whether dropout between layers is active; None asks each module.
         leading_only: See :class:`Layer`.
         projected: See :class:`Layer`.

@@ -35,7 +35,7 @@ class Constraint:
         norm: Certificate, or None for the cell's default.
         method: Projection, or None for the cell's default.
         gate_bound: Largest value of the leak gate, below ``rate``, or None for the cell's default.
-        state_bound: Admissible states have entries of at most this size.
+        state_bound: Start states have entries of at most this size.
     """
 
     rate: float = 0.99
