@@ -14,7 +14,7 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict, _s
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_stable.tensorboard.board import OWN, Board, boards_of
+from lightning_stable.tensorboard.board import OWN, Board, boards_of, tensorboard_loggers
 from lightning_stable.trainers import callbacks_of
 
 _COLUMNS = {"rate": 0.0, "window": 0}
@@ -83,8 +83,7 @@ def end_table(trainer: Trainer, module: LightningModule) -> None:
 
 def _with_loggers(trainer: Trainer) -> list[tuple[Board, TensorBoardLogger]]:
     # Several callbacks write the same row; one of them is enough.
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return list(zip(boards_of(trainer), loggers, strict=False))
+    return list(zip(boards_of(trainer), tensorboard_loggers(trainer), strict=False))
 
 
 def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: LightningModule, *, begin: bool) -> None:
