@@ -113,8 +113,7 @@ class StableModelCheckpoint(ModelCheckpoint, Portable):
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to keep a checkpoint: the certified ones are compared as ModelCheckpoint does."""
         # WeightAveraging came with Lightning 2.6.
-        kinds = classes(".callbacks", "WeightAveraging")
-        averaging = [callback for kind in kinds for callback in callbacks_of(trainer, kind)]
+        averaging = callbacks_of(trainer, classes(".callbacks", "WeightAveraging"))
         if averaging or self._certified_step != trainer.global_step:
             with _as_saved(trainer, () if self.save_weights_only else averaging):
                 self._certify(trainer, trainer.lightning_module)

@@ -68,8 +68,8 @@ class StateGradientCallback(Callback, Portable):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: When a fit or a validation starts, if no recurrence can be measured or the strategy shards
-            parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
+        MisconfigurationException: When a fit or a validation starts, if no recurrence can be measured or the strategy
+            shards parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
 
     Example:
         >>> trainer = Trainer(callbacks=[StateGradientCallback(max_lag=50)])

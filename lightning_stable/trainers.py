@@ -15,12 +15,12 @@ KindT = TypeVar("KindT")
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
-def callbacks_of(trainer: Trainer, kind: type[KindT]) -> list[KindT]:
+def callbacks_of(trainer: Trainer, kind: type[KindT] | tuple[type[KindT], ...]) -> list[KindT]:
     """Return the trainer's callbacks of a kind, in their order.
 
     Args:
         trainer: The trainer.
-        kind: A class, or a protocol that can be checked at runtime.
+        kind: A class, several, or a protocol that can be checked at runtime.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]

@@ -1,4 +1,4 @@
-"""A pytest plugin, ``-p tests.other_package``: where tests ask for ``lightning.pytorch`` they get ``pytorch_lightning``.
+"""A pytest plugin, ``-p tests.other_package``: tests get ``pytorch_lightning`` in the place of ``lightning.pytorch``.
 
 The library is imported before, and keeps the classes of ``lightning.pytorch``.
 """

@@ -89,7 +89,7 @@ def _with_loggers(trainer: Trainer) -> list[tuple[Board, TensorBoardLogger]]:
 def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: LightningModule, *, begin: bool) -> None:
     from torch.utils.tensorboard.summary import hparams
 
-    callbacks = callbacks_of(trainer, Tabulated)  # type: ignore[type-abstract]
+    callbacks = callbacks_of(trainer, Tabulated)
     row, tags = merged(_own(logger, trainer, module), [callback.table_entries(trainer) for callback in callbacks])
     metrics = dict.fromkeys((board.prefix + tag for tag in tags), 0.0)
     row = {name: value for name, value in row.items() if value is not None}

@@ -1,8 +1,12 @@
 """All callbacks on a Trainer of ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,58 @@ from lightning_stable.callbacks import (
 )
 from tests.callbacks.shadows import WHOLE
 from tests.helpers import FEATURES, UNITS, equal, sequences, weights
+
+HERE = Path(__file__).parent
+# What each callback does in a run, and what it asks of a Trainer.
+CORE = ("test_projection_run.py", "test_stable_model_checkpoint.py", "test_layers_made_late.py", "test_tensorboard.py")
+SELECTIONS = {
+    "core": CORE,
+    "all": (
+        ".",
+        "--ignore=test_two_processes.py",  # its processes import what they like
+        "--ignore=test_pytorch_lightning.py",
+        # With a model of this library, which is one of lightning.pytorch.
+        "--deselect=test_state_gradient.py::test_metrics_and_carried_states_of_the_model_are_its_own",
+    ),
+}
+
+
+@pytest.mark.parametrize("selection", ["core", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_tests_of_the_callbacks(selection: str, tmp_path: Path) -> None:
+    """With the classes of ``pytorch_lightning`` in the place of those of ``lightning.pytorch``."""
+    pytest.importorskip("pytorch_lightning")
+    options = ["-q", "-p", "tests.other_package", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
+    files = [
+        f"--{key}={HERE / name}" if (key := kind.removeprefix("--")) != kind else str(HERE / kind)
+        for kind, _, name in (part.partition("=") for part in SELECTIONS[selection])
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        f"--basetemp={tmp_path / 'runs'}",
+        "-m",
+        "not slow and not gpu",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, *files], cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_one_callback_without_a_list() -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        run = package.Trainer(callbacks=StabilityProjectionCallback(), logger=False)
+        assert isinstance(run.callbacks[0], package.Callback)
+
+
+def test_the_best_checkpoint_is_the_trainers(tmp_path: Path) -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        best = StableModelCheckpoint(dirpath=tmp_path)
+        run = package.Trainer(callbacks=[best, TruncationProfileCallback()], logger=False, accelerator="cpu")
+        assert run.checkpoint_callbacks == [run.checkpoint_callback] == [run.callbacks[-1]] == [best]
 
 
 @pytest.mark.parametrize("given", [False, True])
