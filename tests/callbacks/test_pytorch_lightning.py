@@ -22,18 +22,20 @@ from lightning_stable.callbacks import (
 from tests.callbacks.shadows import WHOLE
 from tests.helpers import FEATURES, UNITS, equal, sequences, weights
 
-HERE = Path(__file__).parent
-# What each callback does in a run, and what it asks of a Trainer.
-CORE = ("test_projection_run.py", "test_stable_model_checkpoint.py", "test_layers_made_late.py", "test_tensorboard.py")
+ROOT = Path(__file__).parents[2]
+HERE = "tests/callbacks"
 SELECTIONS = {
-    "core": CORE,
-    "all": (
-        ".",
-        "--ignore=test_two_processes.py",  # its processes import what they like
-        "--ignore=test_pytorch_lightning.py",
+    # What each callback does in a run, and what it asks of a Trainer.
+    "core": [
+        f"{HERE}/test_{name}.py" for name in ("layers_made_late", "portable", "stable_model_checkpoint", "tensorboard")
+    ],
+    "all": [
+        HERE,
+        f"--ignore={HERE}/test_two_processes.py",  # its processes import what they like
+        f"--ignore={HERE}/test_pytorch_lightning.py",
         # With a model of this library, which is one of lightning.pytorch.
-        "--deselect=test_state_gradient.py::test_metrics_and_carried_states_of_the_model_are_its_own",
-    ),
+        f"--deselect={HERE}/test_state_gradient.py::test_metrics_and_carried_states_of_the_model_are_its_own",
+    ],
 }
 
 
@@ -41,24 +43,11 @@ SELECTIONS = {
 def test_the_tests_of_the_callbacks(selection: str, tmp_path: Path) -> None:
     """With the classes of ``pytorch_lightning`` in the place of those of ``lightning.pytorch``."""
     pytest.importorskip("pytorch_lightning")
-    options = ["-q", "-p", "tests.other_package", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
-    files = [
-        f"--{key}={HERE / name}" if (key := kind.removeprefix("--")) != kind else str(HERE / kind)
-        for kind, _, name in (part.partition("=") for part in SELECTIONS[selection])
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *options,
-        f"--basetemp={tmp_path / 'runs'}",
-        "-m",
-        "not slow and not gpu",
-    ]
+    plugins = ["-p", "tests.other_package", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "-W", "ignore", "-m", "not slow and not gpu", f"--basetemp={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "pytest", *plugins, *options, *SELECTIONS[selection]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [*command, *files], cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
