@@ -11,8 +11,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch import strategies as lightning_strategies
 from torch import nn
 
-from lightning_stable import callbacks
-from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval
+from lightning_stable import callbacks, datamodules
+from lightning_stable.checkpoints import import_class
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval, trainer_class
 from tests.helpers import trainer
 
 
@@ -109,7 +110,16 @@ def test_modules_of_both_packages() -> None:
     other = pytest.importorskip("pytorch_lightning")
     for package in (L, other):
         assert lightning_class(package.LightningModule()) is package.LightningModule
+        assert trainer_class(package.LightningModule()) is package.Trainer
+        assert import_class(f"{package.__name__}.LightningModule") is package.LightningModule
     assert lightning_class(nn.Linear(1, 1)) is lightning_class(None) is None
+
+
+def test_data_modules_of_both_packages() -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        kinds = [getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")]
+        assert len(kinds) > 5
+        assert all(issubclass(kind, package.LightningDataModule) for kind in kinds)
 
 
 def test_a_strategy_of_ones_own_is_one_of_its_base() -> None:
