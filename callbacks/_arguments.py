@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -26,7 +27,9 @@ def module_patterns(modules: str | Iterable[str] | None) -> list[str] | None:
 
 
 def checked_input_bound(input_bound: InputBound) -> InputBound:
-    """Return ``input_bound`` as it was given; whether it names recurrences of a model is for the model to say.
+    """Return ``input_bound`` as it was given, a number of NumPy as Python's own.
+
+    Whether it names recurrences of a model is for the model to say.
 
     Raises:
         TypeError: If it is no bound.
@@ -35,7 +38,7 @@ def checked_input_bound(input_bound: InputBound) -> InputBound:
     if input_bound is not None:
         for bound in input_bound.values() if isinstance(input_bound, Mapping) else (input_bound,):
             as_input_set(bound)
-    return input_bound
+    return float(input_bound) if isinstance(input_bound, Real) else input_bound
 
 
 def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str, list[Recurrence]]:

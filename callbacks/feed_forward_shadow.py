@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.bases import Callback
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
@@ -22,7 +24,7 @@ from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
-class FeedForwardShadowCallback(Callback):
+class FeedForwardShadowCallback(Callback, Portable):
     r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
 
     The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``
@@ -195,6 +197,10 @@ class FeedForwardShadowCallback(Callback):
             run, self._run = self._run, None
             self._state = run.twin.state_dict()
             run.detach()
+
+    @override
+    def _leave_run(self) -> None:
+        self.twin, self._run, self._state, self._restored = None, None, {}, {}
 
     # ---------------------------------------------------------------- training
     @override

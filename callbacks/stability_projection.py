@@ -317,5 +317,11 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         """Return the target rate and the tag of the certified one, for TensorBoard's table of runs."""
         return Entries({"rate": self.constraint.rate}, ("stability/rate",))
 
+    @override
+    def _leave_run(self) -> None:
+        super()._leave_run()
+        self._distance, self._versions_before = None, []
+        self._norms_before = dict(self._norms_before)
+
     def _metrics(self, report: StabilityReport) -> dict[str, float]:
         return metrics_of(report, self._norms_before, self._distance)

@@ -7,26 +7,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch import callbacks as pl_callbacks
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.bases import ModelCheckpoint
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.stability.inputs.sets import InputBound, weakest_guarantee
-from lightning_stable.trainers import callbacks_of, check_strategy
-
-# WeightAveraging came with Lightning 2.6; no callback is of the placeholder's kind.
-_WEIGHT_AVERAGING: type[Callback] = getattr(pl_callbacks, "WeightAveraging", type("_NoAveraging", (Callback,), {}))
+from lightning_stable.trainers import callbacks_of, check_strategy, classes
 
 
-class StableModelCheckpoint(ModelCheckpoint):
+class StableModelCheckpoint(ModelCheckpoint, Portable):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
     Weights, averaged ones included, are certified in float64 and in evaluation mode when they are validated. They are
@@ -115,7 +112,8 @@ class StableModelCheckpoint(ModelCheckpoint):
     @override
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to keep a checkpoint: the certified ones are compared as ModelCheckpoint does."""
-        averaging = callbacks_of(trainer, _WEIGHT_AVERAGING)
+        # WeightAveraging came with Lightning 2.6.
+        averaging = callbacks_of(trainer, classes(".callbacks", "WeightAveraging"))
         if averaging or self._certified_step != trainer.global_step:
             with _as_saved(trainer, () if self.save_weights_only else averaging):
                 self._certify(trainer, trainer.lightning_module)
@@ -133,6 +131,11 @@ class StableModelCheckpoint(ModelCheckpoint):
                 "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown. Got as last report:\n"
                 f"{self.report}"
             )
+
+    @override
+    def _leave_run(self) -> None:
+        self.best_k_models = dict(self.best_k_models)
+        self.report = None if self.report is None else self.report.without_windows()
 
     def _accepts(self) -> bool:
         assert self.report is not None

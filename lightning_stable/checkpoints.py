@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.fabric.utilities.data import AttributeDict
@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_stable import models
 from lightning_stable.stability import InputSet
 from lightning_stable.stability.inputs.sets import Recorded
+from lightning_stable.trainers import classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,9 +168,12 @@ def import_class(path: str) -> type[LightningModule]:
         raise ValueError(
             f"`--class-path` must be a class that can be imported, as in package.module.Class. Got {path!r}: {error}."
         ) from error
-    if not (isinstance(imported, type) and issubclass(imported, LightningModule)):
-        raise ValueError(f"`--class-path` must be a subclass of lightning.pytorch.LightningModule. Got {path!r}.")
-    return imported
+    if not (isinstance(imported, type) and issubclass(imported, classes("", "LightningModule"))):
+        raise ValueError(
+            "`--class-path` must be a subclass of LightningModule, of lightning.pytorch or pytorch_lightning. "
+            f"Got {path!r}."
+        )
+    return cast(type[LightningModule], imported)
 
 
 @contextmanager

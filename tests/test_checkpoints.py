@@ -110,7 +110,7 @@ def test_a_class_that_cannot_be_imported(path: str) -> None:
 
 
 def test_a_class_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="must be a subclass of lightning"):
+    with pytest.raises(ValueError, match="must be a subclass of LightningModule, of lightning"):
         import_class("torch.nn.GRU")
 
 

@@ -47,6 +47,10 @@ class Contraction(NamedTuple):
         ]
         return torch.stack(parts).amax(0)
 
+    def cpu(self) -> Contraction:
+        """The same on the CPU."""
+        return self._replace(rate=self.rate.cpu(), scales=tuple(scale.cpu() for scale in self.scales))
+
 
 class Recurrence(ABC):
     """One directed recurrent layer of a module.
