@@ -28,6 +28,8 @@ BAD: dict[str, dict[Any, type[Exception]]] = {
     "histograms_every_n_epochs": POSITIVE,
     "rate": {1.5: ValueError, 0: ValueError, -0.5: ValueError, NAN: ValueError, "0.9": TypeError, None: TypeError},
     "tolerance": {0: ValueError, -1.0: ValueError, float("inf"): ValueError, "small": TypeError, True: TypeError},
+    "coverage": {0: ValueError, 1.0: ValueError, NAN: ValueError, "most": TypeError, True: TypeError},
+    "confidence": {0: ValueError, 1.0: ValueError, NAN: ValueError, "high": TypeError, None: TypeError},
     "gate_bound": {0.999: ValueError, 0: ValueError, "half": TypeError, True: TypeError},
     "state_bound": {-0.5: ValueError, float("inf"): ValueError, "1": TypeError, None: TypeError},
     "name": {**NO_TEXT, None: TypeError},
@@ -90,6 +92,7 @@ def test_numbers_of_numpy_become_plain(constructor: Any) -> None:
     parameters = inspect.signature(constructor).parameters
     plain = {name: value.default for name, value in parameters.items()} | REQUIRED.get(constructor.__name__, {})
     plain |= {"input_bound": 2.0} if "input_bound" in parameters else {}
+    plain |= {"coverage": 0.9} if "coverage" in parameters else {}
     plain |= {"gate_bound": 0.75} if "gate_bound" in parameters else {}
     given = of_numpy(plain)
     assert given
