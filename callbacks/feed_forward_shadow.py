@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
@@ -22,7 +23,7 @@ from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
-class FeedForwardShadowCallback(Callback):
+class FeedForwardShadowCallback(RecordsClassPath):
     r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
 
     The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
@@ -26,7 +27,7 @@ from lightning_stable.trainers import callbacks_of, check_strategy
 _WEIGHT_AVERAGING: type[Callback] = getattr(pl_callbacks, "WeightAveraging", type("_NoAveraging", (Callback,), {}))
 
 
-class StableModelCheckpoint(ModelCheckpoint):
+class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
     Weights, averaged ones included, are certified in float64 and in evaluation mode when they are validated. They are

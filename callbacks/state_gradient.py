@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable
 from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
@@ -33,7 +34,7 @@ from lightning_stable.tensorboard import check_folder, draw
 from lightning_stable.trainers import check_strategy
 
 
-class StateGradientCallback(Callback):
+class StateGradientCallback(RecordsClassPath):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
@@ -27,7 +28,7 @@ from lightning_stable.tensorboard.board import THEORY, last_step
 _LONGEST_CERTIFIED = 1000
 
 
-class TruncationProfileCallback(Callback):
+class TruncationProfileCallback(RecordsClassPath):
     """Measures, on the first validation batch, how far each recurrent layer is from its windowed forms.
 
     The inputs that reach a recurrent module in that batch are kept, and at the end of the validation the module is

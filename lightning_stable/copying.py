@@ -58,12 +58,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def parts_of(kind: type[KindT], structure: Any) -> Iterator[KindT]:
-    """Yield all objects of a kind in a structure of tuples, lists and mappings."""
+    """Yield all objects of a kind in a structure of tuples, lists, sets and mappings."""
     pending, seen = [structure], set()
     while pending:
         part = pending.pop()
         if isinstance(part, kind):
             yield part
-        elif isinstance(part, (Mapping, tuple, list)) and id(part) not in seen:  # it may contain itself
+        elif isinstance(part, (Mapping, tuple, list, set, frozenset)) and id(part) not in seen:  # it may contain itself
             seen.add(id(part))
             pending.extend(part.values() if isinstance(part, Mapping) else part)

@@ -54,7 +54,18 @@ def check_strategy(trainer: Trainer, who: str, need: str) -> None:
 
 def lightning_class(module: object) -> type[LightningModule] | None:
     """Return the LightningModule of the package that a module is made with; None if it is no LightningModule."""
-    return next((kind for kind in _classes("", "LightningModule") if isinstance(module, kind)), None)
+    return next((kind for kind in lightning_classes() if isinstance(module, kind)), None)
+
+
+def lightning_classes() -> tuple[type[LightningModule], ...]:
+    """Return the LightningModule of both packages, of those that are imported."""
+    return _classes("", "LightningModule")
+
+
+def trainer_class(module: object) -> type[Trainer]:
+    """Return the Trainer of the package that a LightningModule is made with."""
+    packages = zip(lightning_classes(), _classes("", "Trainer"), strict=True)
+    return next(trainer for kind, trainer in packages if isinstance(module, kind))
 
 
 def _classes(submodule: str, *names: str) -> tuple[type[Any], ...]:

@@ -24,6 +24,7 @@ from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.trainers import trainer_class
 
 # What inputs may leave a set by, relative to the largest: they were computed in float32.
 _ROUNDING = 1e-6
@@ -103,7 +104,7 @@ def record(model: LightningModule, sources: Sequence[Tensor | LightningDataModul
                 model(source.to(dtype) if source.is_floating_point() else source)
                 recorder.end_batch()
             else:
-                _trainer(_EndOfBatch(recorder), batches, dtype).validate(model, datamodule=source, verbose=False)
+                _trainer(model, _EndOfBatch(recorder), batches, dtype).validate(model, datamodule=source, verbose=False)
     return recorder.joined()
 
 
@@ -118,8 +119,8 @@ class _EndOfBatch(Callback):
         self._recorder.end_batch()
 
 
-def _trainer(callback: Callback, batches: int, dtype: torch.dtype) -> Trainer:
-    return Trainer(
+def _trainer(model: LightningModule, callback: Callback, batches: int, dtype: torch.dtype) -> Trainer:
+    return trainer_class(model)(
         accelerator="cpu",
         devices=1,
         precision="64-true" if dtype == torch.float64 else "32-true",
