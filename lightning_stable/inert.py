@@ -72,8 +72,9 @@ def load_inert(path: Path) -> Any:
 
 def unread_in(structure: Any) -> list[str]:
     """Return the paths of everything in a structure of tuples, lists, sets and mappings that was not read."""
-    found = {part.path for kind in (Unread, _Known) for part in parts_of(kind, structure)}
-    return sorted(found | {kind.path for kind in parts_of(type, structure) if issubclass(kind, Unread)})
+    kinds = (kind for kind in parts_of(type, structure) if issubclass(kind, Unread))
+    known = (function.path for function in parts_of(_Known, structure))
+    return sorted({*(part.path for part in (*parts_of(Unread, structure), *kinds)), *known})
 
 
 class _Unpickler(pickle.Unpickler):
