@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """Read a checkpoint onto the CPU without running anything in it.
 
     Tensors and plain values are read. Whatever else it holds, such as an object among the hyperparameters, becomes an
-    :class:`~lightning_stable.inert.Unread`; weights must be read, and so must what a model is made with.
+    ``lightning_stable.inert.Unread``; weights must be read, and so must what a model is made with.
 
     Args:
         path: The checkpoint.

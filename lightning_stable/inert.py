@@ -72,9 +72,8 @@ def load_inert(path: Path) -> Any:
 
 def unread_in(structure: Any) -> list[str]:
     """Return the paths of everything in a structure of tuples, lists, sets and mappings that was not read."""
-    kinds = (kind for kind in parts_of(type, structure) if issubclass(kind, Unread))
-    known = (function.path for function in parts_of(_Known, structure))
-    return sorted({*(part.path for part in (*parts_of(Unread, structure), *kinds)), *known})
+    found = {part.path for part in parts_of(Unread, structure)} | {part.path for part in parts_of(_Known, structure)}
+    return sorted(found | {kind.path for kind in parts_of(type, structure) if issubclass(kind, Unread)})
 
 
 class _Unpickler(pickle.Unpickler):

@@ -37,9 +37,9 @@ class Format(NamedTuple):
 
 
 def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
-    names = {"input_names": list(metadata.inputs), "output_names": list(metadata.outputs)}
+    inputs, outputs = list(metadata.inputs), list(metadata.outputs)
     with converting():
-        written = torch.onnx.export(program, **names, dynamo=True, verbose=False)
+        written = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert written is not None
     written.model.metadata_props.update(metadata.to_strings())
     written.save(path)

@@ -88,9 +88,12 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
 
 def _inside(name: str, derivation: Derivation) -> Derivation:
     """The same with the names that the modules have one level up."""
-    return Derivation(
-        *({f"{name}.{key}".removesuffix("."): value for key, value in each.items()} for each in derivation)
-    )
+
+    def outside(key: str) -> str:
+        return f"{name}.{key}".removesuffix(".")
+
+    sets = {outside(key): value for key, value in derivation.sets.items()}
+    return Derivation(sets, {outside(key): reason for key, reason in derivation.reasons.items()})
 
 
 def derive_input_sets(model: nn.Module, training: bool | None = None, state_bound: float = 1.0) -> dict[str, InputSet]:
