@@ -104,7 +104,13 @@ def record(model: LightningModule, sources: Sequence[Tensor | LightningDataModul
                 model(source.to(dtype) if source.is_floating_point() else source)
                 recorder.end_batch()
             else:
-                _trainer(model, _EndOfBatch(recorder), batches, dtype).validate(model, datamodule=source, verbose=False)
+                trainer = _trainer(model, _EndOfBatch(recorder), batches, dtype)
+                if isinstance(trainer, Trainer):
+                    trainer.validate(model, datamodule=source, verbose=False)
+                else:  # of pytorch_lightning, which knows its own data modules only
+                    source.prepare_data()
+                    source.setup("validate")
+                    trainer.validate(model, source.val_dataloader(), verbose=False)
     return recorder.joined()
 
 
