@@ -69,7 +69,7 @@ class TwinProjection:
         if self._due:
             self._due = False
             self._projector.project(strict=True)
-        elif (self._wrapped or self._projector.has_moved) and self.steps % self._leader.every_n_steps == 0:
+        elif self._wrapped and self.steps % self._leader.every_n_steps == 0:
             self._projector.project(strict=False)  # what a wrapper of the optimizer did after its step
 
     def state_dict(self) -> dict[str, Any]:
