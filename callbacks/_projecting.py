@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_stable.bases import Callback
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences, module_patterns
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.stability import Constraint, InputSet, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
@@ -26,7 +26,7 @@ from lightning_stable.trainers import callbacks_of
 _AUTOCAST_MARGIN = {"bf16-mixed": 2.0**-8, "16-mixed": 2.0**-10}
 
 
-class ModelProjectorCallback(Callback, Portable):
+class ModelProjectorCallback(RecordsClassPath, Portable):
     """A callback with a projector of the trainer's model; its subclass says when to project.
 
     Args:

@@ -13,7 +13,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.bases import Callback
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
@@ -24,7 +24,7 @@ from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
-class FeedForwardShadowCallback(Callback, Portable):
+class FeedForwardShadowCallback(RecordsClassPath, Portable):
     r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
 
     The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``

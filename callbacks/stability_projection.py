@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_stable import checks
 from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
-from lightning_stable.hooks import Hook
+from lightning_stable.hooks import Hook, after_steps
 from lightning_stable.stability import Constraint, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
@@ -150,7 +150,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimizers' steps and checkpoints of the weights only."""
-        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+        hooks = (after_steps(optimizer, self._after_step) for optimizer in trainer.optimizers)
+        self._hooks = [hook for hook in hooks if hook is not None]  # without one, the end of the batch catches up
         if trainer.world_size == 1:
             # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
             # done: the user may read the weights on one of them.
@@ -232,6 +233,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             if projector.has_moved:
                 self._warn_of_hooks(trainer)
                 projector.project(strict=False)
+            elif not all(isinstance(optimizer, Optimizer) for optimizer in trainer.optimizers):
+                projector.project(strict=False)  # a wrapper may have written past torch's count of writes
         elif not counted and projector.has_moved and projector.versions() != self._versions_before:
             self._warn_of_hooks(trainer)
             self._after_step(trainer.optimizers[0], None, None)

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_stable import checks
 from lightning_stable.bases import ModelCheckpoint
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
@@ -23,7 +24,7 @@ from lightning_stable.stability.inputs.sets import InputBound, weakest_guarantee
 from lightning_stable.trainers import callbacks_of, check_strategy, classes
 
 
-class StableModelCheckpoint(ModelCheckpoint, Portable):
+class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
     Weights, averaged ones included, are certified in float64 and in evaluation mode when they are validated. They are

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.bases import Callback
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import known_inputs
@@ -36,7 +36,7 @@ from lightning_stable.tensorboard import check_folder, draw
 from lightning_stable.trainers import check_strategy
 
 
-class StateGradientCallback(Callback, Portable):
+class StateGradientCallback(RecordsClassPath, Portable):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.bases import Callback
 from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable, of_all_processes
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
@@ -31,7 +31,7 @@ from lightning_stable.trainers import check_strategy
 _LONGEST_CERTIFIED = 1000
 
 
-class TruncationProfileCallback(Callback, Portable):
+class TruncationProfileCallback(RecordsClassPath, Portable):
     """Measures, on the first validation batches, how far each recurrent layer is from its windowed forms.
 
     The inputs that reach a recurrent module in these batches are kept, and at the end of the validation the module is

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
@@ -109,7 +109,12 @@ def record(model: LightningModule, sources: Sequence[Tensor | LightningDataModul
                 recorder.end_batch()
             else:
                 trainer = trainer_class(model)(**_options(batches, dtype), callbacks=[_EndOfBatch(recorder)])
-                trainer.validate(model, datamodule=source, verbose=False)
+                if isinstance(trainer, Trainer) == isinstance(source, LightningDataModule):
+                    trainer.validate(model, datamodule=source, verbose=False)
+                else:  # each package's Trainer knows its own data modules only
+                    source.prepare_data()
+                    source.setup("validate")
+                    trainer.validate(model, source.val_dataloader(), verbose=False)
     return recorder.joined()
 
 

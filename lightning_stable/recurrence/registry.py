@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import shorten
 from typing import TypeVar, overload
 
 import torch
@@ -25,6 +26,7 @@ Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
 # Bases of torch's recurrent layers by name: the quantized ones share no class with the others.
 _TORCH_BASES = {"RNNBase", "RNNCellBase", "LSTM", "LSTMCell"}
+_LONGEST_VALUE = 100
 _REGISTRY: dict[type[nn.Module], Factory] = {}
 # Classes whose `forward` wraps that of another: by declaration, not by trial.
 _LIKE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -95,6 +97,18 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
         raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
     _REGISTRY[module_type] = factory
     _LIKE.pop(module_type, None)
+
+
+def check_module(name: str, value: object) -> None:
+    """Check that an argument is a module.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(value, nn.Module):
+        is_class = isinstance(value, type) and issubclass(value, nn.Module)
+        got = f"the class {value.__name__}; call it to make a module" if is_class else repr(value)  # type: ignore[attr-defined]
+        raise TypeError(f"`{name}` must be a torch.nn.Module. Got {shorten(got, _LONGEST_VALUE, placeholder=' ...')}.")
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -185,11 +199,12 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
         patterns: Shell-style patterns of module names (``"encoder.*"``); None takes all.
 
     Raises:
-        TypeError: If ``patterns`` are no names.
+        TypeError: If ``module`` is no module, or ``patterns`` are no names.
         ValueError: If there is no recurrence, a pattern matches no recurrent module, a module is none that can be
             judged, as in :func:`recurrences_of`, or, without patterns, there is a recurrent layer of torch's without an
             adapter, such as a quantized one.
     """
+    check_module("module", module)
     outer = recurrent_modules(module)
     if not outer:
         raise ValueError(
