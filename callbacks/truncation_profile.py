@@ -22,6 +22,7 @@ from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import THEORY, last_step
+from lightning_stable.trainers import check_strategy
 
 # A longer iteration would hold up a validation.
 _LONGEST_CERTIFIED = 1000
@@ -56,7 +57,8 @@ class TruncationProfileCallback(Callback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: When the trainer starts, if the model has no recurrence.
+        MisconfigurationException: When the trainer starts, if the strategy shards parameters or the model has no
+            recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[TruncationProfileCallback(max_window=50)])
@@ -83,7 +85,8 @@ class TruncationProfileCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a model without a recurrence."""
+        """Refuse a strategy that shards parameters, and a model without a recurrence."""
+        check_strategy(trainer, "TruncationProfileCallback", "whole recurrent layers, to run them with windows")
         try:
             recurrences_by_module(pl_module, self.modules)
         except ValueError as error:
