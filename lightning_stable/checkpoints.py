@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Checkpoint = dict[str, Any]
 _LONGEST_REASON = 300
+_SHARDED = ".metadata"  # torch.distributed.checkpoint's file
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -36,6 +37,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ValueError: If there is no such file, it is damaged or no checkpoint of Lightning's, or it holds anything else.
     """
+    if (path / _SHARDED).is_file():
+        raise ValueError(
+            f"The checkpoint must be one file. Got the folder of a sharded one, {str(path)!r}; make a file of it with "
+            f"`python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, or train with "
+            "ModelParallelStrategy(save_distributed_checkpoint=False)."
+        )
     checkpoint = _read_plain(path, "The checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"The checkpoint must be one that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from lightning_stable.sharded import check_whole
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 KindT = TypeVar("KindT")
 
@@ -25,7 +27,11 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     Args:
         module: The module; it is not changed.
         shared: What the copy shares with it instead, by ``id``.
+
+    Raises:
+        ValueError: If the module is sharded.
     """
+    check_whole(module)
     memo: dict[int, Any] = dict(shared or {})
     held = (value for part in module.modules() for value in parts_of(Tensor, vars(part)))
     memo |= {id(value): value.detach().clone() for value in held if not value.is_leaf and id(value) not in memo}

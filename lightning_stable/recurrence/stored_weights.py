@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.sharded import is_sharded
+from lightning_stable.sharded import LOAD_WHOLE, is_sharded
 
 
 def check_stored_weights(recurrence: Recurrence) -> None:
@@ -48,9 +48,8 @@ def _obstacle(module: nn.Module, name: str, value: object) -> str:
     if is_sharded(value):
         return (
             f"a sharded {name!r} (a DTensor) in {{!r}}, of which a process holds a part: only certify, project_, "
-            "record_inputs and the callbacks that project and certify gather sharded weights; load whole ones into a "
-            "model that is not sharded (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
-            "full_state_dict=True returns them)"
+            "record_inputs and the callbacks that project and certify gather sharded weights. "
+            + LOAD_WHOLE.removesuffix(".")
         )
     if not is_used(module, name, value):
         return (

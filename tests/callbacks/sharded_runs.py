@@ -1,21 +1,31 @@
 """Runs on two processes, with whole and with sharded parameters: ``python -m tests.callbacks.sharded_runs KIND FOLDER``.
 
-KIND is ``ddp``, or the package whose ModelParallelStrategy is used.
+KIND is ``ddp``, the package whose ModelParallelStrategy is used, or ``plain``, under torchrun.
 """
 
+import copy
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from lightning_stable import certify, project_
+from lightning_stable import certify, project_, truncate, truncation_profile
 from lightning_stable.callbacks import StabilityProjectionCallback, StableModelCheckpoint
+from lightning_stable.diagnostics import measure_state_gradients
+from lightning_stable.export import export
+from lightning_stable.sharded import is_sharded
+from lightning_stable.stability import record_inputs
 from tests.callbacks.two_processes import BATCHES, Lopsided
-from tests.helpers import UNITS, AfterStep
+from tests.helpers import UNITS, AfterStep, equal
 
 RATE, BOUND, WORDS = 0.9, 0.5, 7
 
@@ -39,15 +49,13 @@ class Core(nn.Module):
         return output
 
 
-def shard(core: Core, mesh: Any = None) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    for part in core.derived, core.given:
-        fully_shard(part, mesh=mesh)
-    fully_shard(core, mesh=mesh)
+def shard(core: Core, **options: Any) -> None:
+    for part in core.derived, core.given:  # the others together
+        fully_shard(part, **options)
+    fully_shard(core, **options)
 
 
-def module_of(package: Any, *, sharded: bool) -> Any:
+def module_of(package: Any, sharding: dict[str, Any] | None) -> Any:
     """A LightningModule of one of the two packages, whose loss pulls the weights out of every stable set."""
 
     class Module(package.LightningModule):  # type: ignore[misc, name-defined]
@@ -57,8 +65,9 @@ def module_of(package: Any, *, sharded: bool) -> Any:
             self.core = Core()
 
         def configure_model(self) -> None:
-            if sharded and not hasattr(self.core, "reshard"):
-                shard(self.core, self.device_mesh["data_parallel"])
+            if sharding is not None:
+                options = {key: value for key, value in sharding.items() if key == "mp_policy"}
+                shard(self.core, mesh=self.device_mesh["data_parallel"], **options)
 
         def forward(self, x: Tensor) -> Any:
             return self.core(x)
@@ -90,39 +99,138 @@ def data(**kwargs: Any) -> Any:
     return torch.utils.data.DataLoader(Lopsided(2 * 2 * BATCHES, **kwargs), batch_size=2)
 
 
-def run(kind: str, folder: Path, name: str, *, every_n_steps: int, ckpt_path: Path | None = None, **strategy: Any) -> None:
-    package: Any = pl if kind == "ddp" else import_module(kind)
-    ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, every_n_steps=every_n_steps)
+def run(package: Any, folder: Path, name: str, sharding: dict[str, Any] | None, **kwargs: Any) -> None:
+    """Fit, and write down what this process saw.
+
+    Args:
+        package: Lightning under one of its two names.
+        folder: Where checkpoints and results go.
+        name: Of the files.
+        sharding: Arguments of ModelParallelStrategy, and of ``fully_shard``; None for DDP.
+        kwargs: ``every_n_steps``, and the ``ckpt_path`` to resume from.
+    """
+    ckpt_path = kwargs.pop("ckpt_path", None)
+    ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, **kwargs)
     best = StableModelCheckpoint(dirpath=folder, filename=f"{name}-best")
     middle = package.callbacks.ModelCheckpoint(folder, f"{name}-middle", every_n_train_steps=3, monitor="stability/rate")
     probe = AfterStep(full_weights)
-    whole = {"strategy": "ddp"} if kind == "ddp" else {
-        "strategy": package.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, **strategy)
-    }
+    strategy: Any = "ddp"
+    if sharding is not None:
+        options = {key: value for key, value in sharding.items() if key != "mp_policy"}
+        strategy = package.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, **options)
     trainer = package.Trainer(
-        default_root_dir=folder, callbacks=[ours, probe, best, middle], accelerator="cpu", devices=2, max_epochs=1 + (ckpt_path is not None),
-        logger=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=2, **whole,
-    )  # fmt: skip
-    module = module_of(package, sharded=kind != "ddp")
+        default_root_dir=folder,
+        callbacks=[ours, probe, best, middle],
+        strategy=strategy,
+        accelerator="cpu",
+        devices=2,
+        max_epochs=1 if ckpt_path is None else 2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=2,
+    )
+    module = module_of(package, sharding)
     trainer.fit(module, data(), data(seed=1, scale=0.1), ckpt_path=ckpt_path)
-    fitted = certify(module, input_bound={"core.given": BOUND, "core.recorded": 1.0})
+    certified = certify(module, input_bound={"core.given": BOUND, "core.recorded": 1.0})
+    reports = {"ours": ours.report, "best": best.report, "certified": certified}
     seen = {
         "steps": probe.results,
         "weights": full_weights(module),
-        "report": ours.report.to_dict(),
-        "best": best.report.to_dict(),
-        "best_path": best.best_model_path,
+        "reports": {key: report.to_dict() for key, report in reports.items() if report is not None},
         "ranges": dict(ours.input_ranges),
         "metrics": dict(trainer.callback_metrics),
-        "certified": fitted.to_dict(),
+        "best_path": best.best_model_path,
+        "projections": ours.num_projections,
     }
     torch.save(seen, folder / f"{name}-{trainer.global_rank}.pt")
 
 
+def plain_loop(folder: Path, rank: int) -> None:
+    """A loop of torch's own on a model sharded by rows, and one layer sharded by columns."""
+    torch.manual_seed(0)
+    core = Core()
+    whole = copy.deepcopy(core)
+    shard(core)
+    stored = dict(core.named_parameters())
+    optimizer = torch.optim.SGD(core.parameters(), lr=3.0)
+    bounds: Any = {"given": BOUND, "recorded": 2.0}
+    for step in range(2):
+        core(torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(10 * step + rank))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        whole.load_state_dict(full_weights(core))
+        report = project_(core, RATE, input_bound=bounds)
+        assert report.to_dict() == project_(whole, RATE, input_bound=bounds).to_dict()
+        assert report.rate <= RATE
+        assert [layer.guarantee for layer in report.layers] == ["derived", *4 * ["guaranteed"]]
+        assert equal(full_weights(core), full_weights(whole))
+    assert all(value is stored[name] for name, value in core.named_parameters())
+
+    # What is inside stays as it is; what a forward has gathered is given up first.
+    versions = [value._version for value in stored.values()]
+    with torch.no_grad():
+        core(torch.randn(2, 4, 3))
+    assert not is_sharded(core.free.weight_hh_l0)
+    project_(core, RATE, input_bound=bounds)
+    assert versions == [value._version for value in stored.values()]
+    with torch.no_grad():
+        core(torch.randn(2, 4, 3))
+    project_(core, 0.5, modules="free")
+    assert certify(core, modules="free").rate <= 0.5
+    assert certify(core, modules="free").rate == certify(loaded(core), modules="free").rate
+
+    with record_inputs(core) as seen:
+        core(torch.full((2, 4, 3), 3.0 + rank))
+    assert seen["recorded"].describe() == f"seen in data: {3 + rank} <= x <= {3 + rank}"
+
+    core.reshard()  # type: ignore[operator]
+    for function in refusals(core):
+        with pytest.raises(ValueError, match=r"Got a sharded .*\bget_model_state_dict with full_state_dict=True"):
+            function()
+
+    columns = nn.GRU(3, UNITS)
+    expected = copy.deepcopy(columns)
+    for name, value in list(columns.named_parameters()):
+        placement = Shard(1) if value.ndim == 2 and "ih" in name else Replicate()
+        setattr(columns, name, nn.Parameter(distribute_tensor(value, init_device_mesh("cpu", (2,)), [placement])))
+    assert project_(columns, 0.6, input_bound=1.0).to_dict() == project_(expected, 0.6, input_bound=1.0).to_dict()
+    assert equal(full_weights(columns), full_weights(expected))
+    assert columns.weight_ih_l0.placements == (Shard(1),)
+    (folder / f"plain-{rank}").touch()
+
+
+def loaded(core: Core) -> Core:
+    plain = Core()
+    plain.load_state_dict(full_weights(core))
+    return plain
+
+
+def refusals(core: Core) -> list[Callable[[], object]]:
+    x = torch.zeros(2, 4, 3)
+    return [
+        lambda: truncate(core, 2),
+        lambda: truncation_profile(core.recorded, x, 2),
+        lambda: measure_state_gradients(core.recorded, x),
+        lambda: export(core, 2, "never-written.onnx", example=x),
+    ]
+
+
 if __name__ == "__main__":
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    for every in (1, 2):
-        run(kind, folder, f"every{every}", every_n_steps=every)
-    run(kind, folder, "resumed", every_n_steps=2, ckpt_path=folder / "every2-middle.ckpt")
-    if kind != "ddp":
-        run(kind, folder, "single", every_n_steps=2, save_distributed_checkpoint=False)
+    if kind == "plain":
+        distributed.init_process_group("gloo")
+        plain_loop(folder, distributed.get_rank())
+        distributed.destroy_process_group()
+    elif kind == "ddp":
+        run(pl, folder, "every1", None, every_n_steps=1)
+        run(pl, folder, "every2", None, every_n_steps=2)
+        run(pl, folder, "resumed", None, every_n_steps=2, ckpt_path=folder / "every2-middle.ckpt")
+    elif kind == "lightning.pytorch":
+        run(pl, folder, "every1", {"save_distributed_checkpoint": False}, every_n_steps=1)
+        run(pl, folder, "every2", {}, every_n_steps=2)
+        run(pl, folder, "resumed", {}, every_n_steps=2, ckpt_path=folder / "every2-middle.ckpt")
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        run(pl, folder, "rounded", {"mp_policy": policy}, every_n_steps=1)
+    else:
+        run(import_module(kind), folder, "every2", {}, every_n_steps=2)

@@ -17,7 +17,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.calls import input_and_state
 from lightning_stable.recurrence.registry import find_recurrences, gathered_model
-from lightning_stable.recurrence.sharded import is_gathered_from, whole
+from lightning_stable.sharded import is_gathered_from, whole
 from lightning_stable.recurrence.stored_weights import is_used
 from lightning_stable.stability.inputs.sets import InputSet, Recorded
 

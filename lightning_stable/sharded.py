@@ -21,12 +21,27 @@ _DTENSOR = ("torch.distributed.tensor", "torch.distributed._tensor"), "DTensor"
 _FSDP2 = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp"), "FSDPModule"
 _FSDP1 = ("torch.distributed.fsdp",), "FullyShardedDataParallel"
 
+LOAD_WHOLE = (
+    "Load whole weights into a model that is not sharded: torch.distributed.checkpoint.state_dict.get_model_state_dict "
+    "with full_state_dict=True returns them."
+)
+
 _Place = tuple[nn.Module, str, nn.Parameter]
 
 
 def is_sharded(value: object) -> bool:
     """Return whether a tensor is a DTensor, of which a process may hold a part only."""
     return _is_a(value, *_DTENSOR)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model of which a process holds a part only.
+
+    Raises:
+        ValueError: If the model, or a part of it, is sharded.
+    """
+    if any(_is_a(part, *_FSDP2) for part in model.modules()) or any(map(is_sharded, model.parameters())):
+        raise ValueError(f"The model must hold whole parameters to be copied. Got a sharded one. {LOAD_WHOLE}")
 
 
 def whole(value: Tensor) -> Tensor:
