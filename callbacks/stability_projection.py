@@ -121,7 +121,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that flatten parameters, and begin a new run."""
         if stage in ("fit", "validate"):
-            check_strategy(trainer, "StabilityProjectionCallback", "recurrent matrices that can be gathered", sharded=True)
+            check_strategy(
+                trainer, "StabilityProjectionCallback", "recurrent matrices that can be gathered", sharded=True
+            )
         if stage == "fit":  # what a checkpoint knows is restored after this
             self._forget()
             self._start_counting()

@@ -93,6 +93,8 @@ class Shards:
 
     def of(self, modules: Collection[nn.Module]) -> Shards:
         """Return the shards of some of the modules."""
+        if not self._places:
+            return self
         parts = {id(part) for module in modules for part in module.modules()}
         chosen = Shards(nn.Module(), ())
         chosen._places = [place for place in self._places if id(place[0]) in parts]
@@ -115,20 +117,20 @@ class Shards:
         with torch.inference_mode(False):
             full = {key: nn.Parameter(whole(value), value.requires_grad) for key, value in stored.items()}
         versions = {key: value._version for key, value in full.items()}
-        before = [(part, name, part._parameters[name]) for part, name, _ in self._places]
+        before = [part._parameters[name] for part, name, _ in self._places]
         self._is_gathered = True
         try:
             with _placed([(part, name, full[id(value)]) for part, name, value in self._places]):
                 yield
         finally:
             self._is_gathered = False
+        written = [key for key, value in full.items() if value._version != versions[key]]
         with torch.no_grad():
-            for key, value in full.items():
-                if value._version != versions[key]:
-                    stored[key].copy_(_shard_of(value, stored[key]))
-            for (part, name, value), (*_, current) in zip(self._places, before, strict=True):
+            for key in written:
+                stored[key].copy_(_shard_of(full[key], stored[key]))
+            for (*_, value), current in zip(self._places, before, strict=True):
                 # What a forward on its way has gathered is in use.
-                if current is not value and current is not None and full[id(value)]._version != versions[id(value)]:
+                if id(value) in written and current is not None and current is not value:
                     current.copy_(full[id(value)])
 
     @contextmanager
@@ -146,7 +148,6 @@ def as_written(model: nn.Module) -> Iterator[None]:
     """Take off inside the block what ``fully_shard`` lays over a model: its classes, and its hooks around forwards."""
     parts = [part for part in model.modules() if _is_a(part, *_FSDP2)]
     classes = [part.__class__ for part in parts]
-    # Parts that were sharded together with the first one have hooks, and keep their class.
     hooks = [held for part in model.modules() for held in (part._forward_pre_hooks, part._forward_hooks)]
     before = [dict(held) for held in hooks] if parts else []
     try:
@@ -174,8 +175,8 @@ def _placed(places: Collection[_Place]) -> Iterator[None]:
             setattr(part, name, value)
         yield
     finally:
-        for part, name, value in before:
-            setattr(part, name, value)
+        for part, name, other in before:
+            setattr(part, name, other)
 
 
 def _shard_of(value: Tensor, like: Tensor) -> Any:

@@ -42,8 +42,8 @@ def check_strategy(trainer: Trainer, who: str, need: str, *, sharded: bool = Fal
         sharded: Whether parameters may be DTensors, of which every process holds a shard.
 
     Raises:
-        MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel, nor, with
-            ``sharded``, model parallel.
+        MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel, nor,
+            with ``sharded``, model parallel.
     """
     strategy = trainer.strategy
     whole = isinstance(strategy, _classes(".strategies", "SingleDeviceStrategy", "DDPStrategy"))

@@ -19,9 +19,9 @@ from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.intersection import IntersectionRecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
-from lightning_stable.sharded import Shards, as_written
 from lightning_stable.recurrence.stored_weights import check_stored_weights
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
+from lightning_stable.sharded import Shards, as_written
 
 Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])

@@ -1,4 +1,4 @@
-"""Runs on two processes, with whole and with sharded parameters: ``python -m tests.callbacks.sharded_runs KIND FOLDER``.
+"""Runs on two processes with whole and sharded parameters: ``python -m tests.callbacks.sharded_runs KIND FOLDER``.
 
 KIND is ``ddp``, the package whose ModelParallelStrategy is used, or ``plain``, under torchrun.
 """
@@ -112,7 +112,9 @@ def run(package: Any, folder: Path, name: str, sharding: dict[str, Any] | None, 
     ckpt_path = kwargs.pop("ckpt_path", None)
     ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, **kwargs)
     best = StableModelCheckpoint(dirpath=folder, filename=f"{name}-best")
-    middle = package.callbacks.ModelCheckpoint(folder, f"{name}-middle", every_n_train_steps=3, monitor="stability/rate")
+    middle = package.callbacks.ModelCheckpoint(
+        folder, f"{name}-middle", every_n_train_steps=3, monitor="stability/rate"
+    )
     probe = AfterStep(full_weights)
     strategy: Any = "ddp"
     if sharding is not None:
@@ -177,8 +179,9 @@ def plain_loop(folder: Path, rank: int) -> None:
     with torch.no_grad():
         core(torch.randn(2, 4, 3))
     project_(core, 0.5, modules="free")
+    # Weights that a forward has gathered would be given up with what was written to them.
+    assert torch.linalg.matrix_norm(stored["free.weight_hh_l0"].full_tensor(), ord=2) <= 0.5  # type: ignore[attr-defined]
     assert certify(core, modules="free").rate <= 0.5
-    assert certify(core, modules="free").rate == certify(loaded(core), modules="free").rate
 
     with record_inputs(core) as seen:
         core(torch.full((2, 4, 3), 3.0 + rank))
@@ -198,12 +201,6 @@ def plain_loop(folder: Path, rank: int) -> None:
     assert equal(full_weights(columns), full_weights(expected))
     assert columns.weight_ih_l0.placements == (Shard(1),)
     (folder / f"plain-{rank}").touch()
-
-
-def loaded(core: Core) -> Core:
-    plain = Core()
-    plain.load_state_dict(full_weights(core))
-    return plain
 
 
 def refusals(core: Core) -> list[Callable[[], object]]:

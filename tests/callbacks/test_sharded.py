@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import strategies
 
+from lightning_stable.callbacks import FeedForwardShadowCallback, StateGradientCallback, TruncationProfileCallback
 from lightning_stable.checkpoints import read_checkpoint
 from tests.callbacks.two_processes import BATCHES
-from tests.helpers import equal
+from tests.helpers import Recurrent, equal
 
 pytest.importorskip("torch.distributed.fsdp", reason="needs torch.distributed")
 if not hasattr(torch.distributed.fsdp, "fully_shard"):
@@ -25,7 +29,13 @@ ROOT = Path(__file__).parents[2]
 def run(*command: str) -> None:
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -72,6 +82,7 @@ def check_like_ddp(ddp: Path, sharded: Path, name: str) -> None:
                 assert layer["rate"] <= 0.9 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["every1", "every2", "resumed"])
 def test_the_same_as_under_ddp(ddp: Path, sharded: Path, name: str) -> None:
     check_like_ddp(ddp, sharded, name)
@@ -80,18 +91,22 @@ def test_the_same_as_under_ddp(ddp: Path, sharded: Path, name: str) -> None:
     assert guarantees == ["derived", "data", "guaranteed", "guaranteed", "guaranteed"]
 
 
+@pytest.mark.slow
 def test_the_same_with_the_other_package(ddp: Path, tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning")
     run("tests.callbacks.sharded_runs", "pytorch_lightning", str(tmp_path))
     check_like_ddp(ddp, tmp_path, "every2")
 
 
+@pytest.mark.slow
 def test_checkpoints_load_into_the_plain_model(ddp: Path, sharded: Path) -> None:
     whole = {name: read_checkpoint(ddp / f"{name}-middle.ckpt") for name in ("every1", "every2")}
     single = read_checkpoint(sharded / "every1-middle.ckpt")
 
     folder = sharded / "every2-middle.ckpt"
-    with pytest.raises(ValueError, match=r"must be one file. Got the folder of a sharded one, .*consolidate_checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"must be one file. Got the folder of a sharded one, .*consolidate_checkpoint"
+    ):
         read_checkpoint(folder)
     run("lightning.fabric.utilities.consolidate_checkpoint", str(folder), "--output_file", str(sharded / "one.ckpt"))
     merged = read_checkpoint(sharded / "one.ckpt")
@@ -110,6 +125,7 @@ def test_checkpoints_load_into_the_plain_model(ddp: Path, sharded: Path) -> None
     assert not close(last, merged["state_dict"])
 
 
+@pytest.mark.slow
 def test_rounded_weights_are_not_those_certified(sharded: Path) -> None:
     for rank in seen(sharded, "rounded"):
         for layer in rank["reports"]["ours"]["layers"]:
@@ -117,6 +133,7 @@ def test_rounded_weights_are_not_those_certified(sharded: Path) -> None:
             assert "MixedPrecisionPolicy of fully_shard" in layer["reason"]
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same(sharded: Path) -> None:
     first, second = seen(sharded, "every2")
     assert equal(first["weights"], second["weights"])
@@ -124,5 +141,28 @@ def test_both_processes_hold_the_same(sharded: Path) -> None:
 
 
 def test_a_loop_of_torchs_own(tmp_path: Path) -> None:
-    run("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.callbacks.sharded_runs", "plain", str(tmp_path))
+    run(
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.callbacks.sharded_runs",
+        "plain",
+        str(tmp_path),
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"plain-0", "plain-1"}
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [TruncationProfileCallback(), StateGradientCallback(), FeedForwardShadowCallback(2)],
+    ids=lambda callback: type(callback).__name__,
+)
+@pytest.mark.parametrize("name", ["ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"])
+def test_what_needs_a_whole_model_refuses(callback: Any, name: str) -> None:
+    kind = getattr(strategies, name)
+    run = SimpleNamespace(strategy=kind.__new__(kind), callbacks=[callback])
+    with pytest.raises(
+        MisconfigurationException, match=rf"^{type(callback).__name__} needs .* Got strategy {name}; use"
+    ):
+        callback.setup(run, Recurrent(), "fit")

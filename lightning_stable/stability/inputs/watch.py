@@ -17,8 +17,8 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.calls import input_and_state
 from lightning_stable.recurrence.registry import find_recurrences, gathered_model
-from lightning_stable.sharded import is_gathered_from, whole
 from lightning_stable.recurrence.stored_weights import is_used
+from lightning_stable.sharded import is_gathered_from, whole
 from lightning_stable.stability.inputs.sets import InputSet, Recorded
 
 # Rows of the weights whose products with the inputs are compared at a time: all of them would cost a third of a step.
@@ -144,7 +144,7 @@ class InputMonitor:
 
     def _check_weights(self, name: str, module: nn.Module) -> None:
         for key, stored in self._stored[name].items():
-            used = getattr(module, key, None)
+            used: Any = getattr(module, key, None)
             if not (self._is_stored(used, stored) and is_used(module, key, used)):
                 self.replaced[name] = key
 
