@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_stable import checks
 from lightning_stable.recurrence import Recurrence, recurrences_by_module
+from lightning_stable.recurrence.registry import gathered_model
 from lightning_stable.stability.inputs.sets import InputBound, as_input_set
 
 
@@ -48,7 +49,8 @@ def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str
         MisconfigurationException: If there is none, a pattern matches none, or recurrent weights are parametrized.
     """
     try:
-        return recurrences_by_module(model, modules)
+        with gathered_model(model):
+            return recurrences_by_module(model, modules)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
 

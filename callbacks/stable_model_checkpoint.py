@@ -51,8 +51,8 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: If an argument of a ModelCheckpoint is; when training starts, if the strategy shards
-            parameters or the model has no recurrence.
+        MisconfigurationException: If an argument of a ModelCheckpoint is; when training starts, if the strategy
+            flattens parameters (FSDP1, DeepSpeed) or the model has no recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[StableModelCheckpoint(monitor="val_loss", save_top_k=3)])
@@ -87,8 +87,8 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters, and forget the last fit's report."""
-        check_strategy(trainer, "StableModelCheckpoint", "whole recurrent matrices on every device")
+        """Refuse strategies that flatten parameters, and forget the last fit's report."""
+        check_strategy(trainer, "StableModelCheckpoint", "recurrent matrices that can be gathered", sharded=True)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.report, self._certified_step = None, None

@@ -104,7 +104,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that shard parameters."""
         if stage in ("fit", "validate"):
-            check_strategy(trainer, "TruncationProfileCallback", "whole recurrent matrices on every device")
+            check_strategy(trainer, "TruncationProfileCallback", "whole recurrent layers, to run them with windows")
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

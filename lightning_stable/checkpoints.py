@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Checkpoint = dict[str, Any]
 _LONGEST_REASON = 300
 TRUST = "If you trust the file's author, `--trust` (in Python `trust=True`) reads all of it and runs their code."
+_SHARDED = ".metadata"  # torch.distributed.checkpoint's file
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -52,6 +53,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """
     path, who = checks.path("path", path), "The checkpoint"
     trust = checks.boolean("trust", trust)
+    if (path / _SHARDED).is_file():
+        raise ValueError(
+            f"The checkpoint must be one file. Got the folder of a sharded one, {str(path)!r}; make a file of it with "
+            f"`python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, or train with "
+            "ModelParallelStrategy(save_distributed_checkpoint=False)."
+        )
     checkpoint = _whole(path, who, _with_code) if trust else _whole(path, who, _without_code, TRUST)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"The checkpoint must be one that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")

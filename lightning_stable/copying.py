@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_stable.sharded import check_whole
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 KindT = TypeVar("KindT")
 
@@ -27,7 +29,11 @@ def copied(module: ModuleT, shared: Mapping[int, Any] | None = None) -> ModuleT:
     Args:
         module: The module; it is not changed.
         shared: What the copy shares with it instead, by ``id``.
+
+    Raises:
+        ValueError: If the module is sharded.
     """
+    check_whole(module)
     with _Detaching():
         twin = copy.deepcopy(module, dict(shared or {}))
     for part in twin.modules():

@@ -32,23 +32,28 @@ def logging_interval(trainer: Trainer) -> int:
     return interval
 
 
-def check_strategy(trainer: Trainer, who: str, need: str) -> None:
+def check_strategy(trainer: Trainer, who: str, need: str, *, sharded: bool = False) -> None:
     """Refuse a strategy under which a process does not hold the whole model.
 
     Args:
         trainer: The trainer whose strategy is checked.
         who: The class that asks, for the message.
         need: What the class needs, for the message: ``"whole recurrent matrices on every device"``.
+        sharded: Whether parameters may be DTensors, of which every process holds a shard.
 
     Raises:
-        MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel.
+        MisconfigurationException: If the strategy is neither of a single device nor distributed data parallel, nor,
+            with ``sharded``, model parallel.
     """
     strategy = trainer.strategy
     whole = isinstance(strategy, classes(".strategies", "SingleDeviceStrategy", "DDPStrategy"))
+    if sharded and isinstance(strategy, classes(".strategies", "ModelParallelStrategy")):
+        return
     if not whole or isinstance(strategy, classes(".strategies", "DeepSpeedStrategy")):
         raise MisconfigurationException(
-            f"{who} needs {need}, which only strategies of a single device and distributed data parallel are known to "
-            f"give. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'."
+            f"{who} needs {need}, which only strategies of a single device and distributed data parallel are known "
+            f"to give. Got strategy {type(strategy).__name__}; use 'ddp' or 'auto'"
+            f"{', or ModelParallelStrategy' * sharded}."
         )
 
 

@@ -122,6 +122,22 @@ def test_data_modules_of_both_packages() -> None:
         assert all(issubclass(kind, package.LightningDataModule) for kind in kinds)
 
 
+def test_model_parallel_is_for_those_that_gather() -> None:
+    other = pytest.importorskip("pytorch_lightning.strategies")
+    for package in (lightning_strategies, other):
+        check_strategy(strategy("ModelParallelStrategy", package), "The asker", "matrices", sharded=True)
+        for name in ("FSDPStrategy", "DeepSpeedStrategy"):
+            with pytest.raises(
+                MisconfigurationException, match=rf"{name}; use 'ddp' or 'auto', or ModelParallelStrategy"
+            ):
+                check_strategy(strategy(name, package), "The asker", "matrices", sharded=True)
+
+
+def test_the_strategy_of_ray_train_is_ddp() -> None:
+    ray = pytest.importorskip("ray.train.lightning")
+    check_strategy(strategy("RayDDPStrategy", ray), "The asker", "whole matrices")
+
+
 def test_a_strategy_of_ones_own_is_one_of_its_base() -> None:
     class Own(lightning_strategies.DDPStrategy):
         pass

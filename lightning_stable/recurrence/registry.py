@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from textwrap import shorten
 from typing import TypeVar, overload
 
@@ -21,6 +22,7 @@ from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.recurrence.stored_weights import check_stored_weights
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
+from lightning_stable.sharded import Shards, as_written
 
 Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
@@ -223,6 +225,21 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
             "a function takes `modules`."
         )
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
+
+
+@contextmanager
+def gathered_model(module: nn.Module) -> Iterator[Shards]:
+    """Make the weights of all recurrences whole inside the block, if they are sharded, and keep what is written.
+
+    What ``fully_shard`` has laid over the model is taken off as well, so that its ``forward`` can be traced. No forward
+    of the model may be on its way. A collective operation if there are shards.
+
+    Raises:
+        ValueError: If the model is wrapped in FullyShardedDataParallel.
+    """
+    shards = Shards(module, recurrent_modules(module).values())
+    with shards.gathered(), as_written(module):
+        yield shards
 
 
 def recurrences_by_module(
