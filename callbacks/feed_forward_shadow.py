@@ -153,7 +153,7 @@ class FeedForwardShadowCallback(Callback):
         """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
-        twin = Twin(trainer, pl_module, self.window, self.source)
+        twin = Twin(trainer, pl_module, self.window, self.source, self._restored)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
         self._run = ShadowRun(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
@@ -193,8 +193,10 @@ class FeedForwardShadowCallback(Callback):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            self._state = run.twin.state_dict()
-            run.detach()
+            try:
+                self._state = run.twin.state_dict()
+            finally:  # hooks of the model's are called for it
+                run.detach()
 
     # ---------------------------------------------------------------- training
     @override
