@@ -155,7 +155,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
-        twin = Twin(trainer, pl_module, self.window, self.source)
+        twin = Twin(trainer, pl_module, self.window, self.source, self._restored)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
         self._run = ShadowRun(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
@@ -195,8 +195,10 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            self._state = run.twin.state_dict()
-            run.detach()
+            try:
+                self._state = run.twin.state_dict()
+            finally:  # hooks of the model's are called for it
+                run.detach()
 
     @override
     def _leave_run(self) -> None:
