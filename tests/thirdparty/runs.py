@@ -48,9 +48,7 @@ def callbacks(path: Path, monitor: str, mode: str = "min") -> list[Any]:
     ]
 
 
-def check(
-    path: Path, used: Iterable[Any], metrics: dict[str, Any], *, val_loss: bool = True, board: bool = True
-) -> None:
+def check(path: Path, used: Iterable[Any], metrics: dict[str, Any], *, val_loss: bool = True) -> None:
     """Every callback has done its work, and TensorBoard shows it.
 
     Args:
@@ -58,7 +56,6 @@ def check(
         used: The callbacks as the trainer used them.
         metrics: The trainer's ``callback_metrics``.
         val_loss: Whether the model logs a loss in validation.
-        board: Whether to look at TensorBoard.
     """
     projection, shadow, profile = list(used)[:3]
     assert projection.report.rate <= RATE
@@ -74,8 +71,7 @@ def check(
         assert (found.max_error <= found.bound).all()
         assert math.isfinite(metrics[f"truncation/{name}/max_error"])
     assert any(isinstance(module, Windowed) for module in shadow.twin.modules())
-    if board:
-        check_page(path)
+    check_page(path)
 
 
 def check_page(path: Path) -> None:

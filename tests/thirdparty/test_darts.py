@@ -15,12 +15,8 @@ from tests.thirdparty.runs import RATE, TRAINER, callbacks, check, check_reloade
 pytestmark = needs("darts")
 
 
-OTHER_PACKAGE = pytest.mark.xfail(strict=True, reason="Callbacks see no TensorBoardLogger of pytorch_lightning.")
-
-
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=OTHER_PACKAGE)])
 @pytest.mark.parametrize(("kind", "cell"), [("BlockRNNModel", "LSTM"), ("BlockRNNModel", "GRU"), ("RNNModel", "LSTM")])
-def test_forecasts(kind: str, cell: str, everything: bool, tmp_path: Path) -> None:
+def test_forecasts(kind: str, cell: str, tmp_path: Path) -> None:
     import torch
     from darts import TimeSeries, models
 
@@ -40,7 +36,7 @@ def test_forecasts(kind: str, cell: str, everything: bool, tmp_path: Path) -> No
         **length,
     )
     model.fit([values[:60] for values in series], val_series=[values[40:] for values in series])
-    check(tmp_path, used, model.trainer.callback_metrics, board=everything)
+    check(tmp_path, used, model.trainer.callback_metrics)
 
     model.save(str(tmp_path / "model.pt"))  # the callbacks with it
     loaded = type(model).load(str(tmp_path / "model.pt"), trusted=True)

@@ -13,10 +13,6 @@ from lightning_stable import certify
 from tests.thirdparty.runs import RATE, TRAINER, callbacks, check, check_reloaded, needs, seen, waves
 
 pytestmark = needs("neuralforecast")
-OTHER_PACKAGE = pytest.mark.xfail(
-    strict=True,
-    reason="Callbacks do not pickle while they watch a model, and see no TensorBoardLogger of pytorch_lightning.",
-)
 DAYS = pd.date_range("2020", periods=80, freq="D")
 
 
@@ -30,8 +26,7 @@ def frame() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("cell", "recurrent"), [("LSTM", False), ("GRU", False), ("LSTM", True)])
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=OTHER_PACKAGE)])
-def test_forecasts(cell: str, recurrent: bool, everything: bool, tmp_path: Path) -> None:
+def test_forecasts(cell: str, recurrent: bool, tmp_path: Path) -> None:
     from neuralforecast import NeuralForecast, models
 
     kind = getattr(models, cell)
@@ -43,21 +38,20 @@ def test_forecasts(cell: str, recurrent: bool, everything: bool, tmp_path: Path)
     assert certify(untrained(), input_bound=5.0).rate > RATE
     model = untrained(
         val_check_steps=6,
-        callbacks=given if everything else given[:-1],
+        callbacks=given,
         logger=TensorBoardLogger(tmp_path),
-        enable_checkpointing=everything,
+        enable_checkpointing=True,
         **TRAINER,
     )
     forecast = NeuralForecast([model], freq="D")
     forecast.fit(frame(), val_size=8)
     trained = forecast.models[0]
     used = trained.trainer_kwargs["callbacks"]  # NeuralForecast trains a copy of the model and of its callbacks
-    check(tmp_path, used, trained.metrics, board=everything)
+    check(tmp_path, used, trained.metrics)
     assert len(forecast.predict()) == 4 * 4
 
     forecast.save(str(tmp_path / "saved"))
     loaded = NeuralForecast.load(str(tmp_path / "saved")).models[0]
     assert certify(loaded, input_bound=seen(used[0])).rate <= RATE
-    if everything:
-        best = used[-1].best_model_path
-        check_reloaded(best, kind.load_from_checkpoint(best, weights_only=False))
+    best = used[-1].best_model_path
+    check_reloaded(best, kind.load_from_checkpoint(best, weights_only=False))
