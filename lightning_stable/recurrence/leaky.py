@@ -173,14 +173,29 @@ class MixedRecurrence(GatedRecurrence):
         candidate, update = bounds.split(matrix.abs().sum(1))
         return bounds.rates(bounds.slope_n * candidate + bounds.z * (bounds.state + bounds.n) * update)
 
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the contraction in the maximum norm with the weights of a ``tight`` witness."""
+        if drive is None or witness.order <= 2:
+            return None
+        matrix, bounds = weights["weight_hh"], self.bounds(weights, drive, max(1.0, state_bound))
+        scale = witness.scales[0].to(matrix)
+        rate = self._tight_rates(matrix, bounds, scale).amax() * linalg.inflation(matrix.shape[1])
+        return Contraction(rate, (scale,))
+
+    @staticmethod
+    def _tight_rates(matrix: Tensor, bounds: Bounds, scale: Tensor) -> Tensor:
+        """Return the rates of the units in the maximum norm with these weights."""
+        gates = matrix.shape[0] // matrix.shape[1]
+        steep, update = bounds.split(matrix.abs() @ scale / scale.repeat(gates))
+        large = bounds.z * update
+        return bounds.rates(saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state)
+
     @staticmethod
     def _tight(matrix: Tensor, bounds: Bounds) -> Contraction:
-        magnitude, gates = matrix.abs(), matrix.shape[0] // matrix.shape[1]
-
         def rates(scale: Tensor) -> Tensor:
-            steep, update = bounds.split(magnitude @ scale / scale.repeat(gates))
-            large = bounds.z * update
-            return bounds.rates(saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state)
+            return MixedRecurrence._tight_rates(matrix, bounds, scale)
 
         best = current = torch.ones_like(matrix[0])
         best_rate = rates(current).amax()

@@ -21,6 +21,10 @@ class ModelProjection(Protocol):
     def steps(self) -> int:
         """How many steps the model's optimizer has made."""
 
+    @property
+    def refinements(self) -> int:
+        """How often the norms the model is projected in were fitted to its weights."""
+
 
 class TwinProjection:
     """A projector of the twin, at the rhythm of the model's.
@@ -37,10 +41,12 @@ class TwinProjection:
     def __init__(self, projector: Projector, leader: ModelProjection, optimizer: Optimizer) -> None:
         self._projector, self._leader = projector, leader
         self.steps = self._followed = leader.steps
+        self._refinements = leader.refinements
         # Whether the model was projected between steps while the twin was a step behind.
         self._due = False
         projector.monitor.recording = projector.monitor.checking = False
         projector.attach()
+        projector.refine(missing_only=True)
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -52,7 +58,7 @@ class TwinProjection:
         """Project between steps, as the model was; where the twin has yet to make the model's last step, after it."""
         self._due = self._leader.steps > self._followed
         if not self._due:
-            self._projector.project(strict=True)
+            self._project_between_steps()
 
     def begin_step(self) -> None:
         """Record inputs from now on: they are training inputs."""
@@ -64,16 +70,28 @@ class TwinProjection:
         self._followed = self._leader.steps
         if self._due:
             self._due = False
-            self._projector.project(strict=True)
+            self._project_between_steps()
+
+    def _project_between_steps(self) -> None:
+        self._projector.project(strict=True)
+        if self._refinements < self._leader.refinements:
+            self._refinements = self._leader.refinements
+            self._projector.refine()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the input ranges, and what the projector carries from step to step."""
         ranges = {name: seen.cpu() for name, seen in self._projector.monitor.ranges.items()}
-        return {"steps": self.steps, "input_ranges": ranges, "projector": self._projector.state_dict()}
+        return {
+            "steps": self.steps,
+            "refinements": self._refinements,
+            "input_ranges": ranges,
+            "projector": self._projector.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
         self.steps = state["steps"]
+        self._refinements = state.get("refinements", self._refinements)
         ranges: dict[str, Tensor] = state["input_ranges"]
         self._projector.remember(ranges)
         self._projector.load_state_dict(state["projector"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stable import checks, linalg
-from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.registry import find_recurrences, is_recurrent
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
@@ -85,6 +85,7 @@ def certify_recurrences(
     *,
     training: bool | None = None,
     leading_only: bool = False,
+    witnesses: Mapping[str, Contraction] | None = None,
 ) -> StabilityReport:
     """Certify recurrences whose input sets are known already; see :func:`certify`.
 
@@ -95,19 +96,22 @@ def certify_recurrences(
         state_bound: As in :func:`certify`.
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
+        witnesses: Norms found before, by the name of the recurrence; they are checked and not looked for again.
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
     certificates, directed = [], []
     for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):
-        certificate = _certify_layer(layer, layer.recurrence.checked_norm(norm))
+        certificate = _certify_layer(
+            layer, layer.recurrence.checked_norm(norm), (witnesses or {}).get(layer.recurrence.name)
+        )
         certificates.append(certificate)
         directed.append((layer, certificate.contraction))
     return StabilityReport(tuple(certificates), bounds=by_module(directed))
 
 
-def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
-    recurrence, contraction = layer.recurrence, layer.contraction(norm)
+def _certify_layer(layer: Layer, norm: str, witness: Contraction | None) -> LayerCertificate:
+    recurrence, contraction = layer.recurrence, layer.contraction(norm, witness)
     inputs = layer.inputs if recurrence.needs_drive else None
     rate, reason = contraction.rate.item(), None
     if not rate < math.inf:

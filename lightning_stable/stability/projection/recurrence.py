@@ -29,6 +29,8 @@ from lightning_stable.stability.projection.sets import (
 )
 
 _BISECTIONS = 40
+# A full norm is found anew for what a projection leaves: it ends this close below the rate, in a few attempts.
+_CLOSE, _ATTEMPTS = 1e-3, 8
 _WORST_INPUTS = 8
 
 
@@ -92,6 +94,8 @@ def _shrink_rnn(recurrence: RNNRecurrence, layer: Layer, target: Target) -> dict
                 # With the weights v frozen the set {|W| v <= rate v} is convex and inside the set of all v.
                 scale = linalg.perron_weights(hidden)
                 hidden = project_rows_weighted_l1(hidden, scale, rate * scale, exact=target.exact)
+            case "full":
+                hidden = _clip_in_full(hidden, rate)
             case "diagonal":
                 scale = linalg.diagonal_weights(hidden)
                 clipped = clip_singular_values(scale[:, None] * hidden / scale, rate)
@@ -100,6 +104,35 @@ def _shrink_rnn(recurrence: RNNRecurrence, layer: Layer, target: Target) -> dict
     # All norms of W are homogeneous, so a common factor meets the rate exactly.
     norm = recurrence.contraction({**weights, "weight_hh": hidden}, None, norm=target.norm).rate
     return {"weight_hh": hidden * (rate / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)}
+
+
+def _clip_in_full(hidden: Tensor, rate: float) -> Tensor:
+    """Clip in the best form for ``hidden``, no further than the best one for the result asks for.
+
+    Where a clip of the singular values themselves would move the weights less, as much of it is taken as is needed.
+    """
+
+    def found(weight: Tensor) -> float:
+        return float(linalg.quadratic_norm(weight, linalg.quadratic_form(weight)))
+
+    if found(hidden) <= rate:
+        return hidden
+    factors, bound = linalg.quadratic_factors(linalg.quadratic_form(hidden)), rate
+    clipped = hidden
+    for _ in range(_ATTEMPTS):
+        clipped = clip_singular_values(hidden, bound, reading=True, factors=factors)
+        reached = found(clipped)
+        if rate * (1 - _CLOSE) <= reached <= rate:
+            break
+        bound *= rate * (1 - _CLOSE / 3) / reached
+    nearest = clip_singular_values(hidden, rate, reading=True)
+    if (nearest - hidden).norm() >= (clipped - hidden).norm():
+        return clipped
+    low, high = 0.0, 1.0
+    while high - low > _CLOSE / 4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(nearest.lerp(hidden, middle)) <= rate else (low, middle)
+    return nearest.lerp(hidden, low)
 
 
 @_shrink.register
@@ -114,7 +147,11 @@ def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> 
         # The other gates are bounded by 1 whatever drives them, and one pass over the inputs serves both steps.
         drive = unbounded_drive(weights)
         drive.high[recurrence.leading_rows()] = (leading * worst).sum(1)
-    weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target)
+    witness = recurrence.projection_witness(
+        weights, layer.drive, target.rate, norm=target.norm, state_bound=target.state_bound
+    )
+    scale = None if witness is None or target.method == "miller-hardt" else witness.scales[0][None]
+    weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target, scale=scale)
     weights.update(_gate_step(recurrence, weights, inputs, worst, target))
     if target.norm == "l2" or target.method == "miller-hardt":
         # These methods do not end inside the set by themselves (clipping can raise row sums, Miller and Hardt's
@@ -130,6 +167,7 @@ def _shrink_recurrent(
     drive: Interval,
     target: Target,
     method: str | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     assert target.gate_bound is not None
     budget = recurrence.budget(
@@ -138,9 +176,12 @@ def _shrink_recurrent(
     if target.norm == "l2":
         blocks = recurrence.recurrent_matrix(weights).chunk(len(recurrence.gates))
         norms = torch.stack([linalg.spectral_norm(block) for block in blocks])[:, None]
-    else:
+    elif scale is None:
         norms = recurrence.row_norms(weights)
-    return meet_budget(recurrence, weights, norms, budget, target, method)
+    else:
+        gates = len(recurrence.gates)
+        norms = (recurrence.recurrent_matrix(weights).abs() @ scale[0]).view(gates, -1) / scale[0]
+    return meet_budget(recurrence, weights, norms, budget, target, method, scale)
 
 
 def meet_budget(
@@ -150,6 +191,7 @@ def meet_budget(
     budget: Budget,
     target: Target,
     method: str | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Return ``weight_hh``, shrunk until it meets the conditions by ``method`` or that of the target.
 
@@ -160,6 +202,7 @@ def meet_budget(
         budget: The conditions.
         target: Names the norm and the method.
         method: The method in place of the target's.
+        scale: Weights ``v`` on units, shape ``(recurrences, units)``: the norms are those of ``|W_jk| v_k / v_j``.
     """
     assert target.gate_bound is not None
     method = method or target.method
@@ -173,7 +216,8 @@ def meet_budget(
     if method == "euclidean":
         units = hidden.shape[0] // gates
         rows = hidden.view(gates, units, -1).transpose(0, 1)
-        projected = _project_gated_rows(weights, rows, budget.coefficients.mT, budget.limit, target.exact)
+        limit = budget.limit if scale is None else budget.limit * scale.flatten()
+        projected = _project_gated_rows(weights, rows, budget.coefficients.mT, limit, target.exact, scale)
         return projected.transpose(0, 1).reshape_as(hidden)
 
     if method == "miller-hardt":
@@ -189,24 +233,41 @@ def meet_budget(
         radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
     if target.norm == "l2":
         return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
-    if "weight_hr" not in weights:
-        return project_rows_weighted_l1(hidden, None, radius.flatten(), exact=target.exact, sizes=norms.flatten())
-    return _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact).reshape_as(hidden)
+    if scale is not None:
+        radius, norms = radius * scale.flatten(), norms * scale.flatten()
+    if "weight_hr" in weights:
+        rows = _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact, scale)
+        return rows.reshape_as(hidden)
+    columns = None if scale is None else _columns(scale).repeat(gates, 1)
+    return project_rows_weighted_l1(hidden, columns, radius.flatten(), exact=target.exact, sizes=norms.flatten())
+
+
+def _columns(scale: Tensor) -> Tensor:
+    """Return the weights of the columns for every row of a gate, from those of the units of each recurrence."""
+    return scale.repeat_interleave(scale.shape[1], dim=0)
 
 
 def _project_gated_rows(
-    weights: dict[str, Tensor], rows: Tensor, coefficients: Tensor | None, radius: Tensor, exact: bool
+    weights: dict[str, Tensor],
+    rows: Tensor,
+    coefficients: Tensor | None,
+    radius: Tensor,
+    exact: bool,
+    scale: Tensor | None,
 ) -> Tensor:
-    """Project ``rows``, ``(n, blocks, states)``, onto ``sum_q coefficients_q ||row_q||_1 <= radius``.
+    """Project ``rows``, ``(n, blocks, states)``, onto ``sum_q coefficients_q ||row_q v||_1 <= radius``.
 
-    With an output projection the norm is that of the row's image under it. ``coefficients``, ``(n, blocks)``, are
-    ones if None.
+    With an output projection the norm is that of the row's image under it. ``coefficients``, ``(n, blocks)``, and
+    ``v`` are ones if None.
     """
     if "weight_hr" in weights:
         if coefficients is None:
             coefficients = torch.ones_like(rows[:, :, 0])
-        return project_rows_image_l1(rows, weights["weight_hr"], coefficients, radius, exact=exact)
+        image = weights["weight_hr"] if scale is None else weights["weight_hr"] * scale
+        return project_rows_image_l1(rows, image, coefficients, radius, exact=exact)
     repeated = None if coefficients is None else coefficients.repeat_interleave(rows.shape[2], dim=1)
+    if repeated is not None and scale is not None:
+        repeated = repeated * _columns(scale).repeat(1, rows.shape[1])
     return project_rows_weighted_l1(rows.reshape(rows.shape[0], -1), repeated, radius, exact=exact).view_as(rows)
 
 
