@@ -29,6 +29,7 @@ solutions of X + A^* X^-1 A = Q). The search may end anywhere: :func:`quadratic_
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ _REDUCTIONS, _CONVERGED = 20, 1e-12
 # Of the search for S: descent steps, angles in [0, pi], and vectors kept for each.
 _WARM_UP, _STEPS, _ANGLES, _VECTORS = 8, 30, 16, 4
 _LEARNING_RATE = 0.06
+_VANISHED = 1e-20
 # Scales further apart than exp(2 * 7) would be lost in the rounding of the form.
 _LARGEST_LOG_SCALE = 7.0
 
@@ -111,8 +113,9 @@ def quadratic_norm(weight: Tensor, witness: QuadraticForm) -> Tensor:
     """
     scale, form = witness
     factor, margin = _checked_cholesky(form)
-    inner = torch.linalg.solve_triangular(factor, _scaled(weight, scale).mT, upper=False).mT
-    norm = input_norm(inner, form) * margin
+    size = weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny)
+    inner = torch.linalg.solve_triangular(factor, _scaled(weight / size, scale).mT, upper=False).mT
+    norm = input_norm(inner, form) * margin * size
     return norm.where((scale > 0).all() & torch.isfinite(scale).all(), torch.inf)
 
 
@@ -154,14 +157,14 @@ def quadratic_form(weight: Tensor, rate: float = 0.0) -> QuadraticForm:
         above ``rate``.
     """
     matrix = weight.detach().to("cpu", torch.float64)
-    euclidean = QuadraticForm.euclidean(matrix)
-    found = euclidean
-    if bool(torch.isfinite(matrix).all()) and bool((matrix != 0).any()):
-        scale, radius = _balance(matrix)
-        found = _solve(matrix, scale, radius, rate)
-        best = quadratic_norm(matrix, found)
-        if not best <= max(rate, float(quadratic_norm(matrix, euclidean))):
-            found = euclidean
+    size = float(matrix.abs().amax())
+    if not 0 < size < math.inf:
+        return QuadraticForm.euclidean(weight)
+    matrix, rate = matrix / size, rate / size
+    scale, radius = _balanced(matrix.numpy().tobytes(), len(matrix))
+    found, euclidean = _solve(matrix, scale, radius, rate), QuadraticForm.euclidean(matrix)
+    if not quadratic_norm(matrix, found) <= max(rate, float(quadratic_norm(matrix, euclidean))):
+        found = euclidean
     return found.to(weight)
 
 
@@ -201,14 +204,19 @@ def _extreme_forms(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     return smallest, largest
 
 
+@lru_cache(maxsize=8)
+def _balanced(weight: bytes, units: int) -> tuple[Tensor, float]:
+    """Remember what was found for the last matrices: the same weights are projected, certified and saved."""
+    return _balance(torch.frombuffer(bytearray(weight), dtype=torch.float64).view(units, units))
+
+
 def _balance(weight: Tensor) -> tuple[Tensor, float]:
     """Return ``S`` with a small numerical radius of ``S W S^-1``, and that radius from below.
 
     Descent on a smooth maximum over angles and eigenvectors, in float32. Blocks of leading eigenvectors are carried
     along, as the scale moves by little at every step.
     """
-    size = weight.abs().amax()
-    matrix = (weight / size).float()
+    matrix = weight.float()
     log_scale = _osborne(matrix)
     vectors = _Vectors(_ANGLES, len(matrix))
     for _ in range(_WARM_UP):
@@ -232,7 +240,7 @@ def _balance(weight: Tensor) -> tuple[Tensor, float]:
     vectors.interpolate()
     scaled = _scaled(matrix, best_log_scale.exp())
     values = torch.stack([vectors.refine(scaled)[0] for _ in range(_WARM_UP)])
-    return best_log_scale.double().exp(), float(values.amax() * size)
+    return best_log_scale.double().exp(), float(values.amax())
 
 
 class _Vectors:
@@ -248,6 +256,7 @@ class _Vectors:
         self.kept = min(_VECTORS, units)
         shape = angles, units, min(3 * _VECTORS, units)
         self.basis = torch.randn(shape, generator=generator, dtype=torch.complex64, device="cpu")
+        self.noise = 1e-5 * self.basis
         self._spread(torch.linspace(0, math.pi, angles, dtype=torch.float32, device="cpu"))
 
     def _spread(self, theta: Tensor) -> None:
@@ -260,7 +269,10 @@ class _Vectors:
             Their values, from below, shape ``(angles, vectors)``; and the derivatives of the values by the logarithms
             of the scales of the units, shape ``(angles, units, vectors)``.
         """
-        basis, kept = torch.linalg.qr(self.basis).Q, self.kept
+        lengths = torch.linalg.vector_norm(self.basis, dim=1, keepdim=True)
+        # An image may vanish or repeat the block: what reflections find left of it must not underflow.
+        basis = self.basis / lengths.clamp(min=_VANISHED) + self.noise
+        basis, kept = torch.linalg.qr(basis).Q, self.kept
         ahead, back = (part * phase for part, phase in zip(_products(matrix, basis), self._pair, strict=True))
         values, rotation = torch.linalg.eigh(basis.mH @ (ahead + back) / 2)
         rotation = rotation[:, :, -kept:]
@@ -275,7 +287,7 @@ class _Vectors:
     def interpolate(self) -> None:
         """Double the number of angles; those in between begin with the vectors of a neighbour."""
         between = (self.theta[1:] + self.theta[:-1]) / 2
-        self.basis = torch.cat((self.basis, self.basis[1:]))
+        self.basis, self.noise = (torch.cat((part, part[1:])) for part in (self.basis, self.noise))
         self._spread(torch.cat((self.theta, between)))
 
 

@@ -147,10 +147,12 @@ def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> 
         # The other gates are bounded by 1 whatever drives them, and one pass over the inputs serves both steps.
         drive = unbounded_drive(weights)
         drive.high[recurrence.leading_rows()] = (leading * worst).sum(1)
-    witness = recurrence.projection_witness(
-        weights, layer.drive, target.rate, norm=target.norm, state_bound=target.state_bound
-    )
-    scale = None if witness is None or target.method == "miller-hardt" else witness.scales[0][None]
+    scale = None
+    if target.exact and target.method != "miller-hardt":
+        witness = recurrence.projection_witness(
+            weights, drive, target.rate, norm=target.norm, state_bound=target.state_bound
+        )
+        scale = None if witness is None else witness.scales[0][None]
     weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target, scale=scale)
     weights.update(_gate_step(recurrence, weights, inputs, worst, target))
     if target.norm == "l2" or target.method == "miller-hardt":
