@@ -213,14 +213,22 @@ def meet_budget(
     demand = budget.coefficients * norms
 
     if method == "rescale":
-        factor = (budget.limit / demand.sum(0).clamp(min=tiny)).clamp(max=1)
+        largest = torch.stack([budget.terms_of(demand).sum(0), *(demand[gate] for gate in budget.alone())]).amax(0)
+        factor = (budget.limit / largest.clamp(min=tiny)).clamp(max=1)
         return hidden * factor.expand(hidden.shape[0] // gates).repeat(gates)[:, None]
     if method == "euclidean":
         units = hidden.shape[0] // gates
-        rows = hidden.view(gates, units, -1).transpose(0, 1)
+        rows = hidden.view(gates, units, -1).transpose(0, 1).clone()
         limit = budget.limit if scale is None else budget.limit * scale.flatten()
-        projected = _project_gated_rows(weights, rows, budget.coefficients.mT, limit, target.exact, scale)
-        return projected.transpose(0, 1).reshape_as(hidden)
+        alone = list(budget.alone())
+        for gate in alone:
+            radius = limit / budget.coefficients[gate].clamp(min=tiny)
+            rows[:, gate] = _project_gated_rows(weights, rows[:, gate, None], None, radius, target.exact, scale)[:, 0]
+        # The sum of the demands of a term is at least the largest.
+        others = [gate for gate in range(gates) if gate not in alone]
+        coefficients = budget.coefficients[others].mT
+        rows[:, others] = _project_gated_rows(weights, rows[:, others], coefficients, limit, target.exact, scale)
+        return rows.transpose(0, 1).reshape_as(hidden)
 
     if method == "miller-hardt":
         keep = hidden.new_full((), 1 - target.gate_bound)
@@ -229,10 +237,13 @@ def meet_budget(
         radius = miller_hardt_radii(keep)[:, None].expand_as(norms) * (1 - 1e-4)
     else:
         # Filled on the device: a tensor made from a list would be copied there, and the host would wait for it.
-        shares = torch.cat([hidden.new_full((1,), share) for share in recurrence.shares])
-        allocation = share_budget(demand, shares, budget.limit)
+        terms = budget.members()
+        shares = torch.cat([hidden.new_full((1,), sum(recurrence.shares[gate] for gate in term)) for term in terms])
+        allocation = share_budget(budget.terms_of(demand), shares, budget.limit)
+        allowed = {gate: allocation[index] for index, term in enumerate(terms) for gate in term}
+        allowance = torch.stack([allowed.get(gate, budget.limit) for gate in range(gates)])
         # A gate that is served in full keeps its rows; dividing back would lose a bit of them.
-        radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
+        radius = torch.where(allowance < demand, allowance / budget.coefficients.clamp(min=tiny), torch.inf)
     if target.norm == "l2":
         return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
     if scale is not None:
@@ -268,8 +279,9 @@ def _project_gated_rows(
         image = weights["weight_hr"] if scale is None else weights["weight_hr"] * scale
         return project_rows_image_l1(rows, image, coefficients, radius, exact=exact)
     repeated = None if coefficients is None else coefficients.repeat_interleave(rows.shape[2], dim=1)
-    if repeated is not None and scale is not None:
-        repeated = repeated * _columns(scale).repeat(1, rows.shape[1])
+    if scale is not None:
+        columns = _columns(scale).repeat(1, rows.shape[1])
+        repeated = columns if repeated is None else repeated * columns
     return project_rows_weighted_l1(rows.reshape(rows.shape[0], -1), repeated, radius, exact=exact).view_as(rows)
 
 
