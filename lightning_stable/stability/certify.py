@@ -49,7 +49,7 @@ def certify(
             from names of recurrent modules or layers to those, or None: use what follows from the model itself
             (embedding tables, LayerNorm, clamps, bounded layers below).
         norm: Certificate to use, the cell's default if None. RNN: ``l2``, ``linf``, ``l1``, ``perron``,
-            ``diagonal``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
+            ``diagonal``, ``full``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
         state_bound: Largest entry of any part of a start state (``h_0``, ``c_0``), at least 0; 0 covers runs from zero
             only.
         modules: Shell-style patterns of the names of the recurrent modules to certify; None takes all.
