@@ -86,7 +86,9 @@ def test_the_factor_of_a_step_with_smaller_slopes(norm: str) -> None:
 
 def test_the_factor_of_a_step_is_one_of_quadratic_norms() -> None:
     contraction = certify(net("rnn"), norm="perron").layers[0].contraction
-    with pytest.raises(ValueError, match=r"`contraction` must be in an l2, diagonal or full norm. Got order inf"):
+    with pytest.raises(
+        ValueError, match=r"`contraction` must be of an l2, diagonal or full norm. Got one of order inf"
+    ):
         slope_factor(torch.eye(5).double(), contraction, torch.ones(5).double())
 
 
