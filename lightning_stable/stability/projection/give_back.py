@@ -18,7 +18,7 @@ from lightning_stable.stability.inputs.resolve import Layer
 from lightning_stable.stability.projection.recurrence import Target
 
 _UNIT_BISECTIONS = 25
-_COMMON_BISECTIONS = 20
+_COMMON_BISECTIONS = 15
 
 
 def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
@@ -53,7 +53,8 @@ class _Segment:
     """The weights between two ends; shares of the way have the shape ``(gates, units)``."""
 
     def __init__(self, layer: Layer, recurrence: GatedRecurrence, changed: Weights, target: Target) -> None:
-        self.layer, self.recurrence, self.changed, self.target = layer, recurrence, changed, target
+        self.layer, self.recurrence, self.target = layer, recurrence, target
+        self.changed = {role: value for role, value in changed.items() if role in recurrence.projected_roles}
         assert layer.inputs is not None
         # Largest products are convex in the rows, so those of the ends bound those in between.
         self.ends = [
