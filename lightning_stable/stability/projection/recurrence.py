@@ -159,7 +159,7 @@ def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> 
 
 
 def _shrink_weighted(layer: Layer, recurrence: GatedRecurrence, drive: Interval, target: Target) -> Tensor:
-    """Shrink in the norm that is best before; by more, or in the plain norm, if the best one afterwards is not found."""
+    """Shrink in the norm that is best before; by more, or in the plain norm, if none is found afterwards."""
     weights, witness = layer.weights, None
     if target.exact and target.method != "miller-hardt":
         witness = recurrence.projection_witness(
