@@ -135,8 +135,12 @@ def product_maximum(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh
 
 def _product_points(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: Interval) -> tuple[Tensor, Tensor]:
     """Return the points of the box among which the maximum is, shapes ``(5, ...)``."""
-    slope_part, value_part, *box = torch.broadcast_tensors(slope_part, value_part, *gate, *tanh)
-    gate, tanh, tiny = Interval(*box[:2]), Interval(*box[2:]), torch.finfo(slope_part.dtype).tiny
+    shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+        *(value.shape for value in (slope_part, value_part, *gate, *tanh))
+    )
+    slope_part, value_part = slope_part.expand(shape), value_part.expand(shape)
+    gate, tanh = (Interval(low.expand(shape), high.expand(shape)) for low, high in (gate, tanh))
+    tiny = torch.finfo(slope_part.dtype).tiny
     x = (slope_part / value_part.clamp(min=tiny)).clamp(max=1)  # from 12^-1/2 on there is no root
     inside = (1 + (1 - 12 * x.square()).clamp(min=0).sqrt()) / (6 * x).clamp(min=tiny)
     inside = inside.maximum(tanh.low).minimum(tanh.high)
