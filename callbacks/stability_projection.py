@@ -261,7 +261,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the weights for a validation of a fit; watch the model for one that stands alone."""
         if trainer.state.fn == TrainerFn.FITTING:
-            refining = not trainer.sanity_checking  # a resumed run makes no sanity check, and should go on alike
+            # A resumed run makes no sanity check, and should go on alike.
+            refining = self._attached.refines and not trainer.sanity_checking
             self.refinements += refining
             self._project_between_steps()
             if refining:

@@ -147,6 +147,12 @@ class Projector:
         self._versions = self.versions()
         return distance
 
+    @property
+    def refines(self) -> bool:
+        """Whether a recurrence is projected in a norm that has to be looked for."""
+        norm, projected = self.constraint.norm, (r for r in self.recurrences if not is_frozen(r))
+        return any(r.checked_norm(norm) in ("full", "tight") for r in projected)
+
     @torch.no_grad()
     def refine(self, *, missing_only: bool = False) -> None:
         """Look for the norms in which steps are projected from now on, where the certificate has one to look for.
