@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.timing import Comparison, compared, duration
 from benchmarks.training import WARM_UP, training
+from lightning_stable.linalg import Factors, quadratic_factors, quadratic_form, quadratic_norm
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.inputs.resolve import resolve_sources
 from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
-from lightning_stable.stability.projection.clip_subspace import SubspaceClip
+from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip
 from lightning_stable.stability.projection.project import Constraint, apply_updates, propose_updates
 from lightning_stable.stability.projection.sets import clip_singular_values
 
@@ -58,6 +60,39 @@ def spectral(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 3
         for name in methods:
             # The first call loads what is loaded once, and the subspace begins with a whole decomposition.
             yield compared(f"rnn l2 {name}", size, device, "svd clamp", pairs[name][1:], errors[name])
+
+
+def quadratic(sizes: tuple[int, ...] = SIZES, device: str = "cpu", steps: int = 30) -> Iterator[Comparison]:
+    """Time a clip in a frozen quadratic form against one of the singular values, in closed loops of the same updates.
+
+    Errors are by how much rates end above the target, in the frozen form in float64.
+    """
+    for size in sizes:
+        start, updates = _updates(size, steps, device)
+        witness = quadratic_form(start.double(), _RATE)
+        factors = Factors(*(part[None].to(start) for part in quadratic_factors(witness)))
+        current = {"l2": start[None], "full": start[None]}
+        methods = {"l2": (_clip(size, device), None), "full": (_clip(size, device), factors)}
+
+        def advance(name: str, update: Tensor, state: dict[str, Tensor] = current, how: Any = methods) -> None:
+            clip, form = how[name]
+            state[name] = clip(state[name] + update, _RATE, form)
+
+        pairs, error = [], 0.0
+        for update in updates:
+            times = [duration(lambda n=name, u=update, go=advance: go(n, u), device) for name in methods]  # type: ignore[misc]
+            pairs.append((times[0], times[1]))
+            error = max(error, float(quadratic_norm(current["full"][0].double(), witness)) / _RATE - 1)
+        yield compared("rnn full", size, device, "rnn l2", pairs[1:], error)
+
+
+def _clip(size: int, device: str) -> Callable[[Tensor, float, Factors | None], Tensor]:
+    """Return what the projection after a step uses for this size."""
+    if device != "cpu":
+        return clip_by_products
+    if size >= MIN_UNITS:
+        return SubspaceClip()
+    return lambda weight, bound, factors: clip_singular_values(weight, bound, reading=True, factors=factors)
 
 
 def _updates(size: int, steps: int, device: str) -> tuple[Tensor, list[Tensor]]:
@@ -111,4 +146,5 @@ def _plain(model: torch.nn.Module, constraint: Constraint) -> Callable[[], None]
 def projection(sizes: tuple[int, ...] = SIZES, device: str = "cpu") -> Iterator[Comparison]:
     """Time every method."""
     yield from spectral(sizes, device)
+    yield from quadratic(sizes, device)
     yield from gated(sizes, device)

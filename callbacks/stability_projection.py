@@ -74,6 +74,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         report: The latest :class:`~lightning_stable.stability.StabilityReport`; None before the first one, and after
             a run that failed.
         num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
+        refinements: Validations of the latest fit, resumed ones included: the norms ``full`` and ``tight`` are fitted
+            to the weights there.
         followers: Functions that are called whenever the weights were projected between steps (validation,
             checkpoints, the end of an epoch), until the fit ends.
 
@@ -130,7 +132,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             begin_table(trainer, pl_module)
 
     def _start_counting(self) -> None:
-        self._steps = self.num_projections = 0
+        self._steps = self.num_projections = self.refinements = 0
         self._log_due = False
         self._steps_before = self._global_step = 0  # as the present batch began
         self._versions_before: list[tuple[int, int]] = []
@@ -147,6 +149,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._log_interval = logging_interval(trainer)
         self._norms_before = self._norms_before or projector.recurrent_norms()
         report = self._settle()
+        projector.refine(missing_only=True)
         for board in boards_of(trainer):
             board.show(rate_chart(layer.name for layer in report.layers))
 
@@ -269,7 +272,12 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the weights for a validation of a fit; watch the model for one that stands alone."""
         if trainer.state.fn == TrainerFn.FITTING:
+            # A resumed run makes no sanity check, and should go on alike.
+            refining = self._attached.refines and not trainer.sanity_checking
+            self.refinements += refining
             self._project_between_steps()
+            if refining:
+                self._attached.refine()
             self._attached.monitor.recording = False
             self._attached.monitor.checking = True
         else:  # trainer.validate: certify, never change weights
@@ -303,6 +311,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             "constraint": asdict(self.constraint),
             "steps": self._steps,
             "num_projections": self.num_projections,
+            "refinements": self.refinements,
             "input_ranges": {name: seen.cpu() for name, seen in self.input_ranges.items()},
             "projector": self._projector_state if self._projector is None else self._projector.state_dict(),
             "norms_before": dict(self._norms_before),
@@ -321,10 +330,11 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         """Continue from what :meth:`state_dict` returned."""
         self._steps = state_dict["steps"]
         self.num_projections = state_dict["num_projections"]
+        self.refinements = state_dict.get("refinements", 0)  # checkpoints of 0.1.0 know none
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
         self._projector_state = state_dict["projector"]
-        self._left = state_dict.get("left_premises", {})  # checkpoints of 0.1.0 know none
+        self._left = state_dict.get("left_premises", {})
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
             self._projector.load_state_dict(self._projector_state)

@@ -25,7 +25,7 @@ CELLS: dict[str, Callable[..., nn.Module]] = {
     "lstm_cell": nn.LSTMCell,
     "gru_cell": nn.GRUCell,
 }
-RNN_NORMS, GATED_NORMS = ("l2", "linf", "l1", "perron", "diagonal"), ("row", "tight", "l2")
+RNN_NORMS, GATED_NORMS = ("l2", "linf", "l1", "perron", "diagonal", "full"), ("row", "tight", "l2")
 NORMS = {
     "rnn": RNN_NORMS,
     "relu": RNN_NORMS,

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_stable import linalg
 from lightning_stable.recurrence.intervals import Interval
 
 State = tuple[Tensor, ...]
@@ -29,27 +30,73 @@ BOX_ROUNDS = 4
 
 
 class Contraction(NamedTuple):
-    """A bound on the Lipschitz constant of a state map, and the norm in which it holds.
+    """A bound on the Lipschitz constant of a state map, and the norm in which it holds: the witness of the rate.
 
     The norm of a state difference ``(d_1, d_2, ...)`` is ``max_p || d_p / scales_p ||_order`` over the parts of the
-    state (``h`` alone, or ``h`` and ``c``); ``order`` is 1, 2 or infinity.
+    state (``h`` alone, or ``h`` and ``c``); ``order`` is 1, 2 or infinity. With a ``form`` ``X``, which a state of one
+    part and the order 2 may have, it is ``sqrt(z^T X z)`` of ``z = d / scales``.
     """
 
     rate: Tensor
     scales: tuple[Tensor, ...]
     order: float = torch.inf
+    form: Tensor | None = None
 
     def distance(self, state: State, other: State) -> Tensor:
         """Return the distance of two states, shape ``(...)`` for states of shape ``(..., size)``."""
-        parts = [
-            torch.linalg.vector_norm((a - b) / scale.to(a), ord=self.order, dim=-1)
-            for a, b, scale in zip(state, other, self.scales, strict=True)
-        ]
-        return torch.stack(parts).amax(0)
+        differences = [(a - b) / scale.to(a) for a, b, scale in zip(state, other, self.scales, strict=True)]
+        if self.form is not None:
+            (z,) = differences
+            return _form_norm(z, self.form.to(z))
+        return torch.stack([torch.linalg.vector_norm(z, ord=self.order, dim=-1) for z in differences]).amax(0)
+
+    def largest(self, bounds: State, stretch: Tensor | None = None) -> Tensor:
+        """Return a bound on the norm of all differences with entries up to ``bounds``, shapes ``(..., size)``.
+
+        Args:
+            bounds: Nonnegative.
+            stretch: ``self.stretch``, where it is known already.
+        """
+        size = self._replace(form=None).distance(bounds, tuple(torch.zeros_like(part) for part in bounds))
+        if self.form is None:
+            return size
+        crossed = _form_norm(bounds[0] / self.scales[0].to(size), self.form.to(size).abs())
+        return crossed.minimum(size * (self.stretch if stretch is None else stretch))
+
+    @property
+    def stretch(self) -> Tensor:
+        """The largest norm of a difference whose norm without the form would be 1."""
+        return torch.ones_like(self.rate) if self.form is None else linalg.form_bounds(self.form)[1]
+
+    @property
+    def entries(self) -> tuple[Tensor, ...]:
+        """The largest entries of a difference of norm 1, shape ``(size,)`` per part."""
+        if self.form is None:
+            return self.scales
+        return (self.scales[0] * linalg.form_bounds(self.form)[0],)
+
+    def gain(self, readout: Tensor | None = None) -> Tensor:
+        """Return the largest Euclidean norm of ``readout @ d`` over differences of norm 1 in the first part.
+
+        In the orders 1 and 2 the norm is at least the Euclidean one; in the maximum norm there is no use for a gain,
+        the entries say it all, and infinity is returned.
+        """
+        scale = self.scales[0]
+        if self.order > 2:
+            return torch.full_like(scale[0], torch.inf)
+        if self.form is None:
+            return scale.amax() if readout is None else linalg.spectral_norm(readout * scale)
+        return linalg.dual_norm(scale.diag() if readout is None else readout * scale, self.form)
 
     def cpu(self) -> Contraction:
-        """The same on the CPU."""
-        return self._replace(rate=self.rate.cpu(), scales=tuple(scale.cpu() for scale in self.scales))
+        """Return it with its tensors on the CPU."""
+        form = None if self.form is None else self.form.cpu()
+        return Contraction(self.rate.cpu(), tuple(scale.cpu() for scale in self.scales), self.order, form)
+
+
+def _form_norm(vectors: Tensor, form: Tensor) -> Tensor:
+    squares: Tensor = (vectors @ form * vectors).sum(-1)
+    return squares.clamp(min=0).sqrt()
 
 
 class Recurrence(ABC):
@@ -188,6 +235,48 @@ class Recurrence(ABC):
             state_bound: Runs start from states with entries of at most this size, 0 for runs from zero only. Later
                 states may be larger: those of saturating cells reach 1.
         """
+
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the contraction in the norm of a witness that was found for other weights; its ``rate`` is not read.
+
+        Checking a witness costs a fraction of finding one.
+
+        Args:
+            weights: As in :meth:`contraction`.
+            drive: As in :meth:`contraction`.
+            witness: From :meth:`contraction`.
+            state_bound: As in :meth:`contraction`.
+
+        Returns:
+            None if the cell has no such check.
+        """
+        return None
+
+    def projection_witness(
+        self, weights: Weights, drive: Interval | None, rate: float, *, norm: str, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the norm in which these weights are to be kept at ``rate`` while they train.
+
+        Args:
+            weights: As in :meth:`contraction`.
+            drive: As in :meth:`contraction`.
+            rate: The target.
+            norm: One of ``norms``.
+            state_bound: As in :meth:`contraction`.
+
+        Returns:
+            None where the projection for ``norm`` needs no witness.
+        """
+        return None
+
+    def input_gain(self, weights: Weights, contraction: Contraction) -> Tensor:
+        """Return how far inputs at Euclidean distance 1 can move the next state, in the norm of the contraction.
+
+        It is infinite where only entries are bounded, see :meth:`comparison`.
+        """
+        return torch.full_like(contraction.rate, torch.inf)
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor | None:
         """Return the rates of the units, shape ``(units,)``, whose maximum is the rate of ``row``; None without gates.
@@ -358,6 +447,20 @@ class GatedRecurrence(Recurrence):
             state_bound: As in :meth:`contraction`.
             leak_bound: Upper bound on the leak gate.
         """
+
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the contraction in the maximum norm with the weights of a ``tight`` witness; None for other norms."""
+        return None
+
+    def projection_witness(
+        self, weights: Weights, drive: Interval | None, rate: float, *, norm: str, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the weights on units of ``tight``, whose row conditions :meth:`budget` states with ``1 / v W v``."""
+        if norm != "tight" or drive is None:
+            return None
+        return self.contraction(weights, drive, norm=norm, state_bound=state_bound)
 
     def leading_budget(
         self, weights: Weights, norms: Tensor, leak: Tensor, rate: float, *, state_bound: float, leak_bound: float

@@ -168,6 +168,17 @@ class MixedRecurrence(GatedRecurrence):
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
         return _unit_rates(matrix, bounds) * linalg.inflation(matrix.shape[1])
 
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the contraction in the maximum norm with the weights of a ``tight`` witness."""
+        if drive is None or witness.order <= 2:
+            return None
+        matrix, bounds = weights["weight_hh"], self.bounds(weights, drive, max(1.0, state_bound))
+        scale = witness.scales[0].to(matrix)
+        rate = (bounds.change(scale, matrix.abs() @ scale) / scale).amax()
+        return Contraction(rate * linalg.inflation(matrix.shape[1]), (scale,))
+
     @staticmethod
     def _tight(matrix: Tensor, bounds: Bounds) -> Contraction:
         magnitude = matrix.abs()

@@ -261,6 +261,21 @@ class LSTMRecurrence(GatedRecurrence):
             current = 0.5 * (current + image / rate) + linalg.PERRON_FLOOR * current.amax()
         return Contraction(best_rate, tuple(best.chunk(2)))
 
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return the contraction in the maximum norm with the weights of a ``tight`` witness; those of c follow."""
+        if drive is None or witness.order <= 2:
+            return None
+        matrix, bounds = self.recurrent_matrix(weights), self._bounds(weights, drive, state_bound)
+        scale = witness.scales[0].to(matrix)
+        norms = (matrix.abs() @ scale).view(len(self.gates), -1) / scale
+        row = self._row(norms, bounds)
+        scales = torch.cat((scale, row.scales[1] * scale))
+        comparison = _Comparison(bounds, matrix.abs(), weights["weight_ih"].abs())
+        rate = (torch.cat(comparison(scales.chunk(2), None)) / scales).amax().fmin(row.rate)
+        return Contraction(rate * linalg.inflation(matrix.shape[1]), tuple(scales.chunk(2)))
+
     @staticmethod
     def _l2(matrix: Tensor, bounds: _Bounds) -> Contraction:
         w_i, w_f, w_g, w_o = matrix.chunk(4)

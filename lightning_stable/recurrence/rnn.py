@@ -33,11 +33,13 @@ class RNNRecurrence(Recurrence):
     """Adapter for tanh and relu recurrences.
 
     Norms: ``l2`` (largest singular value), ``linf`` and ``l1`` (largest row and column sum), ``perron`` (maximum
-    norm with the best positive weights), ``diagonal`` (Euclidean norm with the best positive weights).
+    norm with the best positive weights), ``diagonal`` (Euclidean norm with the best positive weights), ``full`` (the
+    best quadratic form with multipliers, :mod:`~lightning_stable.linalg.quadratic`: it uses that slopes are not
+    negative, which the others do not).
     """
 
     cell = "rnn"
-    norms: ClassVar[tuple[str, ...]] = ("l2", "linf", "l1", "perron", "diagonal")
+    norms: ClassVar[tuple[str, ...]] = ("l2", "linf", "l1", "perron", "diagonal", "full")
     methods: ClassVar[tuple[str, ...]] = ("euclidean", "rescale")
     needs_drive = False
 
@@ -91,10 +93,39 @@ class RNNRecurrence(Recurrence):
             case "perron":
                 scale = linalg.perron_weights(hidden)
                 result = Contraction(linalg.weighted_row_norm(hidden, scale), (scale,))
+            case "full":
+                return self._in_form(weights, linalg.quadratic_form(hidden))
             case _:  # diagonal
                 scale = linalg.diagonal_weights(hidden)
                 result = Contraction(linalg.diagonal_norm(hidden, scale), (1 / scale,), order=2)
         return result._replace(rate=result.rate * linalg.inflation(hidden.shape[1]))
+
+    def contraction_in(
+        self, weights: Weights, drive: Interval | None, witness: Contraction, *, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Check the form of a ``full`` witness; None for other norms."""
+        if witness.form is None:
+            return None
+        hidden = weights["weight_hh"]
+        return self._in_form(weights, form_of(witness).to(hidden))
+
+    def projection_witness(
+        self, weights: Weights, drive: Interval | None, rate: float, *, norm: str, state_bound: float = 1.0
+    ) -> Contraction | None:
+        """Return a form for ``full``, as near to the Euclidean norm as the rate allows; None for other norms."""
+        return self._in_form(weights, linalg.quadratic_form(weights["weight_hh"], rate)) if norm == "full" else None
+
+    @staticmethod
+    def _in_form(weights: Weights, witness: linalg.QuadraticForm) -> Contraction:
+        rate = linalg.quadratic_norm(weights["weight_hh"], witness)
+        return Contraction(rate, (witness.scale.reciprocal(),), 2, witness.form)
+
+    def input_gain(self, weights: Weights, contraction: Contraction) -> Tensor:
+        """``||diag(1 / scales) U||_2``, in a form ``||A U||_2``: the proof of the rate with ``U x`` for ``W h``."""
+        if contraction.order != 2:
+            return super().input_gain(weights, contraction)
+        inputs = weights["weight_ih"] / contraction.scales[0][:, None]
+        return linalg.spectral_norm(inputs) if contraction.form is None else linalg.input_norm(inputs, contraction.form)
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """``max |h|``: the image of tanh; for relu the norm of the states, taken through one more step."""
@@ -119,6 +150,51 @@ class RNNRecurrence(Recurrence):
             return _Comparison(hidden, inputs)
         slope = tanh_slope(drive.shift(_bias(weights)).widen(reach(hidden, box[0])))[:, None]
         return _Comparison(slope * hidden, slope * inputs)
+
+
+def form_of(contraction: Contraction) -> linalg.QuadraticForm:
+    """Return the quadratic form of a contraction of order 2: scales alone are those of the identity."""
+    scale, form = contraction.scales[0].reciprocal(), contraction.form
+    return linalg.QuadraticForm(scale, torch.ones_like(scale).diag() if form is None else form)
+
+
+def slope_factor(weight: Tensor, contraction: Contraction, slopes: Tensor, *, iterations: int = 5) -> Tensor:
+    r"""``|| A diag(d) W B ||_2``: the factor of one step whose slopes are at most ``d``, in the norm of a contraction.
+
+    With slopes up to ``d`` the proof of the rate reads ``diag(d) W`` for ``W``. The spectral norm of ``G^T G`` is
+    bounded from above by ``||(G^T G)^n||_F^(1/n)`` (Delattre et al., Efficient Bound of Lipschitz Constant for
+    Convolutional Layers by Gram Iteration), and the factor is at most ``max(d)`` times the rate.
+
+    Args:
+        weight: ``W``, shape ``(units, units)``, float64.
+        contraction: Of ``W``, in an ``l2``, ``diagonal`` or ``full`` norm.
+        slopes: ``d``, between 0 and 1, shape ``(..., units)``.
+        iterations: Squarings of the Gram matrix; the bound is at most ``units ** 2.0 ** -(iterations + 2)`` too large.
+
+    Returns:
+        Upper bounds of shape ``(...)``.
+
+    Raises:
+        ValueError: If the norm of the contraction is not quadratic.
+    """
+    if contraction.order != 2:
+        raise ValueError(
+            f"`contraction` must be of an l2, diagonal or full norm. Got one of order {contraction.order}."
+        )
+    left, right, _, _ = linalg.quadratic_factors(form_of(contraction).to(weight))
+    image = (left * slopes[..., None, :]) @ (weight @ right)
+    gram = image.mT @ image
+    size = torch.linalg.matrix_norm(gram)[..., None, None].clamp(min=torch.finfo(gram.dtype).tiny)
+    log_norm = size.log()
+    gram = gram / size
+    for step in range(1, iterations + 1):
+        gram = gram @ gram
+        size = torch.linalg.matrix_norm(gram)[..., None, None].clamp(min=torch.finfo(gram.dtype).tiny)
+        gram, log_norm = gram / size, log_norm + size.log() / 2**step
+    # The factors are rounded as those of the rate are, which has the margin already.
+    margin = (contraction.rate / linalg.spectral_norm(left @ weight @ right)).clamp(min=1)
+    bound: Tensor = (log_norm[..., 0, 0] / 2).exp() * margin * linalg.inflation(2 ** (iterations + 4) * len(weight))
+    return bound.minimum(contraction.rate * slopes.amax(-1))
 
 
 def _bias(weights: Weights) -> Tensor:

@@ -22,6 +22,10 @@ class ModelProjection(Protocol):
     def steps(self) -> int:
         """How many steps the model's optimizer has made."""
 
+    @property
+    def refinements(self) -> int:
+        """How often the norms the model is projected in were fitted to its weights."""
+
 
 class TwinProjection:
     """A projector of the twin, at the rhythm of the model's.
@@ -38,10 +42,12 @@ class TwinProjection:
     def __init__(self, projector: Projector, leader: ModelProjection, optimizer: Optimizer) -> None:
         self._projector, self._leader = projector, leader
         self.steps = self._followed = leader.steps
+        self._refinements = leader.refinements
         # Whether the model was projected between steps while the twin was a step behind.
         self._due = False
         projector.monitor.recording = projector.monitor.checking = False
         projector.attach()
+        projector.refine(missing_only=True)
         self._hook = after_steps(optimizer, self._after_step)
         self._wrapped = not isinstance(optimizer, Optimizer)
 
@@ -54,7 +60,7 @@ class TwinProjection:
         """Project between steps, as the model was; where the twin has yet to make the model's last step, after it."""
         self._due = self._leader.steps > self._followed
         if not self._due:
-            self._projector.project(strict=True)
+            self._project_between_steps()
 
     def begin_step(self) -> None:
         """Record inputs from now on: they are training inputs."""
@@ -68,18 +74,30 @@ class TwinProjection:
             self.steps = self._leader.steps
         if self._due:
             self._due = False
-            self._projector.project(strict=True)
+            self._project_between_steps()
         elif self._wrapped and self.steps % self._leader.every_n_steps == 0:
             self._projector.project(strict=False)  # what a wrapper of the optimizer did after its step
+
+    def _project_between_steps(self) -> None:
+        self._projector.project(strict=True)
+        if self._refinements < self._leader.refinements:
+            self._refinements = self._leader.refinements
+            self._projector.refine()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the input ranges, and what the projector carries from step to step."""
         ranges = {name: seen.cpu() for name, seen in self._projector.monitor.ranges.items()}
-        return {"steps": self.steps, "input_ranges": ranges, "projector": self._projector.state_dict()}
+        return {
+            "steps": self.steps,
+            "refinements": self._refinements,
+            "input_ranges": ranges,
+            "projector": self._projector.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
         self.steps = state["steps"]
+        self._refinements = state.get("refinements", self._refinements)
         ranges: dict[str, Tensor] = state["input_ranges"]
         self._projector.remember(ranges)
         self._projector.load_state_dict(state["projector"])

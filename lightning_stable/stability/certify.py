@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stable import checks, linalg
-from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.registry import find_recurrences, gathered_model, is_recurrent
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
@@ -50,7 +50,7 @@ def certify(
             from names of recurrent modules or layers to those, or None: use what follows from the model itself
             (embedding tables, LayerNorm, clamps, bounded layers below).
         norm: Certificate to use, the cell's default if None. RNN: ``l2``, ``linf``, ``l1``, ``perron``,
-            ``diagonal``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
+            ``diagonal``, ``full``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
         state_bound: Largest entry of any part of a start state (``h_0``, ``c_0``), at least 0; 0 covers runs from zero
             only.
         modules: Shell-style patterns of the names of the recurrent modules to certify; None takes all.
@@ -87,6 +87,7 @@ def certify_recurrences(
     *,
     training: bool | None = None,
     leading_only: bool = False,
+    witnesses: Mapping[str, Contraction] | None = None,
 ) -> StabilityReport:
     """Certify recurrences whose input sets are known already; see :func:`certify`.
 
@@ -97,20 +98,21 @@ def certify_recurrences(
         state_bound: As in :func:`certify`.
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
+        witnesses: Norms found before, by the name of the recurrence; they are checked and not looked for again.
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
     certificates, directed = [], []
     for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):
-        certificate = _certify_layer(layer, layer.recurrence.checked_norm(norm))
-        certificates.append(certificate)
-        directed.append((layer, certificate.contraction))
+        chosen = layer.recurrence.checked_norm(norm)
+        contraction = layer.contraction(chosen, (witnesses or {}).get(layer.recurrence.name))
+        certificates.append(_certify_layer(layer, chosen, contraction))
+        directed.append((layer, contraction))
     return StabilityReport(tuple(certificates), bounds=by_module(directed))
 
 
-def _certify_layer(layer: Layer, norm: str) -> LayerCertificate:
-    recurrence, contraction = layer.recurrence, layer.contraction(norm)
-    inputs = layer.inputs if recurrence.needs_drive else None
+def _certify_layer(layer: Layer, norm: str, contraction: Contraction) -> LayerCertificate:
+    recurrence, inputs = layer.recurrence, layer.inputs if layer.recurrence.needs_drive else None
     rate, reason = contraction.rate.item(), None
     if not rate < math.inf:
         # An overflow times 0 is NaN as well, but that of an input set that is not finite is to be told apart.

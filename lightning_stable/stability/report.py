@@ -36,7 +36,8 @@ class LayerCertificate:
             ``"none"``: no claim, because there is no finite rate or a run left the premises.
         recurrent_norm: Frobenius norm of the recurrent weights per gate. A certified network may be an emptied one:
             look at these.
-        contraction: The norm in which the map contracts, for checking the promise; not part of :meth:`to_dict`.
+        contraction: The norm in which the map contracts, for checking the promise; not part of :meth:`to_dict`, and
+            None in a report :meth:`~StabilityReport.without_windows`.
         reason: Why there is no claim, in a sentence that says what to do; None where there is one.
         input_excess: The largest amount by which inputs of a run left the set, 0 inside and outside of runs.
     """
@@ -50,7 +51,7 @@ class LayerCertificate:
     input_bound: str | None
     guarantee: str
     recurrent_norm: dict[str, float]
-    contraction: Contraction = field(repr=False, compare=False)
+    contraction: Contraction | None = field(repr=False, compare=False)
     reason: str | None = None
     input_excess: float = 0.0
 
@@ -63,7 +64,12 @@ class LayerCertificate:
         """Return the distance of two states ``(h,)`` or ``(h, c)`` in the norm of the certificate.
 
         One step of the recurrence with equal inputs multiplies it by at most ``rate``.
+
+        Raises:
+            ValueError: If the norm is not part of the report.
         """
+        if self.contraction is None:
+            raise ValueError("The report must hold the norms of its certificates. Got a copy without; certify anew.")
         return self.contraction.distance(state, other)
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,8 +150,8 @@ class StabilityReport:
         return replace(self, layers=tuple(layers), bounds=bounds)
 
     def without_windows(self) -> StabilityReport:
-        """The report without the bounds on windows, whose size is that of the weights, for pickles and copies."""
-        layers = (replace(layer, contraction=layer.contraction.cpu()) for layer in self.layers)
+        """The report without norms and bounds on windows, whose size is that of the weights: for pickles and copies."""
+        layers = (replace(layer, contraction=None) for layer in self.layers)
         return replace(self, layers=tuple(layers), bounds=())
 
     def required_window(self, tolerance: float) -> int | None:

@@ -2,8 +2,9 @@
 
 At the restart the states differ by no more than the box of the states. A recurrence's comparison map ``T`` bounds
 every entry of the difference one step later, its contraction rate bounds the norm of the certificate, and each of the
-two is cut back by the other after every step (an entry is at most its scale times the norm). All layers restart
-together: the input error of a layer is the output error of the layer below after the same number of steps.
+two is cut back by the other after every step (an entry is at most that of the worst difference of the same norm). All
+layers restart together: the input error of a layer is the output error of the layer below after the same number of
+steps. It is carried entry by entry and as a Euclidean norm, and a layer uses what moves its states less.
 
 The output of a bidirectional stack at ``t`` is that of the whole stack on positions ``t - k + 1`` to ``t + k - 1``,
 from zero at both ends. Counted from the left end, a forward run has made ``i`` steps at position ``i`` and a backward
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable import checks, linalg
+from lightning_stable import checks
 from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
@@ -34,6 +35,18 @@ _SPAN = 32
 _STACKED_LIMIT = 512
 
 
+class Errors(NamedTuple):
+    """Bounds on differences after 1, 2, ... steps.
+
+    Attributes:
+        entries: On their entries, shape ``(steps, windows, size)``.
+        norms: On their Euclidean norms, shape ``(steps, windows)``; never above that of the entries' bounds.
+    """
+
+    entries: Tensor
+    norms: Tensor
+
+
 class DirectedLayer(NamedTuple):
     """What the iteration needs of one directed layer, in float64 on the CPU."""
 
@@ -42,7 +55,10 @@ class DirectedLayer(NamedTuple):
     comparison: Comparison | None
     readout: Tensor | None
     output: OutputComparison | None
+    entries: State  # the largest entries of a state difference whose norm is 1
+    stretch: Tensor  # see Contraction.stretch
     gain: Tensor  # of the norm of the certificate into the Euclidean norm of the output
+    input_gain: Tensor  # of the Euclidean norm of an input difference into the norm of the certificate
     input_scale: float  # of dropout in front of the layer
     guarantee: str
 
@@ -55,20 +71,18 @@ class DirectedLayer(NamedTuple):
         # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
-        contraction = contraction.cpu()
-        scales = contraction.scales
-        readout, gain = recurrence.readout(weights), torch.full_like(scales[0][0], torch.inf)
+        contraction, readout = contraction.cpu(), recurrence.readout(weights)
         output = recurrence.output_comparison(weights, drive, state_bound)
-        # In the orders 1 and 2 the norm is at least the Euclidean one; in the maximum norm the entries say it all.
-        if contraction.order <= 2 and output is None:
-            gain = scales[0].amax() if readout is None else linalg.spectral_norm(readout * scales[0])
         return cls(
             contraction=contraction,
             box=recurrence.state_box(weights, drive, state_bound),
             comparison=recurrence.comparison(weights, drive, state_bound),
             readout=readout,
             output=output,
-            gain=gain,
+            entries=contraction.entries,
+            stretch=contraction.stretch,
+            gain=torch.full_like(contraction.rate, torch.inf) if output is not None else contraction.gain(readout),
+            input_gain=recurrence.input_gain(weights, contraction),
             input_scale=1 / (1 - layer.dropout),
             guarantee=guarantee,
         )
@@ -78,26 +92,26 @@ class DirectedLayer(NamedTuple):
         contracts = bool(self.contraction.rate < 1) and (depth == 0 or self.comparison is not None)
         return contracts and self.box is not None and all(bool(torch.isfinite(part).all()) for part in self.box)
 
-    def run(self, inputs: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    def run(self, errors: Errors | None, steps: int) -> Errors:
         """Return bounds on the output error after 1, 2, ..., ``steps`` steps, of many windows at once.
 
         Args:
-            inputs: Bounds on the entries of the input error, shape ``(steps, windows, input_size)``; None for equal
-                inputs, the same in all windows.
+            errors: Bounds on the input error; None for equal inputs, the same in all windows.
             steps: Number of steps.
 
         Returns:
-            Bounds on the entries, shape ``(steps, windows, output_size)``, and on the Euclidean norm, shape
-            ``(steps, windows)``; ``windows`` is 1 for equal inputs.
+            The bounds; ``windows`` is 1 for equal inputs.
         """
         assert self.box is not None
         largest = tuple(2 * part for part in self.box)  # the difference of any two admissible states
-        pushes = None
-        if inputs is not None:
+        inputs, pushes = None, None
+        if errors is not None:
             assert self.comparison is not None
-            inputs = inputs * self.input_scale
+            inputs, sizes = (bounds * self.input_scale for bounds in errors)
             # A step of both runs on one input contracts; then one of them moves to the other input.
             pushes = self._norm(self.comparison(tuple(torch.zeros_like(part) for part in self.box), inputs))
+            # Where the gain is infinite and the size 0 their product is NaN.
+            pushes = pushes.fmin(self.input_gain * sizes)
         state = tuple(part.expand(1 if inputs is None else inputs.shape[1], -1) for part in self.box)
         radius = self._norm(state)
         entries, norms = [], []
@@ -106,8 +120,7 @@ class DirectedLayer(NamedTuple):
             read = None if self.output is None else self.output(state, pushed)
             radius = self.contraction.rate * radius + (0 if pushes is None else pushes[step])
             capped = tuple(
-                torch.minimum(scale * radius[:, None], top)
-                for scale, top in zip(self.contraction.scales, largest, strict=True)
+                torch.minimum(entry * radius[:, None], top) for entry, top in zip(self.entries, largest, strict=True)
             )
             if self.comparison is not None:
                 after = self.comparison(state, pushed)
@@ -118,10 +131,10 @@ class DirectedLayer(NamedTuple):
             entries.append(read)
             # Where the gain is infinite and the radius 0 their product is NaN, and the entries bound the norm.
             norms.append(torch.fmin(_scaled(_euclidean, (entries[-1],)), self.gain * radius))
-        return torch.stack(entries), torch.stack(norms)
+        return Errors(torch.stack(entries), torch.stack(norms))
 
     def _norm(self, state: State) -> Tensor:
-        return _scaled(lambda parts: self.contraction.distance(parts, tuple(map(torch.zeros_like, parts))), state)
+        return _scaled(partial(self.contraction.largest, stretch=self.stretch), state)
 
 
 def _euclidean(state: State) -> Tensor:
@@ -236,7 +249,7 @@ class WindowBounds:
 
     def _errors(self, first: int, last: int) -> Tensor:
         windows, mirrored = torch.arange(first, last + 1), self._is_mirrored
-        inputs: Sequence[Tensor | None] = [None] * len(self.layers[0])
+        inputs: Sequence[Errors | None] = [None] * len(self.layers[0])
         for depth, layers in enumerate(self.layers):
             is_top = depth + 1 == len(self.layers)
             steps = last if is_top or not mirrored else 2 * last - 1
@@ -244,28 +257,36 @@ class WindowBounds:
             if is_top:
                 # The output is that after k steps of either direction, in stacks with a row per window.
                 rows = torch.arange(len(windows)) if mirrored else 0
-                both = torch.stack([norms[windows - 1, rows] for _, norms in runs])
+                both = torch.stack([run.norms[windows - 1, rows] for run in runs])
                 # An overflow times 0 on the way leaves no bound.
                 norms: Tensor = torch.linalg.vector_norm(both, dim=0)
                 return norms.where(~norms.isnan(), torch.inf)
-            outputs = [entries for entries, _ in runs]
-            inputs = _read_both(outputs, windows) if mirrored else outputs
+            inputs = _read_both(runs, windows) if mirrored else runs
         raise AssertionError("a module has at least one layer")
 
 
-def _read_both(outputs: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
+def _read_both(outputs: Sequence[Errors], windows: Tensor) -> list[Errors]:
     """Return the input errors of the two directions of the next layer, each in the order of its own steps.
 
     Args:
-        outputs: Output errors of the directions after 1, 2, ... steps, shapes ``(steps, windows or 1, size)``.
+        outputs: Output errors of the directions, of each window or of one for all.
         windows: The windows ``k``, shape ``(windows,)``. Where one direction has made ``i`` steps the other has made
             ``2 k - i``. Windows shorter than the longest get values beyond their end, which nothing reads.
     """
-    last = len(outputs[0])
+    last = len(outputs[0].entries)
     others = (2 * windows - torch.arange(1, last + 1)[:, None]).clamp(1, last) - 1
-    forward, backward = (errors.expand(-1, len(windows), -1) for errors in outputs)
+    forward, backward = (
+        Errors(run.entries.expand(-1, len(windows), -1), run.norms.expand(-1, len(windows))) for run in outputs
+    )
     rows = torch.arange(len(windows))
-    return [torch.cat((forward, backward[others, rows]), -1), torch.cat((forward[others, rows], backward), -1)]
+
+    def read(first: Errors, second: Errors) -> Errors:
+        return Errors(torch.cat((first.entries, second.entries), -1), torch.hypot(first.norms, second.norms))
+
+    def mirrored(run: Errors) -> Errors:
+        return Errors(run.entries[others, rows], run.norms[others, rows])
+
+    return [read(forward, mirrored(backward)), read(mirrored(forward), backward)]
 
 
 @torch.no_grad()

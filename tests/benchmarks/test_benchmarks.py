@@ -10,7 +10,7 @@ from benchmarks.certificates import certificates
 from benchmarks.figures import draw_curves, draw_ratios
 from benchmarks.overhead import overhead
 from benchmarks.profile import profile_against_runs
-from benchmarks.projection import gated, spectral, svd_clamp
+from benchmarks.projection import gated, quadratic, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
@@ -30,6 +30,12 @@ def test_the_clip_is_compared_with_the_true_projection_on_a_real_training() -> N
     assert chebyshev.error < 2e-5
     assert products.error < 2e-5
     assert eigh.ratio > 0
+
+
+def test_the_clip_in_a_form_ends_at_the_rate_on_a_real_training() -> None:
+    (row,) = quadratic(sizes=(16,), steps=4)
+    assert (row.name, row.baseline) == ("rnn full", "rnn l2")
+    assert row.error < 1e-5
 
 
 def test_gated_projections_are_compared_with_the_plain_one() -> None:

@@ -38,6 +38,8 @@ from tests.helpers import (
         ("rnn", momentum, {"every_n_steps": 3}),
         ("lstm", adam, {"every_n_steps": 3}),
         ("lstm", momentum, {"bounded": False}),
+        ("rnn", momentum, {"norm": "full"}),
+        ("gru", adam, {"norm": "tight"}),
         ("lstm", adam, {"every_n_steps": 1000, "every_n_train_steps": 2}),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
@@ -47,7 +49,7 @@ def test_resumed_equals_uninterrupted(cell: str, optimizer: Any, settings: dict[
 
     def fit(folder: str, ckpt_path: Path | None = None) -> tuple[StabilityProjectionCallback, Recurrent]:
         model = Recurrent(cell, bounded=settings.get("bounded", True), optimizer=optimizer, growth=0.3, num_layers=2)
-        ours = projection(every_n_steps=settings.get("every_n_steps", 1))
+        ours = projection(every_n_steps=settings.get("every_n_steps", 1), norm=settings.get("norm"))
         steps = settings.get("every_n_train_steps")
         save = ModelCheckpoint(
             tmp_path / folder, "{epoch}-{step}", save_top_k=-1, every_n_train_steps=steps, save_on_train_epoch_end=True

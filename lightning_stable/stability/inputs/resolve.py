@@ -163,8 +163,17 @@ class Layer:
         for name in ("drive", "output"):
             vars(self).pop(name, None)
 
-    def contraction(self, norm: str | None) -> Contraction:
-        """Return the contraction rate of the state map over the admissible states and inputs."""
+    def contraction(self, norm: str | None, witness: Contraction | None = None) -> Contraction:
+        """Return the contraction rate of the state map over the admissible states and inputs.
+
+        Args:
+            norm: The certificate.
+            witness: A norm found for it before, which is checked, where the cell can do so, and not looked for again.
+        """
+        if witness is not None:
+            checked = self.recurrence.contraction_in(self.weights, self.drive, witness, state_bound=self.state_bound)
+            if checked is not None:
+                return checked
         return self.recurrence.contraction(self.weights, self.drive, norm=norm, state_bound=self.state_bound)
 
 

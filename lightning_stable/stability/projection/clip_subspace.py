@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_stable.linalg import Factors
 from lightning_stable.stability.projection.sets import gram_eigh, remove_excess
 
 # Below this size a decomposition of the Gram matrix costs no more.
@@ -49,14 +50,15 @@ class SubspaceClip:
         self.floor: Tensor | None = None
         self.age = 0
 
-    def __call__(self, weight: Tensor, bound: float) -> Tensor:
-        """Clip ``weight``, shape ``(matrices, units, units)``."""
+    def __call__(self, weight: Tensor, bound: float, factors: Factors | None = None) -> Tensor:
+        """Clip ``weight``, shape ``(matrices, units, units)``; ``factors`` as for :func:`clip_singular_values`."""
+        inner = weight if factors is None else factors.left @ weight @ factors.right
         if self.vectors is None or self.floor is None or self.age >= RENEW_EVERY:
-            return self._whole(weight, bound)
+            return self._whole(weight, inner, bound, factors)
         self.age += 1
-        block = chebyshev_filter(weight, self.vectors, self.floor)
+        block = chebyshev_filter(inner, self.vectors, self.floor)
         basis = torch.linalg.qr(block.mT).Q
-        image = weight @ basis
+        image = inner @ basis
         values, rotation = torch.linalg.eigh(image.mT @ image)
         near, columns, guard = _count_above(values, bound), block.shape[1], _guard(weight.shape[2])
         if columns - 3 * guard <= near <= columns - guard // 2:
@@ -65,17 +67,17 @@ class SubspaceClip:
             self.vectors = None  # of the wrong size: the next step makes another one
         # Few columns are above the bound, the last ones.
         rotation = rotation[:, :, -near:]
-        return remove_excess(weight, image @ rotation, basis @ rotation, values[:, -near:], bound)
+        return remove_excess(weight, image @ rotation, basis @ rotation, values[:, -near:], bound, factors)
 
-    def _whole(self, weight: Tensor, bound: float) -> Tensor:
-        units, (values, vectors) = weight.shape[2], gram_eigh(weight)
+    def _whole(self, weight: Tensor, inner: Tensor, bound: float, factors: Factors | None) -> Tensor:
+        units, (values, vectors) = inner.shape[2], gram_eigh(inner)
         # Rounded up to whole blocks of products, unless an eighth of the guard would cost another one.
         columns = _WIDTH * math.ceil((_count_above(values, bound) + _guard(units) * 7 // 8) / _WIDTH)
         self.age, self.vectors, self.floor = 0, None, None
         if columns <= _LARGEST_SHARE * units:
             self.vectors = vectors[:, :, -columns:].mT.contiguous()
             self.floor = values[:, -columns, None, None].clone()
-        return remove_excess(weight, weight @ vectors, vectors, values, bound)
+        return remove_excess(weight, inner @ vectors, vectors, values, bound, factors)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the next call depends on; empty before the first one."""

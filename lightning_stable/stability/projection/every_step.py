@@ -4,6 +4,10 @@ Recurrences of one shape are handled together. On a CPU, large matrices are clip
 step to step (:mod:`clip_subspace`); on an accelerator, with matrix products alone (:mod:`clip_newton_schulz`), so that
 the host waits for no value and steps can be captured in a CUDA graph. The plain form,
 :func:`project.propose_updates`, is the reference, and handles what is not covered here.
+
+The norms ``full`` and ``tight`` are looked for, which takes longer than a step: the norm found last, the witness, is
+frozen, and a projection in it costs about what one in ``l2`` or ``row`` costs. :meth:`FastProjection.refine` looks
+anew; before its first call the witness is the plain norm.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.linalg import Factors, QuadraticForm, quadratic_factors
+from lightning_stable.recurrence.base import Contraction, GatedRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.recurrence.rnn import RNNRecurrence, form_of
 from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
@@ -35,6 +40,8 @@ from lightning_stable.stability.projection.recurrence import Target, meet_budget
 from lightning_stable.stability.projection.sets import clip_singular_values
 
 State = dict[str, dict[str, Tensor]]
+# In a state the names of witnesses begin with this; those of subspaces are names of recurrences.
+_WITNESS = "witness of "
 _ROW_METHODS = (None, "shares", "euclidean", "rescale")
 
 
@@ -51,10 +58,16 @@ class FastProjection:
 
     Args:
         reading: Whether values may be read on the host.
+
+    Attributes:
+        witnesses: The norms to project in, by the name of the recurrence, for ``full`` and ``tight``.
     """
 
     def __init__(self, *, reading: bool) -> None:
         self.reading = reading
+        self.witnesses: dict[str, Contraction] = {}
+        # Of the forms of recurrences that are handled together, with the names of these.
+        self._factors: dict[str, tuple[list[str], Factors]] = {}
         self._clips: dict[str, SubspaceClip] = {}
         self._restored: State = {}
         self._kinds: dict[Hashable, _Kind | None] = {}
@@ -90,8 +103,51 @@ class FastProjection:
                 groups.setdefault(kind, []).append(layer)
         for kind, members in groups.items():
             gated = isinstance(members[0].recurrence, GatedRecurrence)
-            updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target.rate)
+            updates += self._gated(members, kind.target) if gated else self._spectral(members, kind.target)
         return updates
+
+    def refine(
+        self,
+        recurrences: Sequence[Recurrence],
+        sources: Sources,
+        constraint: Constraint,
+        *,
+        margin: float = 0.0,
+        training: bool | None = None,
+    ) -> None:
+        """Look for the norms in which the present weights are to be projected; the arguments are those of a projection.
+
+        A norm that does not hold the weights at the rate gives way to the one before, if that does better.
+        """
+        driven = any(r.needs_drive for r in recurrences)
+        for layer in walk_layers(recurrences, sources, constraint.state_bound, training, projected=True):
+            recurrence = layer.recurrence
+            kind = None if is_frozen(recurrence) else self._kind(recurrence, constraint, margin, driven)
+            if kind is None or (recurrence.needs_drive and layer.inputs is None):
+                continue
+            drive = layer.drive if recurrence.needs_drive else None
+            target = kind.target
+            found = recurrence.projection_witness(
+                layer.weights, drive, target.rate, norm=target.norm, state_bound=target.state_bound
+            )
+            if found is None:
+                continue
+            if not found.rate <= target.rate and recurrence.name in self.witnesses:
+                before = layer.contraction(target.norm, self.witnesses[recurrence.name])
+                found = before if before.rate < found.rate else found
+            self._keep(recurrence.name, found)
+        for members, factors in self._factors.values():
+            for old, new in zip(factors, self._stacked_factors(members, factors.left), strict=True):
+                old.copy_(new)
+
+    def _keep(self, name: str, witness: Contraction) -> None:
+        """Keep a witness in the storage of the one before: a captured step reads it from there."""
+        if name not in self.witnesses:
+            self.witnesses[name] = witness
+            return
+        before = _packed(self.witnesses[name])
+        for key, value in _packed(witness).items():
+            before[key].copy_(value)
 
     def _kind(self, recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
         key = (recurrence, constraint, margin, driven)
@@ -100,20 +156,36 @@ class FastProjection:
         return self._kinds[key]
 
     # ------------------------------------------------------------------- rnn
-    def _spectral(self, members: Sequence[Layer], bound: float) -> list[Update]:
+    def _spectral(self, members: Sequence[Layer], target: Target) -> list[Update]:
         parameters = [member.weights["weight_hh"] for member in members]
-        weight = torch.stack([_compute(value) for value in parameters])
+        weight, bound = torch.stack([_compute(value) for value in parameters]), target.rate
+        name = "+".join(member.recurrence.name for member in members)
+        factors = self._factors_of(name, members, weight)
         if not self.reading:
-            clipped = clip_by_products(weight, bound)
+            clipped = clip_by_products(weight, bound, factors)
         elif weight.shape[2] < MIN_UNITS:
-            clipped = clip_singular_values(weight, bound, reading=True)
+            clipped = clip_singular_values(weight, bound, reading=True, factors=factors)
         else:
-            name = "+".join(member.recurrence.name for member in members)
             if name not in self._clips:
                 self._clips[name] = SubspaceClip()
                 self._clips[name].load_state_dict(self._restored.pop(name, {}))
-            clipped = self._clips[name](weight, bound)
+            clipped = self._clips[name](weight, bound, factors)
         return [(value, new.to(value.dtype)) for value, new in zip(parameters, clipped, strict=True)]
+
+    def _factors_of(self, name: str, members: Sequence[Layer], weight: Tensor) -> Factors | None:
+        """Return the factors of the members' forms, stacked, in the dtype of the weights; None without forms."""
+        names = [member.recurrence.name for member in members]
+        if not self.witnesses.keys() & set(names):
+            return None
+        if name not in self._factors:
+            self._factors[name] = names, self._stacked_factors(names, weight)
+        return self._factors[name][1]
+
+    def _stacked_factors(self, names: Sequence[str], like: Tensor) -> Factors:
+        plain = QuadraticForm.euclidean(like[0].double())
+        forms = (form_of(self.witnesses[name]) if name in self.witnesses else plain for name in names)
+        parts = zip(*(quadratic_factors(form) for form in forms), strict=True)
+        return Factors(*(torch.stack(part).to(like) for part in parts))
 
     # ----------------------------------------------------------------- gated
     def _gated(self, members: Sequence[Layer], target: Target) -> list[Update]:
@@ -144,8 +216,11 @@ class FastProjection:
             leak_bound=target.gate_bound,
         )
         assert budget is not None
-        flat = {"weight_hh": hidden.flatten(0, 1)}
-        hidden = meet_budget(first, flat, norms, budget, target).view_as(hidden)
+        flat, scale = {"weight_hh": hidden.flatten(0, 1)}, self._scale_of(members, hidden)
+        if scale is not None:
+            blocks = hidden.abs().view(gates, len(members), units, -1)
+            norms = (blocks @ scale[:, :, None]).reshape(gates, -1) / scale.flatten()
+        hidden = meet_budget(first, flat, norms, budget, target, scale=scale).view_as(hidden)
         before = before._replace(weight_hh=hidden[leak])
         after = self._within_gate_bound(before, high, sets, target)
         if after is not before:
@@ -158,6 +233,14 @@ class FastProjection:
                 if role != "weight_hh" and value is not None:
                     updates.append((own[role].chunk(gates)[leak], value[mine].to(own[role].dtype)))
         return updates
+
+    def _scale_of(self, members: Sequence[Layer], hidden: Tensor) -> Tensor | None:
+        """Return the weights on the units of each member, shape ``(members, units)``; None without witnesses."""
+        found = [self.witnesses.get(member.recurrence.name) for member in members]
+        if all(witness is None for witness in found):
+            return None
+        one = torch.ones_like(hidden[0, 0])
+        return torch.stack([one if witness is None else witness.scales[0].to(one) for witness in found])
 
     def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
         """Return rows whose leak gate is at most at its bound; ``rows`` themselves if it is already.
@@ -183,14 +266,32 @@ class FastProjection:
         """Return what the next projection depends on, by the names of recurrences."""
         kept = {name: clip.state_dict() for name, clip in self._clips.items()}
         kept = {**self._restored, **{name: state for name, state in kept.items() if state}}
+        kept |= {_WITNESS + name: _packed(witness) for name, witness in self.witnesses.items()}
         return {
             n: {key: value.detach().to("cpu", copy=True) for key, value in part.items()} for n, part in kept.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
         """Take over the state of another one."""
-        self._clips = {}
-        self._restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
+        self._clips, self._factors = {}, {}
+        restored = {n: {key: value.to(device) for key, value in part.items()} for n, part in state.items()}
+        self.witnesses = {
+            name.removeprefix(_WITNESS): _unpacked(restored.pop(name))
+            for name in list(restored)
+            if name.startswith(_WITNESS)
+        }
+        self._restored = restored
+
+
+def _packed(witness: Contraction) -> dict[str, Tensor]:
+    form = {} if witness.form is None else {"form": witness.form}
+    order = torch.tensor(float(witness.order), dtype=torch.float64)
+    return {"rate": witness.rate, "order": order, **form} | {f"scale{i}": s for i, s in enumerate(witness.scales)}
+
+
+def _unpacked(state: Mapping[str, Tensor]) -> Contraction:
+    scales = tuple(value for key, value in sorted(state.items()) if key.startswith("scale"))
+    return Contraction(state["rate"], scales, float(state["order"]), state.get("form"))
 
 
 def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven: bool) -> _Kind | None:
@@ -199,7 +300,8 @@ def _kind(recurrence: Recurrence, constraint: Constraint, margin: float, driven:
     if driven and recurrence.output_bound(parameters, None, constraint.state_bound) is None:
         return None  # the outputs rest on the projected weights, and the layers above on the outputs
     if isinstance(recurrence, RNNRecurrence):
-        together = constraint.norm in (None, "l2") and constraint.method in (None, "euclidean")
+        norm = recurrence.checked_norm(constraint.norm)
+        together = norm in ("l2", "full") and constraint.method in (None, "euclidean")
         parameters = {"weight_hh": parameters["weight_hh"]}
     else:
         rows = constraint.norm in (None, "row", "tight") and constraint.method in _ROW_METHODS

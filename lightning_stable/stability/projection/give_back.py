@@ -39,7 +39,9 @@ def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tenso
         return dict(changed)
     segment = _Segment(layer, recurrence, changed, target)
     share = torch.zeros_like(recurrence.row_norms(layer.weights))
-    if target.norm != "l2" and segment.rates(share) is not None:
+    # What is inside in another norm only must not go back unit by unit in this one.
+    known = target.norm != "l2" and segment.rates(share) is not None
+    if known and (target.norm == "row" or segment.units_fit(share).all()):
         share = segment.largest(share, torch.ones_like(share), segment.units_fit, _UNIT_BISECTIONS)
         share = segment.largest(share, segment.without_leak, segment.units_fit, _UNIT_BISECTIONS)
     if target.norm != "row" or segment.rates(share) is None:

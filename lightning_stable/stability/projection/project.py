@@ -227,7 +227,7 @@ def propose_update(layer: Layer, constraint: Constraint, *, strict: bool, margin
             "the model, for example with x.clamp(-B, B). Got input_bound=None."
         )
     else:
-        changed = (_strict if _is_verified(constraint, strict) else _fast)(layer, constraint, margin)
+        changed = (_strict if _is_verified(recurrence, constraint, strict) else _fast)(layer, constraint, margin)
     layer.replace_weights(changed)
     parameters = recurrence.parameters()
     return [(parameters[role], value) for role, value in changed.items()]
@@ -243,13 +243,13 @@ def apply_updates(updates: Sequence[Update]) -> None:
 def compute_weights(recurrence: Recurrence, constraint: Constraint, *, strict: bool) -> dict[str, Tensor]:
     """Return copies of the weights in the dtype to project in: float64 for a verified result, else at least float32."""
     stored = next(iter(recurrence.parameters().values())).dtype
-    verified = _is_verified(constraint, strict)
+    verified = _is_verified(recurrence, constraint, strict)
     return recurrence.weights(torch.float64 if verified else torch.promote_types(stored, torch.float32))
 
 
-def _is_verified(constraint: Constraint, strict: bool) -> bool:
-    # The diagonal norm ends a descent that rounding can send elsewhere: only a verified result is inside.
-    return strict or constraint.norm == "diagonal"
+def _is_verified(recurrence: Recurrence, constraint: Constraint, strict: bool) -> bool:
+    # These norms end a descent that rounding can send elsewhere: only a verified result is inside.
+    return strict or recurrence.checked_norm(constraint.norm) in ("diagonal", "full")
 
 
 def fast_target(recurrence: Recurrence, constraint: Constraint, margin: float) -> Target:

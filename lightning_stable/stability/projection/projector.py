@@ -160,6 +160,29 @@ class Projector:
         return distance
 
     @property
+    def refines(self) -> bool:
+        """Whether a recurrence is projected in a norm that has to be looked for."""
+        norm, projected = self.constraint.norm, (r for r in self.recurrences if not is_frozen(r))
+        return any(r.checked_norm(norm) in ("full", "tight") for r in projected)
+
+    @torch.no_grad()
+    def refine(self, *, missing_only: bool = False) -> None:
+        """Look for the norms in which steps are projected from now on, where the certificate has one to look for.
+
+        It takes longer than a step, and changes what steps lead to: at validations, not whenever a checkpoint is made.
+
+        Args:
+            missing_only: Leave those alone that were found before, by this projector or in the run that is resumed.
+        """
+        if missing_only and self._after_steps.witnesses:
+            return
+        sources = self.input_sets()
+        with self._shards.gathered():
+            self._after_steps.refine(
+                self._ready(sources), sources, self.constraint, margin=self._margin, training=self._training
+            )
+
+    @property
     def has_moved(self) -> bool:
         """Whether recurrent weights were written to since the last projection; torch counts writes on the host."""
         return self._versions != self.versions()
@@ -186,6 +209,7 @@ class Projector:
                 self.constraint.state_bound,
                 training=self._training,
                 leading_only=leading_only,
+                witnesses=self._after_steps.witnesses if leading_only else None,
             )
             for certificate in report.layers:
                 if math.isnan(certificate.rate):

@@ -29,6 +29,10 @@ from lightning_stable.stability.projection.sets import (
 )
 
 _BISECTIONS = 40
+# A full norm is found anew for what a projection leaves: it ends this close below the rate, in a few attempts.
+_CLOSE, _ATTEMPTS = 1e-3, 8
+# So much of the recurrent weights is tried where a tight norm is not found again.
+_FACTORS = (1.0, 0.9, 0.7, 0.5)
 _WORST_INPUTS = 8
 
 
@@ -92,6 +96,8 @@ def _shrink_rnn(recurrence: RNNRecurrence, layer: Layer, target: Target) -> dict
                 # With the weights v frozen the set {|W| v <= rate v} is convex and inside the set of all v.
                 scale = linalg.perron_weights(hidden)
                 hidden = project_rows_weighted_l1(hidden, scale, rate * scale, exact=target.exact)
+            case "full":
+                hidden = _clip_in_full(hidden, rate)
             case "diagonal":
                 scale = linalg.diagonal_weights(hidden)
                 clipped = clip_singular_values(scale[:, None] * hidden / scale, rate)
@@ -102,19 +108,47 @@ def _shrink_rnn(recurrence: RNNRecurrence, layer: Layer, target: Target) -> dict
     return {"weight_hh": hidden * (rate / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)}
 
 
+def _clip_in_full(hidden: Tensor, rate: float) -> Tensor:
+    """Clip in the best form for ``hidden``, no further than the best one for the result asks for.
+
+    Where a clip of the singular values themselves would move the weights less, as much of it is taken as is needed.
+    """
+
+    def found(weight: Tensor) -> float:
+        return float(linalg.quadratic_norm(weight, linalg.quadratic_form(weight)))
+
+    if found(hidden) <= rate:
+        return hidden
+    factors, bound = linalg.quadratic_factors(linalg.quadratic_form(hidden)), rate
+    clipped = hidden
+    for _ in range(_ATTEMPTS):
+        clipped = clip_singular_values(hidden, bound, reading=True, factors=factors)
+        reached = found(clipped)
+        if rate * (1 - _CLOSE) <= reached <= rate:
+            break
+        bound *= rate * (1 - _CLOSE / 3) / reached
+    nearest = clip_singular_values(hidden, rate, reading=True)
+    if (nearest - hidden).norm() >= (clipped - hidden).norm():
+        return clipped
+    low, high = 0.0, 1.0
+    while high - low > _CLOSE / 4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(nearest.lerp(hidden, middle)) <= rate else (low, middle)
+    return nearest.lerp(hidden, low)
+
+
 @_shrink.register
 def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
-    inputs, weights = layer.inputs, dict(layer.weights)
-    assert inputs is not None
+    weights = dict(layer.weights)
     leading = weights["weight_ih"][recurrence.leading_rows()]
-    worst = inputs.maximizer(leading)
+    inputs, worst = _worst(layer, recurrence)
     if target.exact:
         drive = inputs.drive(weights["weight_ih"])
     else:
         # The other gates are bounded by 1 whatever drives them, and one pass over the inputs serves both steps.
         drive = unbounded_drive(weights)
         drive.high[recurrence.leading_rows()] = (leading * worst).sum(1)
-    weights["weight_hh"] = _shrink_recurrent(recurrence, weights, drive, target)
+    weights["weight_hh"] = _shrink_weighted(layer, recurrence, drive, target)
     weights.update(_gate_step(recurrence, weights, inputs, worst, target))
     if target.norm == "l2" or target.method == "miller-hardt":
         # These methods do not end inside the set by themselves (clipping can raise row sums, Miller and Hardt's
@@ -124,12 +158,38 @@ def _shrink_gated(recurrence: GatedRecurrence, layer: Layer, target: Target) -> 
     return weights
 
 
+def _shrink_weighted(layer: Layer, recurrence: GatedRecurrence, drive: Interval, target: Target) -> Tensor:
+    """Shrink in the norm that is best before; by more, or in the plain norm, if none is found afterwards."""
+    weights, witness = layer.weights, None
+    if target.exact and target.method != "miller-hardt":
+        witness = recurrence.projection_witness(
+            weights, layer.drive, target.rate, norm=target.norm, state_bound=target.state_bound
+        )
+    if witness is not None:
+        shrunk = _shrink_recurrent(recurrence, weights, drive, target, scale=witness.scales[0][None])
+        for factor in _FACTORS:
+            trial = {**weights, "weight_hh": factor * shrunk}
+            trial.update(_gate_step(recurrence, trial, *_worst(layer, recurrence), target))
+            assert layer.inputs is not None
+            after = layer.inputs.drive(recurrence.driven_rows(trial))
+            rate = recurrence.contraction(trial, after, norm=target.norm, state_bound=target.state_bound).rate
+            if rate <= target.rate:
+                return factor * shrunk
+    return _shrink_recurrent(recurrence, weights, drive, target)
+
+
+def _worst(layer: Layer, recurrence: GatedRecurrence) -> tuple[InputSet, Tensor]:
+    assert layer.inputs is not None
+    return layer.inputs, layer.inputs.maximizer(layer.weights["weight_ih"][recurrence.leading_rows()])
+
+
 def _shrink_recurrent(
     recurrence: GatedRecurrence,
     weights: dict[str, Tensor],
     drive: Interval,
     target: Target,
     method: str | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     assert target.gate_bound is not None
     budget = recurrence.budget(
@@ -138,9 +198,12 @@ def _shrink_recurrent(
     if target.norm == "l2":
         blocks = recurrence.recurrent_matrix(weights).chunk(len(recurrence.gates))
         norms = torch.stack([linalg.spectral_norm(block) for block in blocks])[:, None]
-    else:
+    elif scale is None:
         norms = recurrence.row_norms(weights)
-    return meet_budget(recurrence, weights, norms, budget, target, method)
+    else:
+        gates = len(recurrence.gates)
+        norms = (recurrence.recurrent_matrix(weights).abs() @ scale[0]).view(gates, -1) / scale[0]
+    return meet_budget(recurrence, weights, norms, budget, target, method, scale)
 
 
 def meet_budget(
@@ -150,6 +213,7 @@ def meet_budget(
     budget: Budget,
     target: Target,
     method: str | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Return ``weight_hh``, shrunk until it meets the conditions by ``method`` or that of the target.
 
@@ -160,6 +224,7 @@ def meet_budget(
         budget: The conditions.
         target: Names the norm and the method.
         method: The method in place of the target's.
+        scale: Weights ``v`` on units, shape ``(recurrences, units)``: the norms are those of ``|W_jk| v_k / v_j``.
     """
     assert target.gate_bound is not None
     method = method or target.method
@@ -174,14 +239,15 @@ def meet_budget(
     if method == "euclidean":
         units = hidden.shape[0] // gates
         rows = hidden.view(gates, units, -1).transpose(0, 1).clone()
+        limit = budget.limit if scale is None else budget.limit * scale.flatten()
         alone = list(budget.alone())
         for gate in alone:
-            radius = budget.limit / budget.coefficients[gate].clamp(min=tiny)
-            rows[:, gate] = _project_gated_rows(weights, rows[:, gate, None], None, radius, target.exact)[:, 0]
+            radius = limit / budget.coefficients[gate].clamp(min=tiny)
+            rows[:, gate] = _project_gated_rows(weights, rows[:, gate, None], None, radius, target.exact, scale)[:, 0]
         # The sum of the demands of a term is at least the largest.
         others = [gate for gate in range(gates) if gate not in alone]
         coefficients = budget.coefficients[others].mT
-        rows[:, others] = _project_gated_rows(weights, rows[:, others], coefficients, budget.limit, target.exact)
+        rows[:, others] = _project_gated_rows(weights, rows[:, others], coefficients, limit, target.exact, scale)
         return rows.transpose(0, 1).reshape_as(hidden)
 
     if method == "miller-hardt":
@@ -200,24 +266,42 @@ def meet_budget(
         radius = torch.where(allowance < demand, allowance / budget.coefficients.clamp(min=tiny), torch.inf)
     if target.norm == "l2":
         return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
-    if "weight_hr" not in weights:
-        return project_rows_weighted_l1(hidden, None, radius.flatten(), exact=target.exact, sizes=norms.flatten())
-    return _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact).reshape_as(hidden)
+    if scale is not None:
+        radius, norms = radius * scale.flatten(), norms * scale.flatten()
+    if "weight_hr" in weights:
+        rows = _project_gated_rows(weights, hidden.unsqueeze(1), None, radius.flatten(), target.exact, scale)
+        return rows.reshape_as(hidden)
+    columns = None if scale is None else _columns(scale).repeat(gates, 1)
+    return project_rows_weighted_l1(hidden, columns, radius.flatten(), exact=target.exact, sizes=norms.flatten())
+
+
+def _columns(scale: Tensor) -> Tensor:
+    """Return the weights of the columns for every row of a gate, from those of the units of each recurrence."""
+    return scale.repeat_interleave(scale.shape[1], dim=0)
 
 
 def _project_gated_rows(
-    weights: dict[str, Tensor], rows: Tensor, coefficients: Tensor | None, radius: Tensor, exact: bool
+    weights: dict[str, Tensor],
+    rows: Tensor,
+    coefficients: Tensor | None,
+    radius: Tensor,
+    exact: bool,
+    scale: Tensor | None,
 ) -> Tensor:
-    """Project ``rows``, ``(n, blocks, states)``, onto ``sum_q coefficients_q ||row_q||_1 <= radius``.
+    """Project ``rows``, ``(n, blocks, states)``, onto ``sum_q coefficients_q ||row_q v||_1 <= radius``.
 
-    With an output projection the norm is that of the row's image under it. ``coefficients``, ``(n, blocks)``, are
-    ones if None.
+    With an output projection the norm is that of the row's image under it. ``coefficients``, ``(n, blocks)``, and
+    ``v`` are ones if None.
     """
     if "weight_hr" in weights:
         if coefficients is None:
             coefficients = torch.ones_like(rows[:, :, 0])
-        return project_rows_image_l1(rows, weights["weight_hr"], coefficients, radius, exact=exact)
+        image = weights["weight_hr"] if scale is None else weights["weight_hr"] * scale
+        return project_rows_image_l1(rows, image, coefficients, radius, exact=exact)
     repeated = None if coefficients is None else coefficients.repeat_interleave(rows.shape[2], dim=1)
+    if scale is not None:
+        columns = _columns(scale).repeat(1, rows.shape[1])
+        repeated = columns if repeated is None else repeated * columns
     return project_rows_weighted_l1(rows.reshape(rows.shape[0], -1), repeated, radius, exact=exact).view_as(rows)
 
 

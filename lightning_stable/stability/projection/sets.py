@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_stable.linalg import Factors
+
 # Newton's iteration for the l1 threshold rises monotonically to the solution and is exact after finitely many steps.
 # After one optimizer step of an LSTM 6 leave 1e-6 to 4e-6 of the weights to do (4 left a thousandth), which a factor
 # just below 1 removes.
@@ -16,7 +18,9 @@ NEWTON_STEPS = 6
 EXACT_NEWTON_STEPS = 40
 
 
-def clip_singular_values(weight: Tensor, bound: float | Tensor, *, reading: bool = False) -> Tensor:
+def clip_singular_values(
+    weight: Tensor, bound: float | Tensor, *, reading: bool = False, factors: Factors | None = None
+) -> Tensor:
     r"""``argmin ||X - W||_F  subject to  ||X||_2 <= bound``: singular values above ``bound`` are lowered to it.
 
     Computed from the eigenvectors ``V`` of ``W^T W`` as ``W - W V diag(1 - bound / sigma)_+ V^T``, which leaves a
@@ -28,14 +32,17 @@ def clip_singular_values(weight: Tensor, bound: float | Tensor, *, reading: bool
         weight: Shape ``(..., rows, columns)``.
         bound: Largest singular value of the result, positive.
         reading: Look on the host how many singular values are above: few after a training step, which saves products.
+        factors: With those of a quadratic form, the singular values of ``A W B`` are clipped instead, which lowers the
+            rate in that form to ``bound``, and the result is mapped back.
     """
-    values, vectors = gram_eigh(weight)
+    inner = weight if factors is None else factors.left @ weight @ factors.right
+    values, vectors = gram_eigh(inner)
     if reading:
         above = int((_excess(values, bound) > 0).sum(-1).amax())
         if above == 0:
             return weight
         vectors, values = vectors[..., -above:], values[..., -above:]
-    return remove_excess(weight, weight @ vectors, vectors, values, bound)
+    return remove_excess(weight, inner @ vectors, vectors, values, bound, factors)
 
 
 def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +51,14 @@ def gram_eigh(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor, bound: float | Tensor) -> Tensor:
+def remove_excess(
+    weight: Tensor,
+    image: Tensor,
+    vectors: Tensor,
+    values: Tensor,
+    bound: float | Tensor,
+    factors: Factors | None = None,
+) -> Tensor:
     """``W - W V diag(1 - bound / sigma)_+ V^T`` for right singular vectors ``V`` with ``image = W V``.
 
     Args:
@@ -53,8 +67,12 @@ def remove_excess(weight: Tensor, image: Tensor, vectors: Tensor, values: Tensor
         vectors: Shape ``(..., columns, k)``.
         values: Squared singular values, shape ``(..., k)``.
         bound: Largest singular value of the result.
+        factors: With these, image, vectors and values are those of ``A W B``.
     """
-    return weight - (image * _excess(values, bound).unsqueeze(-2)) @ vectors.mT
+    excess = image * _excess(values, bound).unsqueeze(-2)
+    if factors is None:
+        return weight - excess @ vectors.mT
+    return weight - (factors.left_inverse @ excess) @ (vectors.mT @ factors.right_inverse)
 
 
 def _excess(values: Tensor, bound: float | Tensor) -> Tensor:
