@@ -271,6 +271,15 @@ class Recurrence(ABC):
         """
         return None
 
+    def window_contractions(self, weights: Weights, contraction: Contraction) -> tuple[Contraction, ...]:
+        """Return the contractions in which a window may be certified: that of the certificate, and sharper ones.
+
+        Args:
+            weights: Weights by role.
+            contraction: That of the certificate.
+        """
+        return (contraction,)
+
     def input_gain(self, weights: Weights, contraction: Contraction) -> Tensor:
         """Return how far inputs at Euclidean distance 1 can move the next state, in the norm of the contraction.
 

@@ -120,6 +120,14 @@ class RNNRecurrence(Recurrence):
         rate = linalg.quadratic_norm(weights["weight_hh"], witness)
         return Contraction(rate, (witness.scale.reciprocal(),), 2, witness.form)
 
+    def window_contractions(self, weights: Weights, contraction: Contraction) -> tuple[Contraction, ...]:
+        """Add the one in the best form, for which windows are shorter by as much as its rate is lower."""
+        return (
+            (contraction,)
+            if contraction.form is not None
+            else (contraction, self.contraction(weights, None, norm="full"))
+        )
+
     def input_gain(self, weights: Weights, contraction: Contraction) -> Tensor:
         """``||diag(1 / scales) U||_2``, in a form ``||A U||_2``: the proof of the rate with ``U x`` for ``W h``."""
         if contraction.order != 2:

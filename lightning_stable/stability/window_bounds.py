@@ -16,6 +16,7 @@ The bounds speak of exact arithmetic; in float32 the outputs differ by a roundin
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -31,6 +32,8 @@ from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layer
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 
 _SPAN = 32
+# An error by which the norms of certificates are compared.
+_SMALL = 1e-3
 # Windows of bidirectional stacks cost as many steps as they are long, each.
 _STACKED_LIMIT = 512
 
@@ -71,11 +74,15 @@ class DirectedLayer(NamedTuple):
         # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
-        contraction, readout = contraction.cpu(), recurrence.readout(weights)
+        box, readout = recurrence.state_box(weights, drive, state_bound), recurrence.readout(weights)
         output = recurrence.output_comparison(weights, drive, state_bound)
+        contraction = contraction.cpu()
+        if box is not None:
+            candidates = recurrence.window_contractions(weights, contraction)
+            contraction = min(candidates, key=partial(_steps, box=box, readout=readout))
         return cls(
             contraction=contraction,
-            box=recurrence.state_box(weights, drive, state_bound),
+            box=box,
             comparison=recurrence.comparison(weights, drive, state_bound),
             readout=readout,
             output=output,
@@ -135,6 +142,14 @@ class DirectedLayer(NamedTuple):
 
     def _norm(self, state: State) -> Tensor:
         return _scaled(partial(self.contraction.largest, stretch=self.stretch), state)
+
+
+def _steps(contraction: Contraction, box: State, readout: Tensor | None) -> float:
+    """About how many steps an error takes to become small; infinite where it does not."""
+    gain = contraction.gain(readout).minimum(torch.linalg.vector_norm(contraction.entries[0]))
+    constant = contraction.largest(box) * gain / _SMALL
+    steps = (constant.log() / -contraction.rate.log()).item()
+    return steps if contraction.rate < 1 and math.isfinite(steps) else math.inf
 
 
 def _euclidean(state: State) -> Tensor:

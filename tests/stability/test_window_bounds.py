@@ -252,3 +252,14 @@ def test_bounds_decay_as_far_as_numbers_reach(norm: str) -> None:
     expected = 5**0.5 * 1e-5 ** torch.arange(1, 61, dtype=torch.float64)
     assert (errors >= expected * 0.999).all()  # squares of numbers below 1e-162 are 0
     assert (errors[:50] <= 10 * expected[:50]).all()
+
+
+def test_windows_of_an_rnn_are_certified_in_the_sharpest_norm() -> None:
+    torch.manual_seed(0)
+    module = nn.RNN(4, 16, 2)
+    project_(module, 0.99)
+    windows = {norm: certify(module, norm=norm).required_window(1e-3) for norm in (None, "diagonal", "full")}
+    assert len(set(windows.values())) == 1
+    assert windows["full"] is not None
+    assert windows["full"] < 60
+    assert certify(module).rate > 0.98  # the rate is that of the norm that was asked for
