@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights, reach
 from lightning_stable.recurrence.intervals import Interval, sigmoid_slope
+from lightning_stable.recurrence.tubes import IntersectionTube, Metric, Tube
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 
@@ -125,6 +126,10 @@ class IntersectionRecurrence(UGRNNRecurrence):
 
         through = torch.sigmoid(outputs.gate.high)[:, None] * _passing(weights).abs()
         return _OutputComparison(combined(weights["weight_hy"]), combined(weights["weight_iy"]) + through)
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.IntersectionTube`."""
+        return IntersectionTube(weights, metric)
 
 
 def _passing(weights: Weights) -> Tensor:

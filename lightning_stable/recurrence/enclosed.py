@@ -1,0 +1,106 @@
+"""A recurrence on enclosures, as a recurrence: what evaluates windows of the one evaluates windows of the other.
+
+The state holds the values of the run, the low ends and the high ends, part by part one after another. What a layer
+hands to the next one has them side by side, shape ``(..., 3, size)``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.around import Around
+from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.tubes import Arounds, Metric, Tube
+
+
+class Premises(NamedTuple):
+    """What a tube starts from: numbers, so that they can be part of an exported program.
+
+    Attributes:
+        box: Bounds on the entries of every state that may come before a window, by part.
+        metric: The norm that the tube asks for.
+    """
+
+    box: tuple[tuple[float, ...], ...]
+    metric: Metric | None
+
+
+class Enclosed(Recurrence):
+    """The recurrence of a run, and of intervals around it for all runs from other states.
+
+    A run starts where it is told, the others anywhere in the box. First layers share their inputs; an upper layer
+    reads the enclosures of the layer below.
+
+    Args:
+        recurrence: The recurrence.
+        weights: Its weights by role, in the dtype to compute in.
+        premises: What is known about the other runs.
+    """
+
+    cell = "enclosed"
+
+    def __init__(self, recurrence: Recurrence, weights: Weights, premises: Premises) -> None:
+        super().__init__(recurrence.module, name=recurrence.name, layer=recurrence.layer, direction=recurrence.direction)
+        self.recurrence, self.premises = recurrence, premises
+        self._tube, self._like = recurrence.tube(weights, premises.metric), weights["weight_ih"]
+
+    def enclose(self, state: State) -> State:
+        """Return the enclosures of a run that starts from a state, shapes ``(..., units)``."""
+        grown = 1 + 2 * torch.finfo(self._like.dtype).eps  # numbers may be rounded down
+        parts = []
+        for index, value in enumerate(state):
+            box = self.premises.box[index] if index < len(self.premises.box) else (0.0,) * value.shape[-1]
+            high = (grown * value.new_tensor(box)).expand_as(value)
+            parts.append(Around(value, -high, high))
+        return _packed(self._tube.begin(tuple(parts)))
+
+    def initial_state(self, inputs: Tensor) -> State:
+        """Return the enclosures of a run from zero."""
+        exact = inputs[..., 0, :] if self.layer else inputs
+        return self.enclose(self.recurrence.initial_state(exact.to(self._like.dtype)))
+
+    def step(self, inputs: Tensor, state: State) -> State:
+        """Step the run, and the intervals around it."""
+        return _packed(self._tube(Around(*inputs.unbind(-2)) if self.layer else inputs, _unpacked(state)))
+
+    def output(self, state: State) -> Tensor:
+        """Return the enclosure of the output, shape ``(..., 3, size)``."""
+        output = self._output(_unpacked(state))
+        return torch.stack((output.value, output.low, output.high), dim=-2)
+
+    def value(self, state: State) -> State:
+        """Return the state of the run alone."""
+        parts = self.recurrence.initial_state(self._like[:0, :])
+        return state[: len(parts)]
+
+    def spread(self, state: State) -> Tensor:
+        """Return a bound on the Euclidean norm of the difference of the outputs, shape ``(...)``."""
+        parts = _unpacked(state)
+        return self._tube.spread(self._output(parts), parts)
+
+    def contraction(
+        self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
+    ) -> Contraction:
+        """Return that of the recurrence."""
+        return self.recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
+
+    def _output(self, parts: Arounds) -> Around:
+        output = self.recurrence.output
+        return Around(
+            output(tuple(part.value for part in parts)),
+            output(tuple(part.low for part in parts)),
+            output(tuple(part.high for part in parts)),
+        )
+
+
+def _packed(parts: Arounds) -> State:
+    return (*(part.value for part in parts), *(part.low for part in parts), *(part.high for part in parts))
+
+
+def _unpacked(state: State) -> Arounds:
+    count = len(state) // 3
+    return tuple(Around(state[index], state[count + index], state[2 * count + index]) for index in range(count))

@@ -1,0 +1,162 @@
+"""One step of a run and of all runs around it, cell by cell: ``phi`` in the arithmetic of :mod:`around`.
+
+Every class is the formula of its cell once more. The intervals hold what the cell makes of *any* state and input in the
+intervals before the step. Where a gate is nearly open or closed at the run's own input they are far smaller than what
+holds for all inputs; this is what a bound for given inputs gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.around import Affine, Around, euclidean, mix
+from lightning_stable.recurrence.intervals import Interval, tanh_slope
+
+Arounds = tuple[Around, ...]
+
+
+class Metric(NamedTuple):
+    """``||W e|| <= rate ||e||`` with ``||e|| = ||e / scale||_2``, for the slopes of all steps between 0 and 1."""
+
+    rate: float
+    scale: tuple[float, ...]
+
+
+class Tube:
+    """A step of a cell on enclosures of its state; the base of those below, and of a user's own.
+
+    Args:
+        weights: Weights by role; ``weight_x`` comes with ``bias_x`` or without.
+        metric: A norm in which the recurrent weights contract, where the adapter's ``tube_norm`` names one.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None) -> None:
+        self.maps = {
+            role: Affine.of(weight, weights.get(role.replace("weight", "bias")))
+            for role, weight in weights.items()
+            if role.startswith("weight")
+        }
+        self.metric = metric
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """Return the state after a step, in the parts of the adapter's ``step`` and those that :meth:`begin` adds.
+
+        Args:
+            inputs: Shape ``(..., input_size)``; a tensor is the same input for all runs.
+            state: The state before the step, shapes ``(..., units)``.
+        """
+        raise NotImplementedError
+
+    def begin(self, state: Arounds) -> Arounds:
+        """Return the first state from enclosures of the cell's own parts; a tube may add parts behind them."""
+        return state
+
+    def spread(self, output: Around, state: Arounds) -> Tensor:
+        """Return a bound on the Euclidean norm of the difference of the outputs, shape ``(...)``."""
+        return euclidean(output.radius)
+
+    def gates(self, inputs: Around | Tensor, hidden: Around) -> Around:
+        """Return the pre-activations ``U x + W h + b``."""
+        return self.maps["weight_ih"](inputs) + self.maps["weight_hh"](hidden)
+
+
+class LSTMTube(Tube):
+    """``c' = f c + i g``, ``h' = o tanh(c')``, and ``W_hr h'`` with ``proj_size``."""
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """The intervals of ``f c`` and ``i g`` have their ends at ends of those of the factors."""
+        hidden, cell = state
+        i, f, g, o = self.gates(inputs, hidden).chunk(4)
+        kept = cell.gated(f.map(torch.sigmoid))
+        after = (kept + g.map(torch.tanh).gated(i.map(torch.sigmoid))).widened(cell.magnitude + 2)
+        shown = after.map(torch.tanh).gated(o.map(torch.sigmoid)).widened(2.0)
+        return self.maps["weight_hr"](shown) if "weight_hr" in self.maps else shown, after
+
+
+class GRUTube(Tube):
+    """``n = tanh(U_n x + b + r (W_n h + b_hn))``, ``h' = (1 - z) n + z h``."""
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """The interval of ``r (W_n h + b_hn)`` has its ends at ends of those of the factors."""
+        (hidden,) = state
+        r_in, z_in, n_in = self.maps["weight_ih"](inputs).chunk(3)
+        r_h, z_h, n_h = self.maps["weight_hh"](hidden).chunk(3)
+        reset, update = (r_in + r_h).map(torch.sigmoid), (z_in + z_h).map(torch.sigmoid)
+        candidate = (n_in + n_h.gated(reset)).widened(n_in.magnitude + n_h.magnitude)
+        return (mix(update, hidden, candidate.map(torch.tanh)),)
+
+
+class UGRNNTube(Tube):
+    """``c = tanh(W_c h + U_c x + b)``, ``h' = g h + (1 - g) c``."""
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """Gate and candidate have intervals of their own."""
+        gate, candidate = self.gates(inputs, state[0]).chunk(2)
+        return (mix(gate.map(torch.sigmoid), state[0], candidate.map(torch.tanh)),)
+
+
+class IntersectionTube(UGRNNTube):
+    """``h`` as a UGRNN, ``y = g_y p + (1 - g_y) relu(a)`` with what passes, ``p``, and ``h`` before the step."""
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """``y`` is a mean as ``h`` is."""
+        pre = self.maps["weight_iy"](inputs) + self.maps["weight_hy"](state[0])
+        gate, candidate = pre.chunk(2)
+        passed = inputs if isinstance(inputs, Around) else Around.exactly(inputs)
+        if "weight_ix" in self.maps:
+            passed = self.maps["weight_ix"](inputs)
+        return *super().__call__(inputs, state), mix(gate.map(torch.sigmoid), passed, candidate.map(torch.relu))
+
+
+class RNNTube(Tube):
+    """``h' = phi(W h + U x + b)`` with ``phi`` = tanh or relu.
+
+    Entry by entry ``|W| u`` grows where ``W`` does not, by up to the root of the number of units. So the tube carries
+    the distance ``d`` of the states in the norm of a certificate as well, as a second part of the state, and each cuts
+    the other back. With ``s`` the largest slope of ``phi`` on the intervals of the units, and ``q`` what differences of
+    the inputs and rounding add::
+
+        |w_j (h' - h)| <= ||scale w_j||_2 d
+        d' = s (rate d + ||q||)
+
+    The slopes of a step are ``s`` times some between 0 and 1, for which the rate is certified.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None, *, relu: bool = False) -> None:
+        super().__init__(weights, metric)
+        assert metric is not None
+        self.relu, hidden = relu, weights["weight_hh"]
+        self.scale, self.rate = hidden.new_tensor(metric.scale), metric.rate
+        self.reach = torch.linalg.vector_norm(hidden * self.scale, dim=1)
+
+    def begin(self, state: Arounds) -> Arounds:
+        """Add the distance."""
+        return *state, Around.exactly(self._size(state[0].radius))
+
+    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+        """The formulas above; ``gamma`` and ``eps`` cover what rounding does to them."""
+        hidden, distance, recurrent = state[0], state[1].value, self.maps["weight_hh"]
+        driven, rounding = self.maps["weight_ih"](inputs), recurrent.rounding(hidden.value)
+        own = recurrent(hidden).within((1 + 2 * recurrent.gamma) * self.reach * distance + rounding)
+        pre, far = driven + own, (1 + recurrent.gamma) * self.rate * distance
+        far = far + self._size(driven.radius + rounding)
+        if self.relu:
+            after, far = pre.map(torch.relu).widened(0.0), far * (pre.high > 0).to(far).amax(-1, keepdim=True)
+        else:
+            slack = 8 * torch.finfo(far.dtype).eps
+            steepest = tanh_slope(Interval(pre.low, pre.high)).amax(-1, keepdim=True) + slack
+            after = pre.map(torch.tanh).widened(1.0)
+            far = far * steepest.clamp(max=1) + self._size(torch.full_like(rounding, slack))
+        after = after.within(far * self.scale)
+        return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
+
+    def spread(self, output: Around, state: Arounds) -> Tensor:
+        """Return the smaller of the norm of the entries and ``max(scale) d``."""
+        return torch.minimum(super().spread(output, state), self.scale.amax() * state[1].value[..., 0])
+
+    def _size(self, radius: Tensor) -> Tensor:
+        return euclidean(radius / self.scale)[..., None]

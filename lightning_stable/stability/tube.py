@@ -1,0 +1,212 @@
+"""Certified for these inputs: how far a run that restarted from zero is from all runs with the same last inputs.
+
+A worst-case window is as long as the input that holds a gate open for longest asks for. Here the inputs are given. Beside
+the truncated run, intervals are carried for every entry of the state, which begin as the box of the states and hold
+what the cell makes of them, see :mod:`lightning_stable.recurrence.tubes`. All layers restart together: an upper layer
+reads the run and the intervals of the layer below.
+
+Of a bidirectional module the window is on both sides, as in :mod:`window_bounds`: ``2 k - 1`` inputs with the output in
+the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stable import checks
+from lightning_stable.recurrence.around import euclidean
+from lightning_stable.recurrence.base import Recurrence, State
+from lightning_stable.recurrence.enclosed import Enclosed, Premises
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.registry import recurrences_of
+from lightning_stable.recurrence.tubes import Metric
+from lightning_stable.stability.certify import check_finite
+from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.sets import InputBound
+from lightning_stable.stability.window_bounds import window_bounds
+
+# A box beyond this is that of a leak gate which rounds to 1: no bound at all.
+_UNBOUNDED = 1e30
+
+
+@torch.no_grad()
+def certify_windows(
+    recurrent: nn.Module, inputs: Tensor, *, state_bound: float = 1.0, input_bound: InputBound = None
+) -> Tensor:
+    """Bound what every given window leaves out, whatever came before it.
+
+    The bound of a window is one on ``||y - y'||_2``: ``y`` is the output of the module on the window, from zero, and
+    ``y'`` that of the module from *any* admissible state, on the same inputs. Admissible are all states that runs reach
+    from start states with entries up to ``state_bound``, on inputs of the set that ``input_bound`` declares. Both are
+    evaluated in evaluation mode from the stored weights, in exact arithmetic or in float64; rounding is part of the
+    bound, so none is below about 1e-14. The bounds of a cell without a ``tube`` are the worst case.
+
+    Args:
+        recurrent: A recurrent module (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``, a cell, or a registered module), windowed
+            or not.
+        inputs: Windows of inputs as the module takes them: ``(batch, window, features)`` with ``batch_first``,
+            ``(window, batch, features)`` without it and for a cell, ``(window, features)`` for one window. Those of a
+            bidirectional module have ``2 k - 1`` inputs, for the output in the middle.
+        state_bound: Largest entry of any part of a start state, see :func:`~lightning_stable.certify`.
+        input_bound: What is known about the inputs *before* the window, and about those in it, see
+            :func:`~lightning_stable.certify`. Cells whose states are bounded by themselves need none: tanh RNNs, GRUs.
+
+    Returns:
+        One bound per window, shape ``(batch,)``, or ``()`` for one window that is not batched; float64.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If the module is not recurrent, inputs do not fit it or lie outside of their set, its states have no
+            bound, or an adapter has neither a tube nor a comparison map.
+    """
+    state_bound = checks.number("state_bound", state_bound, "[0, inf)")
+    recurrences = recurrences_of(recurrent)
+    check_finite(recurrences)
+    windows = _windows(recurrences, inputs, batch_first=bool(getattr(recurrent, "batch_first", False)))
+    sources = resolve_sources(recurrent, recurrences, input_bound, state_bound=state_bound)
+    layers = list(walk_layers(recurrences, sources, state_bound, training=False))
+    _check_inside(layers, windows)
+    tubes = [enclose(layer) for layer in layers if layer.recurrence.has_tube]
+    if len(tubes) < len(layers):
+        bounds = _worst_case(recurrences, sources, state_bound, windows)
+    else:
+        bounds = tube_bounds(tubes, windows)
+    return bounds if inputs.dim() == 3 else bounds[0]
+
+
+def enclose(layer: Layer) -> Enclosed:
+    """Return the recurrence of a layer on enclosures, in float64.
+
+    Raises:
+        ValueError: If nothing bounds the states.
+    """
+    return Enclosed(layer.recurrence, layer.weights, premises_of(layer)[0])
+
+
+def premises_of(layer: Layer) -> tuple[Premises, str]:
+    """Return what the tube of a layer starts from, and what that is worth.
+
+    Raises:
+        ValueError: If nothing bounds the states.
+    """
+    recurrence, weights, state_bound = layer.recurrence, layer.weights, layer.state_bound
+    rows = torch.full_like(recurrence.driven_rows(weights)[:, 0], torch.inf)
+    box, guarantee = recurrence.state_box(weights, Interval(-rows, rows), state_bound), "guaranteed"
+    # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
+    if layer.drive is not None and (layer.guarantee == "guaranteed" or not _is_bounded(box)):
+        box, guarantee = recurrence.state_box(weights, layer.drive, state_bound), layer.guarantee
+    if box is None or not _is_bounded(box):
+        raise ValueError(
+            "A tube needs a bound on the states before the window. Got none for the "
+            f"{recurrence.cell} recurrence {recurrence.name!r}: "
+            + (
+                "declare `input_bound`, the set of its inputs."
+                if layer.inputs is None
+                else "with these weights and inputs its states can grow without limit; project it with "
+                "lightning_stable.project_, or implement `state_box` of its adapter."
+            )
+        )
+    readout = recurrence.readout(weights)
+    if readout is not None:  # the state of a run has the output in place of what it is read from
+        box = ((readout.abs() @ box[0]).clamp(min=state_bound), *box[1:])
+    metric = None
+    if recurrence.tube_norm is not None:
+        contraction = recurrence.contraction(weights, layer.drive, norm=recurrence.tube_norm, state_bound=state_bound)
+        metric = Metric(contraction.rate.item(), tuple(contraction.scales[0].tolist()))
+    return Premises(tuple(tuple(part.tolist()) for part in box), metric), guarantee
+
+
+def _is_bounded(box: State | None) -> bool:
+    return box is not None and all(bool((part < _UNBOUNDED).all()) for part in box)  # not so for NaN
+
+
+def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
+    """Return the bounds of :func:`certify_windows`, shape ``(batch,)``.
+
+    Args:
+        tubes: The directed layers of a module, by layer, forward before backward.
+        inputs: Windows, shape ``(places, batch, features)``.
+    """
+    depths = [list(depth) for _, depth in groupby(tubes, key=lambda tube: tube.layer)]
+    places: Sequence[Tensor] = inputs.unbind(0)
+    middle = len(places) // 2 if len(depths[0]) > 1 else len(places) - 1
+    for depth, layers in enumerate(depths):
+        top = depth + 1 == len(depths)
+        outputs, spreads = [], []
+        for layer in layers:
+            order = slice(None, None, -1 if layer.direction == "backward" else 1)
+            visited = _scan(layer, places[order][: middle + 1] if top else places[order])
+            if top:
+                spreads.append(layer.spread(visited[middle]))
+            else:
+                outputs.append([layer.output(state) for state in visited[order]])
+        if top:
+            return euclidean(torch.stack(spreads, dim=-1))
+        places = [torch.cat(both, dim=-1) for both in zip(*outputs, strict=True)]
+    raise AssertionError("a module has at least one layer")
+
+
+def _scan(layer: Enclosed, places: Sequence[Tensor]) -> list[State]:
+    state, visited = layer.initial_state(places[0]), []
+    for inputs in places:
+        state = layer.step(inputs, state)
+        visited.append(state)
+    return visited
+
+
+def _worst_case(recurrences: Sequence[Recurrence], sources: Sources, state_bound: float, windows: Tensor) -> Tensor:
+    (bounds,) = window_bounds(recurrences, sources, state_bound=state_bound)
+    if bounds.guarantee == "none":
+        first = recurrences[0]
+        raise ValueError(
+            "A recurrence must have a tube or a comparison map, and bounded states. Got a "
+            f"{first.cell} recurrence {first.name or 'the module'!r} for which no window is certified: implement `tube`, "
+            f"or `comparison` and `state_box`, of its adapter {type(first).__name__}."
+        )
+    places = len(windows)
+    return bounds.errors(places // 2 + 1 if _is_mirrored(recurrences) else places)[-1:].repeat(windows.shape[1])
+
+
+def _is_mirrored(recurrences: Sequence[Recurrence]) -> bool:
+    return any(recurrence.direction == "backward" for recurrence in recurrences)
+
+
+def _windows(recurrences: Sequence[Recurrence], inputs: Tensor, *, batch_first: bool) -> Tensor:
+    """Return windows as ``(places, batch, features)`` in float64."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"`inputs` must be a tensor of windows, all equally long. Got {type(inputs).__name__}.")
+    features = recurrences[0].input_size
+    if inputs.dim() not in (2, 3) or inputs.shape[-1] != features or 0 in inputs.shape:
+        shape = "(batch, window, {})" if batch_first else "(window, batch, {})"
+        raise ValueError(
+            f"`inputs` must be windows of shape {shape.format(features)}, or (window, {features}) for one. "
+            f"Got {tuple(inputs.shape)}."
+        )
+    weight = next(iter(recurrences[0].parameters().values()))
+    windows = inputs.detach().to(device=weight.device, dtype=torch.float64)
+    if not torch.isfinite(windows).all():
+        raise ValueError("`inputs` must be finite. Got NaN or Inf.")
+    windows = windows.unsqueeze(1) if inputs.dim() == 2 else windows.transpose(0, 1) if batch_first else windows
+    if _is_mirrored(recurrences) and len(windows) % 2 == 0:
+        raise ValueError(
+            "`inputs` of a bidirectional module must be windows of 2 k - 1 inputs, for the output in the middle. "
+            f"Got {len(windows)}."
+        )
+    return windows
+
+
+def _check_inside(layers: Sequence[Layer], windows: Tensor) -> None:
+    """Check that the inputs of the window are of the set that is declared for those before it."""
+    for layer in layers:
+        if layer.source is None or layer.recurrence.layer or not layer.recurrence.needs_drive:
+            continue
+        excess = layer.source.excess(windows).item()
+        if excess > 0:
+            raise ValueError(
+                f"`inputs` must be of the declared set, {layer.source.describe()}. Got some outside by {excess:.3g}; "
+                "declare an `input_bound` that holds for all inputs."
+            )
