@@ -11,7 +11,7 @@ Stability of Numerical Algorithms, section 3.1; the 8 covers what is of second o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +48,6 @@ class Around:
     def __add__(self, other: Around) -> Around:
         return Around(self.value + other.value, self.low + other.low, self.high + other.high)
 
-    def chunk(self, parts: int) -> tuple[Around, ...]:
-        """Split the last dimension into equal parts, one per gate."""
-        ends = (end.chunk(parts, dim=-1) for end in (self.value, self.low, self.high))
-        return tuple(Around(*part) for part in zip(*ends, strict=True))
-
     def map(self, function: Callable[[Tensor], Tensor]) -> Around:
         """Apply a function that nowhere decreases."""
         return Around(function(self.value), function(self.low), function(self.high))
@@ -78,6 +73,40 @@ class Around:
         return Around(self.value, self.low - slack, self.high + slack)
 
 
+@dataclass(frozen=True)
+class Ball:
+    """A value of a run, and how far the others are from it; of one shape, or one radius for the whole last dimension.
+
+    This is what an affine map makes of intervals: their middle does not matter, only how far they reach.
+    """
+
+    value: Tensor
+    radius: Tensor
+
+    def __add__(self, other: Ball) -> Ball:
+        return Ball(self.value + other.value, self.radius + other.radius)
+
+    def split(self, sizes: Sequence[int]) -> tuple[Ball, ...]:
+        """Split the last dimension into parts of these sizes."""
+        values = self.value.split(list(sizes), dim=-1)
+        if self.radius.shape[-1] != self.value.shape[-1]:
+            return tuple(Ball(value, self.radius) for value in values)
+        return tuple(Ball(*part) for part in zip(values, self.radius.split(list(sizes), dim=-1), strict=True))
+
+    def chunk(self, parts: int) -> tuple[Ball, ...]:
+        """Split the last dimension into equal parts, one per gate."""
+        return self.split((self.value.shape[-1] // parts,) * parts)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Around:
+        """Apply a function that nowhere decreases."""
+        return Around(function(self.value), function(self.value - self.radius), function(self.value + self.radius))
+
+    @property
+    def around(self) -> Around:
+        """The same as intervals."""
+        return Around(self.value, self.value - self.radius, self.value + self.radius)
+
+
 def mix(gate: Around, kept: Around, new: Around) -> Around:
     """``z h + (1 - z) n`` increases in ``h`` and ``n`` and is affine in ``z``: largest at one end of the gate."""
 
@@ -99,24 +128,21 @@ class Affine:
     weight: Tensor
     bias: Tensor | None
     magnitude: Tensor  # |W|
-    norms: Tensor  # of the rows, Euclidean
+    norm: Tensor  # the largest Euclidean norm of a row
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Affine:
         """Return the map, ready to be applied many times."""
-        return cls(weight, bias, weight.abs(), torch.linalg.vector_norm(weight, dim=1))
+        return cls(weight, bias, weight.abs(), torch.linalg.vector_norm(weight, dim=1).amax())
 
-    def __call__(self, values: Around | Tensor) -> Around:
-        """``|W x - W x'| <= |W| radius``; a tensor is a value that all runs share."""
+    def __call__(self, values: Around | Tensor) -> Ball:
+        """``|W x - W x'| <= |W| radius``; a tensor is a value that all runs share, and only rounding is left of it."""
         if not isinstance(values, Around):
-            radius = self.rounding(values)
-            value = F.linear(values, self.weight, self.bias)
-        else:
-            gamma = self.gamma
-            spread = gamma * values.value.abs() + (1 + 2 * gamma) * values.radius
-            radius = F.linear(spread, self.magnitude, None if self.bias is None else gamma * self.bias.abs())
-            value = F.linear(values.value, self.weight, self.bias)
-        return Around(value, value - radius, value + radius)
+            return Ball(F.linear(values, self.weight, self.bias), self.rounding(values))
+        gamma = self.gamma
+        spread = gamma * values.value.abs() + (1 + 2 * gamma) * values.radius
+        radius = F.linear(spread, self.magnitude, None if self.bias is None else gamma * self.bias.abs())
+        return Ball(F.linear(values.value, self.weight, self.bias), radius)
 
     @property
     def gamma(self) -> float:
@@ -124,9 +150,9 @@ class Affine:
         return (self.weight.shape[1] + 8) * _eps(self.weight)
 
     def rounding(self, values: Tensor) -> Tensor:
-        """``gamma (|W| |x| + |b|)`` at most, by Cauchy and Schwarz, without a second product."""
-        size = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * self.norms
-        return self.gamma * (size if self.bias is None else size + self.bias.abs())
+        """``gamma (|W| |x| + |b|)`` at most, for all rows, by Cauchy and Schwarz: no second product."""
+        size = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * self.norm
+        return self.gamma * (size if self.bias is None else size + self.bias.abs().amax())
 
 
 def euclidean(radius: Tensor) -> Tensor:

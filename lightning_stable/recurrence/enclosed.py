@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.recurrence.around import Around
+from lightning_stable.recurrence.around import Around, Ball
 from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.tubes import Arounds, Metric, Tube
@@ -32,8 +32,8 @@ class Premises(NamedTuple):
 class Enclosed(Recurrence):
     """The recurrence of a run, and of intervals around it for all runs from other states.
 
-    A run starts where it is told, the others anywhere in the box. First layers share their inputs; an upper layer
-    reads the enclosures of the layer below.
+    A run starts where it is told, the others anywhere in the box. A first layer takes what :meth:`drive` makes of inputs
+    that all runs share, once for all windows; an upper layer reads the enclosures of the layer below.
 
     Args:
         recurrence: The recurrence.
@@ -60,17 +60,24 @@ class Enclosed(Recurrence):
 
     def initial_state(self, inputs: Tensor) -> State:
         """Return the enclosures of a run from zero."""
-        exact = inputs[..., 0, :] if self.layer else inputs
-        return self.enclose(self.recurrence.initial_state(exact.to(self._like.dtype)))
+        return self.enclose(self.recurrence.initial_state(inputs[..., 0, :] if self.layer else inputs))
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        """Return what inputs ``(..., input_size)`` of a first layer add to the gates, and the radius in a last column."""
+        driven = self._tube.drive(inputs)
+        return torch.cat((driven.value, driven.radius), dim=-1)
 
     def step(self, inputs: Tensor, state: State) -> State:
         """Step the run, and the intervals around it."""
-        return _packed(self._tube(Around(*inputs.unbind(-2)) if self.layer else inputs, _unpacked(state)))
+        if self.layer:
+            driven = self._tube.drive(Around(*inputs.unbind(-2)))
+        else:
+            driven = Ball(inputs[..., :-1], inputs[..., -1:])
+        return _packed(self._tube(driven, _unpacked(state)))
 
     def output(self, state: State) -> Tensor:
         """Return the enclosure of the output, shape ``(..., 3, size)``."""
-        output = self._output(_unpacked(state))
-        return torch.stack((output.value, output.low, output.high), dim=-2)
+        return _stacked(self._output(_unpacked(state)))
 
     def value(self, state: State) -> State:
         """Return the state of the run alone."""
@@ -95,6 +102,10 @@ class Enclosed(Recurrence):
             output(tuple(part.low for part in parts)),
             output(tuple(part.high for part in parts)),
         )
+
+
+def _stacked(values: Around) -> Tensor:
+    return torch.stack((values.value, values.low, values.high), dim=-2)
 
 
 def _packed(parts: Arounds) -> State:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.recurrence.around import Affine, Around, euclidean, mix
+from lightning_stable.recurrence.around import Affine, Around, Ball, euclidean, mix
 from lightning_stable.recurrence.intervals import Interval, tanh_slope
 
 Arounds = tuple[Around, ...]
@@ -42,11 +42,15 @@ class Tube:
         }
         self.metric = metric
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+    def drive(self, inputs: Around | Tensor) -> Ball:
+        """Return what inputs of shape ``(..., input_size)`` add to the gates; a tensor is the same input for all runs."""
+        return self.maps["weight_ih"](inputs)
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """Return the state after a step, in the parts of the adapter's ``step`` and those that :meth:`begin` adds.
 
         Args:
-            inputs: Shape ``(..., input_size)``; a tensor is the same input for all runs.
+            driven: From :meth:`drive`.
             state: The state before the step, shapes ``(..., units)``.
         """
         raise NotImplementedError
@@ -59,57 +63,65 @@ class Tube:
         """Return a bound on the Euclidean norm of the difference of the outputs, shape ``(...)``."""
         return euclidean(output.radius)
 
-    def gates(self, inputs: Around | Tensor, hidden: Around) -> Around:
-        """Return the pre-activations ``U x + W h + b``."""
-        return self.maps["weight_ih"](inputs) + self.maps["weight_hh"](hidden)
-
 
 class LSTMTube(Tube):
     """``c' = f c + i g``, ``h' = o tanh(c')``, and ``W_hr h'`` with ``proj_size``."""
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """The intervals of ``f c`` and ``i g`` have their ends at ends of those of the factors."""
         hidden, cell = state
-        i, f, g, o = self.gates(inputs, hidden).chunk(4)
+        i, f, g, o = (driven + self.maps["weight_hh"](hidden)).chunk(4)
         kept = cell.gated(f.map(torch.sigmoid))
         after = (kept + g.map(torch.tanh).gated(i.map(torch.sigmoid))).widened(cell.magnitude + 2)
         shown = after.map(torch.tanh).gated(o.map(torch.sigmoid)).widened(2.0)
-        return self.maps["weight_hr"](shown) if "weight_hr" in self.maps else shown, after
+        return self.maps["weight_hr"](shown).around if "weight_hr" in self.maps else shown, after
 
 
 class GRUTube(Tube):
     """``n = tanh(U_n x + b + r (W_n h + b_hn))``, ``h' = (1 - z) n + z h``."""
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """The interval of ``r (W_n h + b_hn)`` has its ends at ends of those of the factors."""
         (hidden,) = state
-        r_in, z_in, n_in = self.maps["weight_ih"](inputs).chunk(3)
+        r_in, z_in, n_in = driven.chunk(3)
         r_h, z_h, n_h = self.maps["weight_hh"](hidden).chunk(3)
-        reset, update = (r_in + r_h).map(torch.sigmoid), (z_in + z_h).map(torch.sigmoid)
-        candidate = (n_in + n_h.gated(reset)).widened(n_in.magnitude + n_h.magnitude)
-        return (mix(update, hidden, candidate.map(torch.tanh)),)
+        reset, multiplied = (r_in + r_h).map(torch.sigmoid), n_h.around
+        pre = (n_in.around + multiplied.gated(reset)).widened(n_in.value.abs() + multiplied.magnitude)
+        return (mix((z_in + z_h).map(torch.sigmoid), hidden, pre.map(torch.tanh)),)
 
 
 class UGRNNTube(Tube):
     """``c = tanh(W_c h + U_c x + b)``, ``h' = g h + (1 - g) c``."""
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """Gate and candidate have intervals of their own."""
-        gate, candidate = self.gates(inputs, state[0]).chunk(2)
+        gate, candidate = (driven + self.maps["weight_hh"](state[0])).chunk(2)
         return (mix(gate.map(torch.sigmoid), state[0], candidate.map(torch.tanh)),)
 
 
 class IntersectionTube(UGRNNTube):
     """``h`` as a UGRNN, ``y = g_y p + (1 - g_y) relu(a)`` with what passes, ``p``, and ``h`` before the step."""
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
-        """``y`` is a mean as ``h`` is."""
-        pre = self.maps["weight_iy"](inputs) + self.maps["weight_hy"](state[0])
-        gate, candidate = pre.chunk(2)
-        passed = inputs if isinstance(inputs, Around) else Around.exactly(inputs)
+    def drive(self, inputs: Around | Tensor) -> Ball:
+        """Return what drives the state, what drives the output, and what passes, one behind the other."""
+        parts = [super().drive(inputs), self.maps["weight_iy"](inputs)]
         if "weight_ix" in self.maps:
-            passed = self.maps["weight_ix"](inputs)
-        return *super().__call__(inputs, state), mix(gate.map(torch.sigmoid), passed, candidate.map(torch.relu))
+            parts.append(self.maps["weight_ix"](inputs))
+        elif isinstance(inputs, Around):
+            parts.append(Ball(inputs.value, inputs.radius))
+        else:
+            parts.append(Ball(inputs, torch.zeros_like(inputs[..., :1])))
+        joined = torch.cat([part.value for part in parts], dim=-1)
+        radii = torch.cat([part.radius for part in parts], dim=-1)
+        return Ball(joined, radii if isinstance(inputs, Around) else radii.amax(-1, keepdim=True))
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+        """``y`` is a mean as ``h`` is."""
+        units = state[0].value.shape[-1]
+        of_state, of_output, passed = driven.split((2 * units, 2 * units, units))
+        gate, candidate = (of_output + self.maps["weight_hy"](state[0])).chunk(2)
+        output = mix(gate.map(torch.sigmoid), passed.around, candidate.map(torch.relu))
+        return *super().__call__(of_state, state), output
 
 
 class RNNTube(Tube):
@@ -137,20 +149,24 @@ class RNNTube(Tube):
         """Add the distance."""
         return *state, Around.exactly(self._size(state[0].radius))
 
-    def __call__(self, inputs: Around | Tensor, state: Arounds) -> Arounds:
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """The formulas above; ``gamma`` and ``eps`` cover what rounding does to them."""
         hidden, distance, recurrent = state[0], state[1].value, self.maps["weight_hh"]
-        driven, rounding = self.maps["weight_ih"](inputs), recurrent.rounding(hidden.value)
-        own = recurrent(hidden).within((1 + 2 * recurrent.gamma) * self.reach * distance + rounding)
-        pre, far = driven + own, (1 + recurrent.gamma) * self.rate * distance
-        far = far + self._size(driven.radius + rounding)
+        own, rounding = recurrent(hidden), recurrent.rounding(hidden.value)
+        reached = (1 + 2 * recurrent.gamma) * self.reach * distance + rounding
+        pre = driven + Ball(own.value, torch.minimum(own.radius, reached))
+        # Rounding has one radius for all units.
+        pushed = self._size((driven.radius + rounding).expand_as(reached))
+        far = (1 + recurrent.gamma) * self.rate * distance + pushed
         if self.relu:
-            after, far = pre.map(torch.relu).widened(0.0), far * (pre.high > 0).to(far).amax(-1, keepdim=True)
+            after = pre.map(torch.relu).widened(0.0)
+            far = far * (after.high > 0).to(far).amax(-1, keepdim=True)
         else:
             slack = 8 * torch.finfo(far.dtype).eps
-            steepest = tanh_slope(Interval(pre.low, pre.high)).amax(-1, keepdim=True) + slack
+            slopes = tanh_slope(Interval(pre.around.low, pre.around.high))
             after = pre.map(torch.tanh).widened(1.0)
-            far = far * steepest.clamp(max=1) + self._size(torch.full_like(rounding, slack))
+            far = far * (slopes.amax(-1, keepdim=True) + slack).clamp(max=1)
+            far = far + self._size(torch.full_like(reached, slack))
         after = after.within(far * self.scale)
         return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
 

@@ -31,6 +31,7 @@ from lightning_stable.stability.window_bounds import window_bounds
 
 # A box beyond this is that of a leak gate which rounds to 1: no bound at all.
 _UNBOUNDED = 1e30
+_CPU_BLOCK = 128
 
 
 @torch.no_grad()
@@ -94,21 +95,17 @@ def premises_of(layer: Layer) -> tuple[Premises, str]:
         ValueError: If nothing bounds the states.
     """
     recurrence, weights, state_bound = layer.recurrence, layer.weights, layer.state_bound
-    rows = torch.full_like(recurrence.driven_rows(weights)[:, 0], torch.inf)
-    box, guarantee = recurrence.state_box(weights, Interval(-rows, rows), state_bound), "guaranteed"
-    # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
-    if layer.drive is not None and (layer.guarantee == "guaranteed" or not _is_bounded(box)):
-        box, guarantee = recurrence.state_box(weights, layer.drive, state_bound), layer.guarantee
-    if box is None or not _is_bounded(box):
+    box, guarantee = _box(layer)
+    if box is None:
+        reason = (
+            "declare `input_bound`, the set of its inputs"
+            if layer.inputs is None
+            else "with these weights and inputs its states can grow without limit; project it with "
+            "lightning_stable.project_, or implement `state_box` of its adapter"
+        )
         raise ValueError(
-            "A tube needs a bound on the states before the window. Got none for the "
-            f"{recurrence.cell} recurrence {recurrence.name!r}: "
-            + (
-                "declare `input_bound`, the set of its inputs."
-                if layer.inputs is None
-                else "with these weights and inputs its states can grow without limit; project it with "
-                "lightning_stable.project_, or implement `state_box` of its adapter."
-            )
+            "A tube must start from bounded states. Got none for the "
+            f"{recurrence.cell} recurrence {recurrence.name!r}: {reason}."
         )
     readout = recurrence.readout(weights)
     if readout is not None:  # the state of a run has the output in place of what it is read from
@@ -120,8 +117,25 @@ def premises_of(layer: Layer) -> tuple[Premises, str]:
     return Premises(tuple(tuple(part.tolist()) for part in box), metric), guarantee
 
 
-def _is_bounded(box: State | None) -> bool:
-    return box is not None and all(bool((part < _UNBOUNDED).all()) for part in box)  # not so for NaN
+def is_bounded(layer: Layer) -> bool:
+    """Return whether a tube of the layer has a box to start from."""
+    return _box(layer)[0] is not None
+
+
+def _box(layer: Layer) -> tuple[State | None, str]:
+    """Return a bound on every state of a run, in the parts of the certificate's state, and what it is worth."""
+    recurrence, weights = layer.recurrence, layer.weights
+    rows = torch.full_like(recurrence.driven_rows(weights)[:, 0], torch.inf)
+    everything = recurrence.state_box(weights, Interval(-rows, rows), layer.state_bound), "guaranteed"
+    known = everything
+    if layer.drive is not None:
+        known = recurrence.state_box(weights, layer.drive, layer.state_bound), layer.guarantee
+    # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
+    boxes = (known, everything) if layer.guarantee == "guaranteed" else (everything, known)
+    for box, guarantee in boxes:
+        if box is not None and all(bool((part < _UNBOUNDED).all()) for part in box):  # not so for NaN
+            return box, guarantee
+    return None, "none"
 
 
 def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
@@ -131,14 +145,21 @@ def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
         tubes: The directed layers of a module, by layer, forward before backward.
         inputs: Windows, shape ``(places, batch, features)``.
     """
+    # On a CPU the intervals of a block stay in its caches.
+    blocks = inputs.split(_CPU_BLOCK if inputs.device.type == "cpu" else inputs.shape[1], dim=1)
+    return torch.cat([_tube_bounds(tubes, block.contiguous()) for block in blocks])
+
+
+def _tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
     depths = [list(depth) for _, depth in groupby(tubes, key=lambda tube: tube.layer)]
-    places: Sequence[Tensor] = inputs.unbind(0)
-    middle = len(places) // 2 if len(depths[0]) > 1 else len(places) - 1
+    middle = len(inputs) // 2 if len(depths[0]) > 1 else len(inputs) - 1
+    places: Sequence[Tensor] = ()
     for depth, layers in enumerate(depths):
         top = depth + 1 == len(depths)
         outputs, spreads = [], []
         for layer in layers:
             order = slice(None, None, -1 if layer.direction == "backward" else 1)
+            places = layer.drive(inputs).unbind(0) if depth == 0 else places
             visited = _scan(layer, places[order][: middle + 1] if top else places[order])
             if top:
                 spreads.append(layer.spread(visited[middle]))
