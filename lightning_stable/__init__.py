@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from lightning_stable.stability.tube import certify_windows
     from lightning_stable.truncation.truncate import truncate
 
-__all__ = ["__version__", "certify", "certify_windows", "project_", "register_recurrence", "truncate", "truncation_profile"]
+__all__ = [
+    "__version__",
+    "certify",
+    "certify_windows",
+    "project_",
+    "register_recurrence",
+    "truncate",
+    "truncation_profile",
+]
 
 _HOMES = {
     "certify": "stability",

@@ -31,7 +31,7 @@ def tube_profile(recurrences: Sequence[Recurrence], sources: Sources, layout: La
     layers = list(walk_layers(recurrences, sources, training=False))
     if not all(layer.recurrence.has_tube and is_bounded(layer) for layer in layers):
         return bounds
-    tubes, inputs, valid = [enclose(layer) for layer in layers], layout.inputs.double(), layout.valid
+    tubes, inputs, valid = enclose(layers), layout.inputs.double(), layout.valid
     windows = _one_way if all(tube.direction == "forward" for tube in tubes) else _both_ways
     for index, spreads in enumerate(windows(tubes, inputs, valid, max_window)):
         if spreads.numel():

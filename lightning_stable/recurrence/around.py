@@ -133,7 +133,7 @@ class Affine:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Affine:
         """Return the map, ready to be applied many times."""
-        return cls(weight, bias, weight.abs(), torch.linalg.vector_norm(weight, dim=1).amax())
+        return cls(weight, bias, weight.abs(), torch.linalg.vector_norm(weight, dim=1).amax(0))
 
     def __call__(self, values: Around | Tensor) -> Ball:
         """``|W x - W x'| <= |W| radius``; a tensor is a value that all runs share, and only rounding is left of it."""
@@ -152,7 +152,7 @@ class Affine:
     def rounding(self, values: Tensor) -> Tensor:
         """``gamma (|W| |x| + |b|)`` at most, for all rows, by Cauchy and Schwarz: no second product."""
         size = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * self.norm
-        return self.gamma * (size if self.bias is None else size + self.bias.abs().amax())
+        return self.gamma * (size if self.bias is None else size + self.bias.abs().amax(0))
 
 
 def euclidean(radius: Tensor) -> Tensor:

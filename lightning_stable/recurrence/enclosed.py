@@ -6,6 +6,7 @@ hands to the next one has them side by side, shape ``(..., 3, size)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,19 +33,23 @@ class Premises(NamedTuple):
 class Enclosed(Recurrence):
     """The recurrence of a run, and of intervals around it for all runs from other states.
 
-    A run starts where it is told, the others anywhere in the box. A first layer takes what :meth:`drive` makes of inputs
+    A run starts where it is told, the others anywhere in the box. A first layer takes what :func:`drive` makes of inputs
     that all runs share, once for all windows; an upper layer reads the enclosures of the layer below.
 
     Args:
         recurrence: The recurrence.
         weights: Its weights by role, in the dtype to compute in.
         premises: What is known about the other runs.
+        directions: The directions of the module.
     """
 
     cell = "enclosed"
 
-    def __init__(self, recurrence: Recurrence, weights: Weights, premises: Premises) -> None:
-        super().__init__(recurrence.module, name=recurrence.name, layer=recurrence.layer, direction=recurrence.direction)
+    def __init__(self, recurrence: Recurrence, weights: Weights, premises: Premises, directions: int = 1) -> None:
+        super().__init__(
+            recurrence.module, name=recurrence.name, layer=recurrence.layer, direction=recurrence.direction
+        )
+        self.directions = directions
         self.recurrence, self.premises = recurrence, premises
         self._tube, self._like = recurrence.tube(weights, premises.metric), weights["weight_ih"]
 
@@ -72,7 +77,8 @@ class Enclosed(Recurrence):
         if self.layer:
             driven = self._tube.drive(Around(*inputs.unbind(-2)))
         else:
-            driven = Ball(inputs[..., :-1], inputs[..., -1:])
+            own = inputs.chunk(self.directions, dim=-1)[-1 if self.direction == "backward" else 0]
+            driven = Ball(own[..., :-1], own[..., -1:])
         return _packed(self._tube(driven, _unpacked(state)))
 
     def output(self, state: State) -> Tensor:
@@ -102,6 +108,11 @@ class Enclosed(Recurrence):
             output(tuple(part.low for part in parts)),
             output(tuple(part.high for part in parts)),
         )
+
+
+def drive(first: Sequence[Enclosed], inputs: Tensor) -> Tensor:
+    """Return what inputs add to the gates of the first layers, one direction beside the other."""
+    return torch.cat([layer.drive(inputs) for layer in first], dim=-1)
 
 
 def _stacked(values: Around) -> Tensor:

@@ -172,7 +172,7 @@ class RNNTube(Tube):
 
     def spread(self, output: Around, state: Arounds) -> Tensor:
         """Return the smaller of the norm of the entries and ``max(scale) d``."""
-        return torch.minimum(super().spread(output, state), self.scale.amax() * state[1].value[..., 0])
+        return torch.minimum(super().spread(output, state), self.scale.amax(0) * state[1].value[..., 0])
 
     def _size(self, radius: Tensor) -> Tensor:
         return euclidean(radius / self.scale)[..., None]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_stable import checks
 from lightning_stable.recurrence.around import euclidean
 from lightning_stable.recurrence.base import Recurrence, State
-from lightning_stable.recurrence.enclosed import Enclosed, Premises
+from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.recurrence.tubes import Metric
@@ -71,21 +71,21 @@ def certify_windows(
     sources = resolve_sources(recurrent, recurrences, input_bound, state_bound=state_bound)
     layers = list(walk_layers(recurrences, sources, state_bound, training=False))
     _check_inside(layers, windows)
-    tubes = [enclose(layer) for layer in layers if layer.recurrence.has_tube]
-    if len(tubes) < len(layers):
-        bounds = _worst_case(recurrences, sources, state_bound, windows)
+    if all(recurrence.has_tube for recurrence in recurrences):
+        bounds = tube_bounds(enclose(layers), windows)
     else:
-        bounds = tube_bounds(tubes, windows)
+        bounds = _worst_case(recurrences, sources, state_bound, windows)
     return bounds if inputs.dim() == 3 else bounds[0]
 
 
-def enclose(layer: Layer) -> Enclosed:
-    """Return the recurrence of a layer on enclosures, in float64.
+def enclose(layers: Sequence[Layer]) -> list[Enclosed]:
+    """Return the recurrences of a module on enclosures, in float64.
 
     Raises:
-        ValueError: If nothing bounds the states.
+        ValueError: If nothing bounds the states of a layer.
     """
-    return Enclosed(layer.recurrence, layer.weights, premises_of(layer)[0])
+    directions = 1 + _is_mirrored([layer.recurrence for layer in layers])
+    return [Enclosed(layer.recurrence, layer.weights, premises_of(layer)[0], directions) for layer in layers]
 
 
 def premises_of(layer: Layer) -> tuple[Premises, str]:
@@ -153,13 +153,12 @@ def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
 def _tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
     depths = [list(depth) for _, depth in groupby(tubes, key=lambda tube: tube.layer)]
     middle = len(inputs) // 2 if len(depths[0]) > 1 else len(inputs) - 1
-    places: Sequence[Tensor] = ()
+    places: Sequence[Tensor] = drive(depths[0], inputs).unbind(0)
     for depth, layers in enumerate(depths):
         top = depth + 1 == len(depths)
         outputs, spreads = [], []
         for layer in layers:
             order = slice(None, None, -1 if layer.direction == "backward" else 1)
-            places = layer.drive(inputs).unbind(0) if depth == 0 else places
             visited = _scan(layer, places[order][: middle + 1] if top else places[order])
             if top:
                 spreads.append(layer.spread(visited[middle]))
