@@ -73,11 +73,11 @@ def export(
     sequences any length, unless the model itself is made for one length, that of the example. With ``streaming`` the
     program takes one step and a memory instead, see :class:`~lightning_stable.export.StreamingForm`.
 
-    With ``bound`` the last output of the program is a bound beside every output: at that step the output of the recurrent
-    module, as the program computes it, and that of the recurrence from *any* admissible state, given the same inputs of
-    the window, differ by at most that much in the Euclidean norm, whatever came before the window, see
-    :func:`~lightning_stable.certify_windows`. The recurrence may be exact or rounded as the program is: rounding to the
-    program's dtype is part of the bound. It costs about as much again as the program.
+    With ``bound`` the last output of the program is a bound beside every output. At that step the output of the
+    recurrent module, as the program computes it, and that of the recurrence from *any* admissible state differ by at
+    most that much in the Euclidean norm, whatever came before the window, see
+    :func:`~lightning_stable.certify_windows`. The recurrence may be exact, or rounded as the program is: rounding is
+    part of the bound.
 
     The file is run on random batches of 1, 3 and 17 sequences and compared with :func:`~lightning_stable.truncate`'s
     twin to 1e-5 before it takes its name; if they differ, no file is left.

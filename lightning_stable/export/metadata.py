@@ -34,9 +34,9 @@ class Metadata:
             from zero or from states up to the certificate's ``state_bound``. None if that is not certified. It does
             not speak of the model's answer, but of what its recurrent modules hand on.
         input_bound: By the name of the layer: its admissible inputs, in words. None where any are, or nothing is known.
-        bound: What the output ``bound`` speaks of: the recurrent ``module``, the ``norm`` of the difference of its output,
-            and what it holds for: every run from start states up to ``state_bound`` on any ``inputs_before`` the window
-            (None for all inputs), with the ``guarantee`` of that. None without such an output.
+        bound: What the output ``bound`` speaks of: the recurrent ``module``, the ``norm`` of the difference of its
+            output, and what it holds for: every run from start states up to ``state_bound`` on any ``inputs_before``
+            the window (None for all inputs), with the ``guarantee`` of that. None without such an output.
         inputs: By name ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
         outputs: As ``inputs``.
         version: Version of the package that wrote the file.

@@ -112,8 +112,8 @@ def check_bounds(
         run: The program; None checks the form alone.
 
     Raises:
-        ValueError: If there is no bound for every step of the inputs, or one is not a number of at least 0, or less than
-            that of the form in float64, or not near that of the form.
+        ValueError: If there is no bound for every step of the inputs, or one is not finite, or less than that of the
+            form in float64, or not near that of the form.
     """
     exact = copied(form).double()
     for inputs in batches:
@@ -133,8 +133,8 @@ def check_bounds(
             )
         if not ((bound >= least) & (bound <= (1 + _BOUND_TOLERANCE) * expected)).all():
             raise ValueError(
-                "The bounds of an exported program must be finite, at least those in float64 and near those of the form. "
-                f"Got {bound.min():.3g} to {bound.max():.3g} for {least.min():.3g} to {expected.max():.3g}."
+                "The bounds of an exported program must be finite, at least those in float64 and near those of the "
+                f"form. Got {bound.min():.3g} to {bound.max():.3g} for {least.min():.3g} to {expected.max():.3g}."
             )
 
 

@@ -3,10 +3,11 @@
 Gates are affine in state and input together, and their nonlinearities are monotone; so the ends of an interval bound
 what lies between, and a product or a mean of independent intervals is largest at their ends. Nothing is linearised.
 
-Rounding is part of the intervals. They hold the values of exact runs, and of runs that are rounded like this one, in any
-order of summation, if sigmoid and tanh are off by at most ``2 eps`` (``eps`` is the distance from 1 to the next number).
-A product with ``n`` entries is off by at most ``(n + 8) eps / 2`` times that of the absolute values: Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1; the 8 covers what is of second order, the bias and the sum of two.
+Rounding is part of the intervals. They hold the values of exact runs, and of runs that are rounded like this one, in
+any order of summation, if sigmoid and tanh are off by at most ``2 eps``; ``eps`` is the distance from 1 to the next
+number. A product with ``n`` entries is off by at most ``(n + 8) eps / 2`` times that of the absolute values (Higham,
+Accuracy and Stability of Numerical Algorithms, section 3.1); the 8 covers terms of second order, the bias and the sum
+of two products. Products must not be rounded to fewer bits than the dtype has, as TF32 and autocast do.
 """
 
 from __future__ import annotations

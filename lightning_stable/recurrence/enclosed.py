@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_stable.recurrence.around import Around, Ball
 from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.recurrence.tubes import Arounds, Metric, Tube
+from lightning_stable.recurrence.tubes import Arounds, Metric
 
 
 class Premises(NamedTuple):
@@ -33,8 +33,8 @@ class Premises(NamedTuple):
 class Enclosed(Recurrence):
     """The recurrence of a run, and of intervals around it for all runs from other states.
 
-    A run starts where it is told, the others anywhere in the box. A first layer takes what :func:`drive` makes of inputs
-    that all runs share, once for all windows; an upper layer reads the enclosures of the layer below.
+    A run starts where it is told, the others anywhere in the box. A first layer takes what :func:`drive` makes of
+    inputs that all runs share, once for all windows; an upper layer reads the enclosures of the layer below.
 
     Args:
         recurrence: The recurrence.
@@ -68,7 +68,7 @@ class Enclosed(Recurrence):
         return self.enclose(self.recurrence.initial_state(inputs[..., 0, :] if self.layer else inputs))
 
     def drive(self, inputs: Tensor) -> Tensor:
-        """Return what inputs ``(..., input_size)`` of a first layer add to the gates, and the radius in a last column."""
+        """Return what inputs of a first layer, ``(..., input_size)``, add to the gates, and the radius as last column."""
         driven = self._tube.drive(inputs)
         return torch.cat((driven.value, driven.radius), dim=-1)
 

@@ -43,7 +43,7 @@ class Tube:
         self.metric = metric
 
     def drive(self, inputs: Around | Tensor) -> Ball:
-        """Return what inputs of shape ``(..., input_size)`` add to the gates; a tensor is the same input for all runs."""
+        """Return what inputs, ``(..., input_size)``, add to the gates; a tensor is the same input for all runs."""
         return self.maps["weight_ih"](inputs)
 
     def __call__(self, driven: Ball, state: Arounds) -> Arounds:

@@ -1,7 +1,7 @@
 """Certified for these inputs: how far a run that restarted from zero is from all runs with the same last inputs.
 
-A worst-case window is as long as the input that holds a gate open for longest asks for. Here the inputs are given. Beside
-the truncated run, intervals are carried for every entry of the state, which begin as the box of the states and hold
+A worst-case window is as long as some input can make it that holds a gate open for ever. Here the inputs are given.
+Beside the truncated run there are intervals for every entry of the state. They begin as the box of the states and hold
 what the cell makes of them, see :mod:`lightning_stable.recurrence.tubes`. All layers restart together: an upper layer
 reads the run and the intervals of the layer below.
 
@@ -183,9 +183,9 @@ def _worst_case(recurrences: Sequence[Recurrence], sources: Sources, state_bound
     if bounds.guarantee == "none":
         first = recurrences[0]
         raise ValueError(
-            "A recurrence must have a tube or a comparison map, and bounded states. Got a "
-            f"{first.cell} recurrence {first.name or 'the module'!r} for which no window is certified: implement `tube`, "
-            f"or `comparison` and `state_box`, of its adapter {type(first).__name__}."
+            "A recurrence must have a tube, or a comparison map and bounded states. Got the "
+            f"{first.cell} recurrence {first.name or 'the module'!r}, for which no window is certified: implement "
+            f"`tube`, or `comparison` and `state_box`, of its adapter {type(first).__name__}."
         )
     places = len(windows)
     return bounds.errors(places // 2 + 1 if _is_mirrored(recurrences) else places)[-1:].repeat(windows.shape[1])
