@@ -68,7 +68,7 @@ class Enclosed(Recurrence):
         return self.enclose(self.recurrence.initial_state(inputs[..., 0, :] if self.layer else inputs))
 
     def drive(self, inputs: Tensor) -> Tensor:
-        """Return what inputs of a first layer, ``(..., input_size)``, add to the gates, and the radius as last column."""
+        """Return what inputs of a first layer, ``(..., input_size)``, add to the gates; a last column is the radius."""
         driven = self._tube.drive(inputs)
         return torch.cat((driven.value, driven.radius), dim=-1)
 
