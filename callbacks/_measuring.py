@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
+from lightning_stable.diagnostics import TruncationProfile
 from lightning_stable.diagnostics.finite import check_run
 from lightning_stable.recurrence import recurrences_of
 
@@ -28,3 +34,54 @@ def is_measurable(who: str, name: str, module: nn.Module, inputs: Any, state: An
         rank_zero_warn(f"{who} skips {name!r} at this validation. {error}")
         return False
     return True
+
+
+def of_all_processes(
+    trainer: Trainer,
+    device: torch.device,
+    names: Iterable[str],
+    profiles: Mapping[str, TruncationProfile],
+    windows: int,
+) -> dict[str, TruncationProfile]:
+    """Return this process's profiles with the sequences of all processes, each once.
+
+    All processes must call it. A sampler that gives every process equally many sequences repeats some of them at the
+    end; where they were all profiled, the repeated ones are left out.
+
+    Args:
+        trainer: The trainer.
+        device: Where processes exchange tensors.
+        names: Names of all modules that may have been profiled, the same in all processes.
+        profiles: Profiles by the name of the module.
+        windows: The longest window.
+    """
+    own = {}
+    for name in names:
+        errors = profiles[name].sequence_error if name in profiles else torch.empty(windows, 0, dtype=torch.float64)
+        own[name] = errors[:, : errors.shape[1] - _repeated(trainer, errors.shape[1])]
+    counts = torch.tensor([errors.shape[1] for errors in own.values()], device=device)
+    every_count: Tensor = trainer.strategy.all_gather(counts)
+    every_count = every_count.view(-1, len(own)).cpu()
+    padded = torch.zeros(len(own), windows, int(every_count.max()), dtype=torch.float64)
+    for row, errors in zip(padded, own.values(), strict=True):
+        row[:, : errors.shape[1]] = errors
+    every: Tensor = trainer.strategy.all_gather(padded.to(device))
+    every = every.view(-1, *padded.shape).cpu()
+    found = {}
+    for index, name in enumerate(own):
+        joined = torch.cat([part[index, :, : count[index]] for part, count in zip(every, every_count, strict=True)], 1)
+        if name in profiles:
+            found[name] = replace(profiles[name], sequence_error=joined, max_error=joined.amax(1))
+    return found
+
+
+def _repeated(trainer: Trainer, count: int) -> int:
+    """Return how many of the last of ``count`` sequences the sampler of the first loader has given before."""
+    loaders: Any = trainer.val_dataloaders
+    while isinstance(loaders, (list, tuple, dict)):
+        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
+    sampler = getattr(loaders, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or count != sampler.num_samples:
+        return 0
+    given = torch.arange(sampler.num_samples) * sampler.num_replicas + sampler.rank
+    return int((given >= len(sampler.dataset)).sum())  # type: ignore[arg-type]

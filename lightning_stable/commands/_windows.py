@@ -24,6 +24,7 @@ from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.truncation.exact.layout import Layout
 
 # What inputs may leave a set by, relative to the largest: they were computed in float32.
 _ROUNDING = 1e-6
@@ -39,8 +40,7 @@ class ModuleProfile:
         guarantee: What the certified window rests on: ``"guaranteed"``, ``"derived"``, ``"data"`` or ``"none"``.
         measured: The smallest window within the tolerance on the data; None if none up to the longest is.
         certified: The smallest window certified to be within the tolerance; None if there is none.
-        sequences: How many sequences were measured.
-        time: The length of the longest.
+        time: The length of the longest sequence.
     """
 
     profile: TruncationProfile
@@ -48,8 +48,12 @@ class ModuleProfile:
     guarantee: str
     measured: int | None
     certified: int | None
-    sequences: int
     time: int
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences were measured."""
+        return self.profile.sequence_error.shape[1]
 
     @property
     def report(self) -> StabilityReport:
@@ -175,8 +179,7 @@ def profile_modules(
             guarantee=bounds.guarantee,
             measured=profile.required_window(tolerance),
             certified=bounds.required_window(tolerance),
-            sequences=_lanes(inputs[name]),
-            time=_time(inputs[name]),
+            time=Layout.of(model.get_submodule(name), inputs[name]).time,
         )
     return profiles
 
@@ -191,11 +194,3 @@ def _inside(name: str, sources: Sources) -> Sources:
     prefix = f"{name}." if name else ""
     inside = {key.removeprefix(prefix): source for key, source in sources.items() if key.startswith(prefix)}
     return inside | ({"": sources[name]} if name in sources else {})
-
-
-def _lanes(inputs: Tensor | PackedSequence) -> int:
-    return int(inputs.batch_sizes[0]) if isinstance(inputs, PackedSequence) else inputs.shape[1]
-
-
-def _time(inputs: Tensor | PackedSequence) -> int:
-    return len(inputs.batch_sizes) if isinstance(inputs, PackedSequence) else len(inputs)

@@ -25,6 +25,8 @@ class Options(CheckpointOptions):
         batches: Validation batches of a configuration.
         max_window: Longest window measured.
         tolerance: Error of a module's output, in the Euclidean norm, that a window may leave.
+        coverage: Share of all sequences for which the statistical window is enough.
+        confidence: Probability with which it is.
         out: Folder for plots and table.
     """
 
@@ -32,6 +34,8 @@ class Options(CheckpointOptions):
     batches: Positive = field(default=4, metadata={"metavar": "N"})
     max_window: Positive = field(default=32, metadata={"metavar": "K"})
     tolerance: Annotated[float, between("(0, inf)")] = field(default=1e-3, metadata={"metavar": "T"})
+    coverage: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "SHARE"})
+    confidence: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "P"})
     out: Path = field(default=Path("profile"), metadata={"metavar": "DIR"})
 
 
@@ -45,8 +49,8 @@ def add(commands: Commands) -> None:
         usage="%(prog)s CKPT --data CONFIG_OR_TENSOR [CONFIG_OR_TENSOR ...] [options]",
         help="measure how many inputs the recurrences of a checkpoint need, beside what is certified",
         description="Run the model of a checkpoint on data and compare every recurrent module with its windowed forms, "
-        "which see the last inputs only. Prints the measured and the certified window; writes a plot per module and "
-        "profile.csv.",
+        "which see the last inputs only. Prints the measured, the statistical and the certified window; writes a plot "
+        "per module and profile.csv.",
         examples=[
             "best.ckpt --data runs/copy/runs/gru/config.yaml --tolerance 0.01",
             "best.ckpt --data inputs.pt --max-window 100 --out runs/profile",
@@ -75,36 +79,64 @@ def run(options: Options) -> int:
         raise ValueError(f"`--data` must make the model call its recurrences. Got {[str(p) for p in options.data]}.")
     profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance)
     console = Console()
-    console.print(_table(profiles, options.max_window, options.tolerance))
+    console.print(_table(profiles, options))
     for path in _write(profiles, options.out):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _table(profiles: dict[str, ModuleProfile], max_window: int, tolerance: float) -> Table:
+def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:
     from rich.table import Table
 
     from lightning_stable.stability.report import format_rate
 
     table = Table(
-        title=f"Windows that leave an error of at most {tolerance:g}",
-        caption=guarantee_notes(
-            {guarantee for module in profiles.values() for guarantee in (module.guarantee, module.report.guarantee)}
-        ),
+        title=f"Windows that leave an error of at most {options.tolerance:g}",
+        caption=_caption(profiles, options),
     )
-    for column in ("module", "sequences", "measured\nwindow", "certified\nwindow", "measured\nrate", "certified\nrate"):
+    columns = ("measured\nwindow", "statistical\nwindow", "certified\nwindow", "measured\nrate", "certified\nrate")
+    for column in ("module", "sequences", *columns):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, module in profiles.items():
         report = module.report
         table.add_row(
             name or "the model",
             f"{module.sequences}, up to {module.time} steps",
-            f"> {max_window}" if module.measured is None else str(module.measured),
+            _within(module.measured, options),
+            _statistical(module, options),
             marked(None if module.certified is None else str(module.certified), module.guarantee),
             f"{module.profile.rate:.3g}",
             marked(format_rate(report.rate), report.guarantee),
         )
     return table
+
+
+def _statistical(module: ModuleProfile, options: Options) -> str:
+    from lightning_stable.diagnostics.tolerance_limits import draws_needed
+
+    if module.sequences < draws_needed(options.coverage, options.confidence):
+        return "-"
+    coverage, confidence = options.coverage, options.confidence
+    window = module.profile.required_window(options.tolerance, coverage=coverage, confidence=confidence)
+    return _within(window, options)
+
+
+def _caption(profiles: dict[str, ModuleProfile], options: Options) -> str:
+    from lightning_stable.diagnostics.tolerance_limits import draws_needed
+
+    needed = draws_needed(options.coverage, options.confidence)
+    statistical = f"statistical: enough for {options.coverage:.4g} of all such sequences, with confidence "
+    statistical += f"{options.confidence:.4g}"
+    if any(module.sequences < needed for module in profiles.values()):
+        statistical += f"; needs at least {needed} sequences, so raise --batches"
+    guarantees = {
+        guarantee for module in profiles.values() for guarantee in (module.guarantee, module.report.guarantee)
+    }
+    return "\n".join(filter(None, (statistical, guarantee_notes(guarantees))))
+
+
+def _within(window: int | None, options: Options) -> str:
+    return f"> {options.max_window}" if window is None else str(window)
 
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:

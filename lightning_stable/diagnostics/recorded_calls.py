@@ -87,8 +87,14 @@ class RecordedCalls:
             self.batches.setdefault(name, []).append(run.inputs)
 
     def joined(self) -> dict[str, Any]:
-        """Return all sequences of ``batches``, by the name of the module: packed, or as one tensor for cells."""
-        return {name: _joined(self._recurrences[name], calls) for name, calls in self.batches.items()}
+        """Return all sequences of ``batches`` by the name of the module.
+
+        Those of a single batch are as the module was given them; those of several are packed, or one tensor for cells.
+        """
+        return {
+            name: calls[0] if len(calls) == 1 else _joined(self._recurrences[name], calls)
+            for name, calls in self.batches.items()
+        }
 
     def _run(self, name: str, calls: list[Run]) -> Run:
         if self._recurrences[name].takes_sequences:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
 from lightning_stable.diagnostics.finite import check_run
+from lightning_stable.diagnostics.tolerance_limits import draws_needed, limit_rank
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.stability.inputs.resolve import resolve_sources
@@ -42,6 +43,7 @@ class TruncationProfile:
         windows: Shape ``(max_window,)``.
         max_error: Largest Euclidean norm of the difference of the outputs over batch and time, same shape.
         mean_error: Mean of that norm over batch and time, same shape.
+        sequence_error: Largest of that norm over the time of each sequence, shape ``(max_window, sequences)``.
         rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
         bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
         guarantee: What the bound rests on: ``"guaranteed"``, ``"derived"`` (a set read off a traced model), ``"data"``
@@ -53,22 +55,46 @@ class TruncationProfile:
     windows: Tensor
     max_error: Tensor
     mean_error: Tensor
+    sequence_error: Tensor
     rate: float
     bound: Tensor
     guarantee: str
     output_norm: float
     name: str = ""
 
-    def required_window(self, tolerance: float) -> int | None:
-        """Return the smallest window from which on ``max_error`` stays at or below ``tolerance``; None if none does.
+    def required_window(
+        self, tolerance: float, *, coverage: float | None = None, confidence: float = 0.95
+    ) -> int | None:
+        """Return the smallest window from which on errors stay at or below ``tolerance``; None if none does.
+
+        By default this is what was measured: it holds for these sequences. With ``coverage`` it is statistical: with
+        probability ``confidence`` over the draw of these sequences, the window is enough for at least the share
+        ``coverage`` of all sequences from the same source. It holds for every model, stable or not, and assumes that
+        the sequences are exchangeable and that the model was not trained on them; columns of one text are not
+        independent documents.
+
+        Args:
+            tolerance: Largest Euclidean norm of the error of an output.
+            coverage: Share of all sequences, in (0, 1).
+            confidence: Probability, in (0, 1), see :mod:`lightning_stable.diagnostics.tolerance_limits`.
 
         Raises:
-            TypeError: If the tolerance is no number.
-            ValueError: If it is not positive and finite.
+            TypeError: If an argument is no number.
+            ValueError: If the tolerance is not positive and finite, coverage or confidence are not in (0, 1), or there
+                are too few sequences for them.
         """
         tolerance = checks.number("tolerance", tolerance, "(0, inf)")
-        above = (~(self.max_error <= tolerance)).nonzero()
-        first = int(above[-1]) + 2 if len(above) else 1
+        windows = windows_needed(self.sequence_error, tolerance)
+        rank = 1
+        if coverage is not None:
+            rank = limit_rank(len(windows), coverage, confidence)
+            if not rank:
+                raise ValueError(
+                    f"A window for coverage={coverage:g} with confidence={confidence:g} needs at least "
+                    f"{draws_needed(coverage, confidence)} sequences. Got {len(windows)}; profile more sequences, or "
+                    "lower `coverage` or `confidence`."
+                )
+        first = int(windows.sort(descending=True).values[rank - 1])
         return first if first <= len(self.windows) else None
 
     def plot(self) -> Figure:
@@ -95,6 +121,20 @@ class TruncationProfile:
         if positive:  # exact windows have error 0, and bounds may lie far above what matters
             figure.axes[0].set_ylim(min(positive) / 3, 10 * max(self.output_norm, *largest))
         return figure
+
+
+def windows_needed(sequence_error: Tensor, tolerance: float) -> Tensor:
+    """Return for each sequence the window from which on its errors stay within the tolerance, shape ``(sequences,)``.
+
+    Args:
+        sequence_error: As in :class:`TruncationProfile`, shape ``(max_window, sequences)``.
+        tolerance: Largest error.
+
+    Returns:
+        Integers; ``max_window + 1`` where the longest window is not enough.
+    """
+    windows = torch.arange(1, len(sequence_error) + 1)[:, None]
+    return (windows * ~(sequence_error <= tolerance)).amax(0) + 1
 
 
 @torch.no_grad()
@@ -130,18 +170,21 @@ def truncation_profile(
         whole = _whole(recurrent, stacks, layout)
         valid = layout.valid
         errors = [
-            torch.linalg.vector_norm(outputs - whole, dim=-1)[valid]
-            for outputs in _windowed(stacks, layout, max_window)
+            torch.linalg.vector_norm(outputs - whole, dim=-1) for outputs in _windowed(stacks, layout, max_window)
         ]
-    largest = torch.stack([error.max() for error in errors]).double().cpu()
-    mean = torch.stack([error.mean() for error in errors]).double().cpu()
+    # NaN stays: an error that overflowed is no small one.
+    by_sequence = torch.stack([error.masked_fill(~valid, 0).amax(0) for error in errors]).double().cpu()
+    if layout.packed is not None and layout.packed.unsorted_indices is not None:
+        by_sequence = by_sequence[:, layout.packed.unsorted_indices.cpu()]
+    mean = torch.stack([error[valid].mean() for error in errors]).double().cpu()
     size = torch.linalg.vector_norm(whole[valid], dim=-1).mean().item()
     bound, guarantee = _bound(recurrent, layout, max_window, input_bound)
     floor = _ROUNDING.get(whole.dtype, 1e-2) * size
     return TruncationProfile(
         windows=torch.arange(1, max_window + 1),
-        max_error=largest,
+        max_error=by_sequence.amax(1),
         mean_error=mean,
+        sequence_error=by_sequence,
         rate=_fitted_rate(mean, floor),
         bound=bound,
         guarantee=guarantee,

@@ -16,7 +16,7 @@ from lightning_stable.tensorboard.charts import Charts, layout
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-OWN, THEORY = "", "theory"
+OWN, THEORY, STATISTICAL = "", "theory", "statistical"
 
 
 class Board:

@@ -31,8 +31,12 @@ def comparison_charts(name: str) -> Charts:
 
 
 def window_chart(modules: Iterable[str]) -> Charts:
-    """Return the chart of the required windows of recurrent modules, measured and certified."""
-    return {"Required window, measured and certified": [f"truncation/{name}/required_window" for name in modules]}
+    """Return the chart of the required windows of recurrent modules: measured, statistical and certified."""
+    return {
+        "Required window: measured, statistical and certified": [
+            f"truncation/{name}/required_window" for name in modules
+        ]
+    }
 
 
 def layout(charts: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, dict[str, list[str | list[str]]]]:

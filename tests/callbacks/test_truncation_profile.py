@@ -158,3 +158,32 @@ def test_a_bound_by_the_names_of_the_model(tmp_path: Path) -> None:
         ours = TruncationProfileCallback(max_window=3, input_bound=bound)
         trainer(tmp_path, ours).validate(model, sequences(), verbose=False)
         assert ours.profiles["core"].guarantee == "guaranteed"
+
+
+# Statistical window ---------------------------------------------------------------------------------------------------
+def test_a_statistical_window_of_the_first_batches(tmp_path: Path) -> None:
+    ours, model = TruncationProfileCallback(5, tolerance=0.05, num_batches=3, coverage=0.5, confidence=0.9), Recurrent()
+    run = trainer(tmp_path, ours, logger=TensorBoardLogger(tmp_path))
+    run.fit(model, sequences(), sequences(seed=1))
+    batches = list(sequences(seed=1))[:3]
+    joined = torch.cat([batch[:, :-1].clamp(-2.0, 2.0) for batch in batches])
+    expected = truncation_profile(model.core, joined, 5)
+    torch.testing.assert_close(ours.profiles["core"].sequence_error, expected.sequence_error)
+    window = expected.required_window(0.05, coverage=0.5, confidence=0.9)
+    assert run.callback_metrics["truncation/core/statistical_window"] == window
+    events = EventAccumulator(f"{run.log_dir}/statistical").Reload()
+    assert events.Scalars("truncation/core/required_window")[0].value == window
+
+
+def test_too_few_sequences_are_a_warning(tmp_path: Path) -> None:
+    run = trainer(tmp_path, TruncationProfileCallback(2, coverage=0.99))
+    with pytest.warns(UserWarning, match=r"no statistical window of 'core'.*needs at least 299 sequences\. Got "):
+        run.fit(Recurrent(), sequences(), sequences())
+    assert "truncation/core/max_error" in run.callback_metrics
+    assert "truncation/core/statistical_window" not in run.callback_metrics
+
+
+@pytest.mark.parametrize("name", ["coverage", "confidence"])
+def test_shares_are_inside_0_and_1(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}` must be a number in \(0, 1\)\. Got 1\.5"):
+        TruncationProfileCallback(**{name: 1.5})  # type: ignore[arg-type]

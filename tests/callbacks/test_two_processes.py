@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_stable import certify
+from lightning_stable import certify, truncation_profile
 from lightning_stable.stability import Box
 from tests.callbacks import two_shadows
 from tests.callbacks.shadows import WHOLE
-from tests.callbacks.two_processes import BATCHES, BOUND, RATE, Three, data
+from tests.callbacks.two_processes import BATCHES, BOUND, RATE, Three, data, validation_data
 from tests.helpers import Recurrent, equal
 
 Done = tuple[Path, str]
@@ -72,6 +72,20 @@ def test_both_have_the_same_stable_weights_after_every_step(ddp: Done) -> None:
     # The second process saw inputs outside, the first warns; Lightning has nothing to complain about.
     assert stderr.count("Inputs of 'core.given' lie outside its input set (|x| <= 0.5) by") == 1
     assert "self.log('stability" not in stderr
+
+
+def test_a_statistical_window_counts_the_sequences_of_both_once(ddp: Done) -> None:
+    first, second = (torch.load(ddp[0] / f"{rank}.pt", weights_only=True) for rank in range(2))
+    model = Recurrent(Three(), bounded=False)
+    model.load_state_dict(first["last"])
+    whole = validation_data().dataset.data[:, :-1]
+    expected = truncation_profile(model.core.recorded, whole, 3).sequence_error
+    found = first["errors"]["core.recorded"]
+    assert found.shape == (3, 2 * 2 * BATCHES - 1)
+    # The first process has every second sequence.
+    torch.testing.assert_close(found, torch.cat((expected[:, ::2], expected[:, 1::2]), 1), rtol=1e-4, atol=1e-6)
+    assert not second["errors"]  # the first process speaks
+    assert first["metrics"]["truncation/core.recorded/statistical_window"] >= 1
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])

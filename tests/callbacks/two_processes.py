@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable.callbacks import StabilityProjectionCallback, TruncationProfileCallback
 from tests.callbacks import two_shadows
 from tests.helpers import FEATURES, UNITS, AfterStep, Recurrent, Sequences, trainer, weights
 
@@ -47,38 +47,49 @@ class Lopsided(Sequences):
 class Save(L.Callback):
     """Writes down what this process saw."""
 
-    def __init__(self, folder: Path, ours: StabilityProjectionCallback, probe: AfterStep) -> None:
-        self.folder, self.ours, self.probe = folder, ours, probe
+    def __init__(
+        self, folder: Path, ours: StabilityProjectionCallback, probe: AfterStep, profile: TruncationProfileCallback
+    ) -> None:
+        self.folder, self.ours, self.probe, self.profile = folder, ours, probe, profile
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seen = {
             "weights": self.probe.results,
+            "last": weights(pl_module),
             "report": self.ours.report.to_dict(),
             "ranges": {name: seen.clone() for name, seen in self.ours.state_dict()["input_ranges"].items()},
             "metrics": dict(trainer.callback_metrics),
+            "errors": {name: found.sequence_error for name, found in self.profile.profiles.items()},
         }
         torch.save(seen, self.folder / f"{trainer.global_rank}.pt")
 
 
-def data(**kwargs: Any) -> DataLoader[Tensor]:
-    return DataLoader(Lopsided(2 * 2 * BATCHES, **kwargs), batch_size=2)
+def data(length: int = 2 * 2 * BATCHES, **kwargs: Any) -> DataLoader[Tensor]:
+    return DataLoader(Lopsided(length, **kwargs), batch_size=2)
+
+
+def validation_data() -> DataLoader[Tensor]:
+    """One sequence less, so that the second process gets one that the first has had."""
+    return data(2 * 2 * BATCHES - 1, seed=1, scale=9.0)
 
 
 def projected(folder: Path) -> None:
     ours = StabilityProjectionCallback(RATE, input_bound={"core.given": BOUND}, every_n_steps=2)
     probe = AfterStep(weights)
+    profile = TruncationProfileCallback(3, modules="core.recorded", num_batches=99, coverage=0.8, confidence=0.8)
     run = trainer(
         folder,
         ours,
         probe,
-        Save(folder, ours, probe),
+        profile,
+        Save(folder, ours, probe, profile),
         ModelCheckpoint(folder, "middle-{step}", every_n_train_steps=3, monitor="stability/rate"),
         strategy="ddp",
         devices=2,
         log_every_n_steps=2,
         logger=CSVLogger(folder, "log"),
     )
-    run.fit(Recurrent(Three(), bounded=False, growth=0.3), data(), data(seed=1, scale=9.0))
+    run.fit(Recurrent(Three(), bounded=False, growth=0.3), data(), validation_data())
 
 
 if __name__ == "__main__":

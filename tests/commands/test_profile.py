@@ -107,7 +107,7 @@ def test_a_data_module_for_a_model_of_double_precision() -> None:
     data = LinearSystemDataModule(input_size=3, length=5, train_size=1, valid_size=4, test_size=1)
     given = record(stable().double().eval(), [data], 1)["core"]
     assert given.data.dtype == torch.float64
-    assert given.batch_sizes.tolist() == [4] * 5
+    assert given.shape == (4, 5, 3)
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_stable import project_, truncation_profile
 from lightning_stable.diagnostics import TruncationProfile
+from lightning_stable.diagnostics.truncation_profile import windows_needed
 from lightning_stable.stability import SupNorm
 from lightning_stable.truncation import truncate
 from lightning_stable.truncation.exact.layout import Layout
@@ -243,8 +245,9 @@ def profile(errors: list[float], **kwargs: Any) -> TruncationProfile:
         "guarantee": "guaranteed",
         "output_norm": 1.0,
         "mean_error": values / 2,
+        "sequence_error": values[:, None],
     }
-    return TruncationProfile(torch.arange(1, len(errors) + 1), values, **defaults | kwargs)
+    return TruncationProfile(torch.arange(1, len(errors) + 1), max_error=values, **defaults | kwargs)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,71 @@ def test_a_measured_window_suffices() -> None:
     whole, _ = module(x)
     errors = [(truncate(module, k)(x)[0] - whole).norm(dim=-1).max().item() for k in (window - 1, window, window + 1)]
     assert errors[0] > 1e-3 >= errors[1] >= errors[2]
+
+
+def test_errors_of_every_sequence() -> None:
+    module, x = net("lstm"), sequence(8, 3)
+    packed = pack_padded_sequence(x, [3, 8, 5], enforce_sorted=False)
+    together = truncation_profile(module, packed, 6).sequence_error
+    assert together.shape == (6, 3)
+    for index, length in enumerate([3, 8, 5]):
+        alone = truncation_profile(module, x[:length, index : index + 1], 6)
+        torch.testing.assert_close(together[:, index], alone.max_error, **EXACT)
+
+
+# Statistical window ---------------------------------------------------------------------------------------------------
+def needing(windows: list[int], longest: int = 9) -> TruncationProfile:
+    """A profile of sequences that need these windows."""
+    above = torch.arange(1, longest + 1)[:, None] < torch.tensor(windows)
+    errors = above.double()
+    return profile(errors.amax(1).tolist(), sequence_error=errors)
+
+
+def test_the_statistical_window_is_the_one_of_wilks() -> None:
+    windows = [*range(1, 10)] * 10
+    found = needing(windows)
+    assert found.required_window(0.5) == 9
+    for count, rank in ((59, 1), (92, 1), (93, 2), (124, 3)):
+        few = needing([9, 7, 5] + [2] * (count - 3))
+        assert few.required_window(0.5, coverage=0.95) == [9, 7, 5][rank - 1], count
+    assert needing([9] + [2] * 298).required_window(0.5, coverage=0.99, confidence=0.95) == 9
+    assert needing([10] + [2] * 70).required_window(0.5, coverage=0.95) is None  # the longest is not enough
+
+
+def test_too_few_sequences_are_told_how_many_would_do() -> None:
+    with pytest.raises(ValueError, match=r"coverage=0\.95 with confidence=0\.95 needs at least 59 sequences\. Got 58"):
+        needing([3] * 58).required_window(0.5, coverage=0.95)
+    needing([3] * 59).required_window(0.5, coverage=0.95)
+
+
+def test_the_statistical_window_covers_what_it_promises() -> None:
+    torch.manual_seed(0)
+    module, lengths = nn.LSTM(3, 8), torch.randint(5, 40, (3000,))
+    with torch.no_grad():
+        module.bias_ih_l0[8:16] += 2
+        source = pack_padded_sequence(torch.randn(40, 3000, 3), lengths, enforce_sorted=False)
+        all_of_them = truncation_profile(module, source, 40)
+    needed = windows_needed(all_of_them.sequence_error, 1e-2)
+    for count, coverage, confidence in ((59, 0.95, 0.95), (150, 0.9, 0.8)):
+        held, samples = 0, 1000
+        for _ in range(samples):
+            drawn = torch.randint(3000, (count,))
+            found = replace(all_of_them, sequence_error=all_of_them.sequence_error[:, drawn])
+            window = found.required_window(1e-2, coverage=coverage, confidence=confidence)
+            assert window is not None
+            held += int((needed <= window).double().mean() >= coverage)
+        print(f"{count} sequences, coverage {coverage}: held in {held / samples:.3f} of samples, promised {confidence}")
+        assert held / samples >= confidence - 4 * (confidence * (1 - confidence) / samples) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["coverage", "confidence"])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (1.0, ValueError), (math.nan, ValueError), ("1", TypeError)]
+)
+def test_shares_are_inside_0_and_1(name: str, value: Any, error: type[Exception]) -> None:
+    arguments: dict[str, Any] = {"coverage": 0.9} | {name: value}
+    with pytest.raises(error, match=rf"`{name}` must be a number in \(0, 1\)\. Got"):
+        needing([3] * 99).required_window(0.5, **arguments)
 
 
 # What cannot be profiled ----------------------------------------------------------------------------------------------
