@@ -20,10 +20,23 @@ Arounds = tuple[Around, ...]
 
 
 class Metric(NamedTuple):
-    """``||W e|| <= rate ||e||`` with ``||e|| = ||e / scale||_2``, for the slopes of all steps between 0 and 1."""
+    """A quadratic norm in which the recurrent weights contract, as numbers that can be part of a program.
+
+    Attributes:
+        rate: ``||D W e|| <= rate ||e||`` for all diagonal ``D`` between 0 and 1.
+        scale: ``||e|| <= stretch ||e / scale||_2``, shape ``(units,)``.
+        entries: ``|e_j| <= entries_j ||e||``, shape ``(units,)``.
+        reach: ``|w_j e| <= reach_j ||e||`` for the rows of ``W``, shape ``(units,)``.
+        stretch: See ``scale``.
+        gain: ``||e||_2 <= gain ||e||``.
+    """
 
     rate: float
     scale: tuple[float, ...]
+    entries: tuple[float, ...]
+    reach: tuple[float, ...]
+    stretch: float
+    gain: float
 
 
 class Tube:
@@ -132,7 +145,7 @@ class RNNTube(Tube):
     the other back. With ``s`` the largest slope of ``phi`` on the intervals of the units, and ``q`` what differences of
     the inputs and rounding add::
 
-        |w_j (h' - h)| <= ||scale w_j||_2 d
+        |w_j (h' - h)| <= reach_j d
         d' = s (rate d + ||q||)
 
     The slopes of a step are ``s`` times some between 0 and 1, for which the rate is certified.
@@ -142,8 +155,9 @@ class RNNTube(Tube):
         super().__init__(weights, metric)
         assert metric is not None
         self.relu, hidden = relu, weights["weight_hh"]
-        self.scale, self.rate = hidden.new_tensor(metric.scale), metric.rate
-        self.reach = torch.linalg.vector_norm(hidden * self.scale, dim=1)
+        self.rate, self.stretch, self.gain = metric.rate, metric.stretch, metric.gain
+        self.scale, self.entries = hidden.new_tensor(metric.scale), hidden.new_tensor(metric.entries)
+        self.reach = hidden.new_tensor(metric.reach)
 
     def begin(self, state: Arounds) -> Arounds:
         """Add the distance."""
@@ -167,12 +181,13 @@ class RNNTube(Tube):
             after = pre.map(torch.tanh).widened(1.0)
             far = far * (slopes.amax(-1, keepdim=True) + slack).clamp(max=1)
             far = far + self._size(torch.full_like(reached, slack))
-        after = after.within(far * self.scale)
+        after = after.within((1 + recurrent.gamma) * far * self.entries)
         return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
 
     def spread(self, output: Around, state: Arounds) -> Tensor:
-        """Return the smaller of the norm of the entries and ``max(scale) d``."""
-        return torch.minimum(super().spread(output, state), self.scale.amax(0) * state[1].value[..., 0])
+        """Return the smaller of the norm of the entries and ``gain d``."""
+        gain = (1 + self.maps["weight_hh"].gamma) * self.gain
+        return torch.minimum(super().spread(output, state), gain * state[1].value[..., 0])
 
     def _size(self, radius: Tensor) -> Tensor:
-        return euclidean(radius / self.scale)[..., None]
+        return self.stretch * euclidean(radius / self.scale)[..., None]

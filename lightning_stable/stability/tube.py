@@ -17,9 +17,9 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from lightning_stable import checks
+from lightning_stable import checks, linalg
 from lightning_stable.recurrence.around import euclidean
-from lightning_stable.recurrence.base import Recurrence, State
+from lightning_stable.recurrence.base import Contraction, Recurrence, State
 from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import recurrences_of
@@ -113,8 +113,22 @@ def premises_of(layer: Layer) -> tuple[Premises, str]:
     metric = None
     if recurrence.tube_norm is not None:
         contraction = recurrence.contraction(weights, layer.drive, norm=recurrence.tube_norm, state_bound=state_bound)
-        metric = Metric(contraction.rate.item(), tuple(contraction.scales[0].tolist()))
+        metric = _metric(contraction, weights["weight_hh"])
     return Premises(tuple(tuple(part.tolist()) for part in box), metric), guarantee
+
+
+def _metric(contraction: Contraction, hidden: Tensor) -> Metric:
+    (scale,) = contraction.scales
+    reach = torch.linalg.vector_norm(hidden * scale, dim=1) * linalg.inflation(len(scale))
+    entries = tuple(scale.tolist())
+    return Metric(
+        contraction.rate.item(),
+        scale=entries,
+        entries=entries,
+        reach=tuple(reach.tolist()),
+        stretch=1.0,
+        gain=scale.amax().item(),
+    )
 
 
 def is_bounded(layer: Layer) -> bool:

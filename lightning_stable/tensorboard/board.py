@@ -16,7 +16,7 @@ from lightning_stable.tensorboard.charts import Charts, layout
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-OWN, THEORY, STATISTICAL = "", "theory", "statistical"
+OWN, THEORY, STATISTICAL, TUBE = "", "theory", "statistical", "tube"
 
 
 class Board:
