@@ -36,8 +36,8 @@ class TruncationProfileCallback(Callback):
     :func:`lightning_stable.truncation_profile`. Nothing is done on the training path.
 
     Logs, for every recurrent module: ``truncation/<module>/max_error`` (Euclidean norm, at ``max_window``),
-    ``truncation/<module>/required_window`` (for ``tolerance``), ``truncation/<module>/tube_window`` (certified for these
-    inputs, whatever comes before them), both not logged where ``max_window`` is not enough,
+    ``truncation/<module>/required_window`` (for ``tolerance``), ``truncation/<module>/tube_window`` (certified for
+    these inputs, whatever comes before them), both not logged where ``max_window`` is not enough,
     ``truncation/<module>/rate`` (measured decay per step, where the errors show one), and to TensorBoard the figure
     ``truncation/<module>``; on its page "Stability" the required window stands beside the certified ones, that for all
     inputs where a :class:`StabilityProjectionCallback` is on the trainer and certifies one of at most 1,000 inputs.

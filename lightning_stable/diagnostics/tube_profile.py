@@ -37,7 +37,7 @@ def tube_profile(recurrences: Sequence[Recurrence], sources: Sources, layout: La
     windows = _one_way if all(tube.direction == "forward" for tube in tubes) else _both_ways
     # On a CPU the intervals of a block of sequences stay in its caches.
     block = max(1, _CPU_ROWS // len(inputs)) if inputs.device.type == "cpu" else inputs.shape[1]
-    for some, whole in zip(inputs.split(block, dim=1), valid.split(block, dim=1), strict=True):
+    for some, whole in zip(torch.split(inputs, block, dim=1), torch.split(valid, block, dim=1), strict=True):
         for index, spreads in enumerate(windows(tubes, some, whole, max_window)):
             if spreads.numel():
                 bounds[index] = torch.fmax(bounds[index], spreads.max().cpu())

@@ -115,7 +115,7 @@ def check_bounds(
         ValueError: If there is no bound for every step of the inputs, or one is not finite, or less than that of the
             form in float64, or not near that of the form.
     """
-    exact = copied(form).double()
+    exact = copied(form).to(torch.float64)
     for inputs in batches:
         if isinstance(form, StreamingForm):
             step = inputs.select(int(batch_first), 0)

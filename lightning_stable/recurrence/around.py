@@ -89,10 +89,10 @@ class Ball:
 
     def split(self, sizes: Sequence[int]) -> tuple[Ball, ...]:
         """Split the last dimension into parts of these sizes."""
-        values = self.value.split(list(sizes), dim=-1)
+        values = torch.split(self.value, list(sizes), dim=-1)
         if self.radius.shape[-1] != self.value.shape[-1]:
             return tuple(Ball(value, self.radius) for value in values)
-        return tuple(Ball(*part) for part in zip(values, self.radius.split(list(sizes), dim=-1), strict=True))
+        return tuple(Ball(*part) for part in zip(values, torch.split(self.radius, list(sizes), dim=-1), strict=True))
 
     def chunk(self, parts: int) -> tuple[Ball, ...]:
         """Split the last dimension into equal parts, one per gate."""
@@ -152,7 +152,7 @@ class Affine:
 
     def rounding(self, values: Tensor) -> Tensor:
         """``gamma (|W| |x| + |b|)`` at most, for all rows, by Cauchy and Schwarz: no second product."""
-        size = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * self.norm
+        size: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * self.norm
         return self.gamma * (size if self.bias is None else size + self.bias.abs().amax(0))
 
 

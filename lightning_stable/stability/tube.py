@@ -160,7 +160,7 @@ def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
         inputs: Windows, shape ``(places, batch, features)``.
     """
     # On a CPU the intervals of a block stay in its caches.
-    blocks = inputs.split(_CPU_BLOCK if inputs.device.type == "cpu" else inputs.shape[1], dim=1)
+    blocks = torch.split(inputs, _CPU_BLOCK if inputs.device.type == "cpu" else inputs.shape[1], dim=1)
     return torch.cat([_tube_bounds(tubes, block.contiguous()) for block in blocks])
 
 
