@@ -14,6 +14,7 @@ from benchmarks.projection import gated, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
+from benchmarks.tube import tube
 from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
 
 
@@ -30,6 +31,11 @@ def test_the_clip_is_compared_with_the_true_projection_on_a_real_training() -> N
     assert chebyshev.error < 2e-5
     assert products.error < 2e-5
     assert eigh.ratio > 0
+
+
+def test_tubes_are_compared_with_windows_and_programs() -> None:
+    rows = list(tube(shapes=((4, 3, 2),), rounds=2))
+    assert [row.baseline for row in rows] == ["windows", "program"] * 3
 
 
 def test_gated_projections_are_compared_with_the_plain_one() -> None:

@@ -206,18 +206,36 @@ def test_a_cell_without_a_tube_has_the_worst_case() -> None:
     ("module", "inputs", "kwargs", "error", "message"),
     [
         (net("lstm"), uniform(5, 2, 3), {}, ValueError, "declare `input_bound`"),
-        (net("lstm"), uniform(5, 2, 3), {"input_bound": 1.0}, ValueError, r"of the declared set, \|x\| <= 1\. Got some"),
+        (
+            net("lstm"),
+            uniform(5, 2, 3),
+            {"input_bound": 1.0},
+            ValueError,
+            r"declared set, \|x\| <= 1\. Got some",
+        ),
         (net("lstm"), uniform(5, 2, 3), {"input_bound": L2Ball(0.5)}, ValueError, "of the declared set"),
         (net("lstm"), uniform(5, 2, 3), {"input_bound": FiniteSet(torch.ones(2, 3))}, ValueError, "declared set"),
         (net("lstm"), uniform(5, 2, 4), {"input_bound": B}, ValueError, r"shape \(window, batch, 3\).*Got \(5, 2, 4\)"),
-        (net("lstm", batch_first=True), uniform(3), {"input_bound": B}, ValueError, r"\(batch, window, 3\).*Got \(3,\)"),
+        (
+            net("lstm", batch_first=True),
+            uniform(3),
+            {"input_bound": B},
+            ValueError,
+            r"\(batch, window, 3\).*\(3,\)",
+        ),
         (net("lstm"), [1.0], {"input_bound": B}, TypeError, "`inputs` must be a tensor.*Got list"),
         (net("gru"), uniform(5, 2, 3) * torch.nan, {}, ValueError, "`inputs` must be finite"),
         (net("gru"), uniform(5, 2, 3), {"state_bound": -1.0}, ValueError, "`state_bound`"),
         (net("gru", bidirectional=True), uniform(4, 2, 3), {}, ValueError, "windows of 2 k - 1 inputs.*Got 4"),
         (net("relu", scale=9.0), uniform(5, 2, 3), {"input_bound": B}, ValueError, "grow without limit"),
         (nn.Linear(3, 3), uniform(5, 2, 3), {}, ValueError, "No recurrence is registered"),
-        (LeakyCell(3, 4), uniform(5, 2, 3), {}, ValueError, "`tube`, or `comparison` and `state_box`, of its adapter Leaky"),
+        (
+            LeakyCell(3, 4),
+            uniform(5, 2, 3),
+            {},
+            ValueError,
+            "`tube`, or `comparison` and `state_box`",
+        ),
     ],
 )
 def test_bad_input(module: nn.Module, inputs: Any, kwargs: Any, error: type[Exception], message: str) -> None:
@@ -253,7 +271,9 @@ def test_attack(name: str, layers: int, bidirectional: bool, record_property: An
         ratio, evaluations = attack(module, B, window=window, pairs=128, steps=42, seed=seed)
         worst, count = max(worst, ratio), count + evaluations
     record_property("tightest", worst)
-    print(f"\n{name}, {layers} layers, {'both directions' if bidirectional else 'forward'}: {count} evaluations, "
-          f"tightest {worst:.3f}")
+    print(
+        f"\n{name}, {layers} layers, {'both directions' if bidirectional else 'forward'}: {count} evaluations, "
+        f"tightest {worst:.3f}"
+    )
     assert count >= 16_000
     assert worst <= 1
