@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -42,7 +42,7 @@ def tube(shapes: tuple[tuple[int, int, int], ...] = SHAPES, rounds: int = 7) -> 
             sequences = inputs[:, : max(1, windows // window)]
             plain = BatchForm(layer, window, batch_first=False)
             with_bounds = BatchForm(layer, window, bounded(layer, BOUND).premises, batch_first=False)
-            sides = {
+            sides: dict[str, Callable[[], object]] = {
                 "tube": partial(certify_windows, wide, wide_inputs, input_bound=BOUND),
                 "windows": partial(_windows, wide, wide_inputs),
                 "program with bounds": partial(_without_gradients, with_bounds, sequences),

@@ -108,7 +108,7 @@ def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:
         report = module.report
         table.add_row(
             name or "the model",
-            f"{module.sequences}, up to {module.time} steps",
+            f"{module.sequences} x {module.time}",
             _within(module.measured, options),
             _statistical(module, options),
             "-" if module.profile.tube.isnan().all() else _within(module.tube, options),

@@ -47,7 +47,8 @@ def tube_profile(recurrences: Sequence[Recurrence], sources: Sources, layout: La
 def _one_way(tubes: list[Enclosed], inputs: Tensor, valid: Tensor, max_window: int) -> Iterator[Tensor]:
     """One sweep over all positions a window, as the profile itself; row ``r`` ends at position ``r``."""
     stack, driven = Stack(tuple(tubes)), tubes[0].drive(inputs)
-    states = tuple(tube.initial_state(driven) for tube in tubes)
+    # An upper layer is asked for a state in the shape of enclosures.
+    states = tuple(tube.initial_state(driven.unsqueeze(-2) if tube.layer else driven) for tube in tubes)
     for window in range(1, min(max_window, len(inputs)) + 1):
         states = stack.step(driven[window - 1 :], take(states, slice(0, len(inputs) - window + 1)))
         yield tubes[-1].spread(states[-1])[valid[window - 1 :]]

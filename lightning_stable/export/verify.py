@@ -118,6 +118,7 @@ def check_bounds(
     exact = copied(form).to(torch.float64)
     for inputs in batches:
         if isinstance(form, StreamingForm):
+            assert isinstance(exact, StreamingForm)
             step = inputs.select(int(batch_first), 0)
             given: tuple[Tensor, ...] = (step, *form.start(len(step)))
             wide: tuple[Tensor, ...] = (_wide(step), *exact.start(len(step)))

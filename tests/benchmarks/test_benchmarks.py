@@ -14,8 +14,8 @@ from benchmarks.projection import gated, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
-from benchmarks.tube import tube
 from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
+from benchmarks.tube import tube
 
 
 def test_sides_are_timed_in_turn() -> None:

@@ -169,6 +169,22 @@ def test_bounds_are_an_option(tmp_path: Path) -> None:
     assert export(model, 2, path, bound=True, **given).metadata.bound is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("format", SUFFIX)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_no_history_leaves_an_exported_bound(cell: str, format: str, tmp_path: Path) -> None:
+    """A program sees the last inputs of 512 sequences; 16,000 windows of them have histories it knows nothing of."""
+    model, path = layer(cell, 2, scale=1.5), tmp_path / f"file{SUFFIX[format]}"
+    export(model, WINDOW, path, format=format, input_bound=1.0, bound=True)
+    exact = net(cell, num_layers=2, batch_first=True)
+    exact.load_state_dict(model.state_dict())
+    x = inputs(512, 40).sign() * inputs(512, 40).abs() ** 0.2  # near the corners
+    found, bound = formats.FORMATS[format].open(path)((x[:, 8:],))
+    apart = (exact(x.double())[0][:, 8:] - found).norm(dim=-1)
+    assert (apart <= bound).all()
+    print(f"\n{cell}, {format}: {apart.numel()} evaluations, tightest {(apart / bound).max():.3f}")
+
+
 class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()

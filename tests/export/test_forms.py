@@ -215,5 +215,5 @@ def test_a_form_that_calls_its_layer_twice_has_no_bound() -> None:
 
     model = Twice()
     form = BatchForm(model, WINDOW, bounded(model, 1.0).premises)
-    with pytest.raises(ValueError, match="calls its recurrent module once.*Got 2 calls"):
+    with pytest.raises(ValueError, match=r"calls its recurrent module once.*Got 2 calls"):
         form(uniform(2, 5, 3))
