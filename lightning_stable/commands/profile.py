@@ -102,7 +102,7 @@ def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:
         "measured\nrate",
         "certified\nrate",
     )
-    for column in ("module", "sequences", *columns):
+    for column in ("module", "sequences\nx steps", *columns):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, module in profiles.items():
         report = module.report

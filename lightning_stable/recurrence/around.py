@@ -4,7 +4,7 @@ Gates are affine in state and input together, and their nonlinearities are monot
 what lies between, and a product or a mean of independent intervals is largest at their ends. Nothing is linearised.
 
 Rounding is part of the intervals. They hold the values of exact runs, and of runs that are rounded like this one, in
-any order of summation, if sigmoid and tanh are off by at most ``2 eps``; ``eps`` is the distance from 1 to the next
+any order of summation, if sigmoid and tanh are off by at most ``4 eps``; ``eps`` is the distance from 1 to the next
 number. A product with ``n`` entries is off by at most ``(n + 8) eps / 2`` times that of the absolute values (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1); the 8 covers terms of second order, the bias and the sum
 of two products. Products must not be rounded to fewer bits than the dtype has, as TF32 and autocast do.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# In units of `eps`: two runs and the interval itself round a function, a product and a sum each.
-_ROUNDING = 8
+# In units of `eps`: another run and the interval itself round two functions, a product and a sum each.
+ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Around:
 
     def widened(self, size: Tensor | float) -> Around:
         """Add what the rounding of functions, products and sums of this size can do."""
-        slack = _ROUNDING * _eps(self.value) * (size + torch.finfo(self.value.dtype).tiny)
+        slack = ROUNDING * _eps(self.value) * (size + torch.finfo(self.value.dtype).tiny)
         return Around(self.value, self.low - slack, self.high + slack)
 
 

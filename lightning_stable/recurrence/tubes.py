@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_stable.recurrence.around import Affine, Around, Ball, euclidean, mix
+from lightning_stable.recurrence.around import ROUNDING, Affine, Around, Ball, euclidean, mix
 from lightning_stable.recurrence.intervals import Interval, tanh_slope
 
 Arounds = tuple[Around, ...]
@@ -176,7 +176,7 @@ class RNNTube(Tube):
             after = pre.map(torch.relu).widened(0.0)
             far = far * (after.high > 0).to(far).amax(-1, keepdim=True)
         else:
-            slack = 8 * torch.finfo(far.dtype).eps
+            slack = ROUNDING * torch.finfo(far.dtype).eps
             slopes = tanh_slope(Interval(pre.around.low, pre.around.high))
             after = pre.map(torch.tanh).widened(1.0)
             far = far * (slopes.amax(-1, keepdim=True) + slack).clamp(max=1)

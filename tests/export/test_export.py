@@ -185,6 +185,18 @@ def test_no_history_leaves_an_exported_bound(cell: str, format: str, tmp_path: P
     print(f"\n{cell}, {format}: {apart.numel()} evaluations, tightest {(apart / bound).max():.3f}")
 
 
+@pytest.mark.parametrize("operator", ["Tanh", "Sigmoid"])
+def test_functions_of_the_runtime_are_as_exact_as_bounds_ask(operator: str) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], "g", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    x = torch.cat((torch.linspace(-30, 30, 200_001), torch.linspace(-3, 3, 200_001)))
+    found = torch.from_numpy(runtime.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})[0])
+    exact = {"Tanh": torch.tanh, "Sigmoid": torch.sigmoid}[operator](x.double())
+    assert (found - exact).abs().max() <= 4 * torch.finfo(torch.float32).eps
+
+
 class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
