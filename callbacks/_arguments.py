@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_stable import checks
 from lightning_stable.recurrence import Recurrence, recurrences_by_module
+from lightning_stable.recurrence.registry import gathered_model
 from lightning_stable.stability.inputs.sets import InputBound, as_input_set
 
 
@@ -26,7 +28,9 @@ def module_patterns(modules: str | Iterable[str] | None) -> list[str] | None:
 
 
 def checked_input_bound(input_bound: InputBound) -> InputBound:
-    """Return ``input_bound`` as it was given; whether it names recurrences of a model is for the model to say.
+    """Return ``input_bound`` as it was given, a number of NumPy as Python's own.
+
+    Whether it names recurrences of a model is for the model to say.
 
     Raises:
         TypeError: If it is no bound.
@@ -35,7 +39,7 @@ def checked_input_bound(input_bound: InputBound) -> InputBound:
     if input_bound is not None:
         for bound in input_bound.values() if isinstance(input_bound, Mapping) else (input_bound,):
             as_input_set(bound)
-    return input_bound
+    return float(input_bound) if isinstance(input_bound, Real) else input_bound
 
 
 def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str, list[Recurrence]]:
@@ -45,7 +49,8 @@ def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str
         MisconfigurationException: If there is none, a pattern matches none, or recurrent weights are parametrized.
     """
     try:
-        return recurrences_by_module(model, modules)
+        with gathered_model(model):
+            return recurrences_by_module(model, modules)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences, module_patterns
+from lightning_stable.callbacks._class_path import RecordsClassPath
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.stability import Constraint, InputSet, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.projection.every_step import State
@@ -23,7 +26,7 @@ from lightning_stable.trainers import callbacks_of
 _AUTOCAST_MARGIN = {"bf16-mixed": 2.0**-8, "16-mixed": 2.0**-10}
 
 
-class ModelProjectorCallback(Callback):
+class ModelProjectorCallback(RecordsClassPath, Portable):
     """A callback with a projector of the trainer's model; its subclass says when to project.
 
     Args:
@@ -117,6 +120,14 @@ class ModelProjectorCallback(Callback):
         self._projector_state: State = {}
         self._left: Left = {}
         self._warned: set[str] = set()
+
+    def _leave_run(self) -> None:
+        self._input_ranges = {name: seen.detach().to("cpu", copy=True) for name, seen in self.input_ranges.items()}
+        self._left = copy.deepcopy(self._left if self._projector is None else self._projector.left_premises)
+        self._projector, self._projector_state = None, {}
+        self._hooks, self.followers = [], []
+        self._warned = set(self._warned)
+        self.report = None if self.report is None else self.report.without_windows()
 
     def _watch(self, trainer: Trainer, module: nn.Module, *, training: bool) -> Projector:
         self._projector = self.projector_for(trainer, module, training=training, ranges=self._input_ranges)

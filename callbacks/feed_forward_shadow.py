@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._class_path import RecordsClassPath
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
@@ -22,7 +24,7 @@ from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
 
-class FeedForwardShadowCallback(Callback):
+class FeedForwardShadowCallback(RecordsClassPath, Portable):
     r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
 
     The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``
@@ -153,7 +155,7 @@ class FeedForwardShadowCallback(Callback):
         """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
-        twin = Twin(trainer, pl_module, self.window, self.source)
+        twin = Twin(trainer, pl_module, self.window, self.source, self._restored)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
         self._run = ShadowRun(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
@@ -193,8 +195,14 @@ class FeedForwardShadowCallback(Callback):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            self._state = run.twin.state_dict()
-            run.detach()
+            try:
+                self._state = run.twin.state_dict()
+            finally:  # hooks of the model's are called for it
+                run.detach()
+
+    @override
+    def _leave_run(self) -> None:
+        self.twin, self._run, self._state, self._restored = None, None, {}, {}
 
     # ---------------------------------------------------------------- training
     @override

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_stable import checks
 from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
-from lightning_stable.hooks import Hook
+from lightning_stable.hooks import Hook, after_steps
 from lightning_stable.stability import Constraint, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
@@ -82,8 +82,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         ValueError: If an argument is out of range; when training starts, if an argument does not fit the cells that
             it is for; during training, if weights become NaN or infinite.
         MisconfigurationException: When training starts, if the model has no recurrence, no module that ``modules``
-            matches or parametrized recurrent weights, or the strategy shards parameters (FSDP, DeepSpeed, model
-            parallel).
+            matches or parametrized recurrent weights, or the strategy is one that flattens parameters (FSDP1,
+            DeepSpeed); ModelParallelStrategy (FSDP2) is not.
 
     Example:
         >>> trainer = Trainer(callbacks=[StabilityProjectionCallback(rate=0.99)])
@@ -119,9 +119,11 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     # ------------------------------------------------------------ start and end
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters, and begin a new run."""
+        """Refuse strategies that flatten parameters, and begin a new run."""
         if stage in ("fit", "validate"):
-            check_strategy(trainer, "StabilityProjectionCallback", "whole recurrent matrices on every device")
+            check_strategy(
+                trainer, "StabilityProjectionCallback", "recurrent matrices that can be gathered", sharded=True
+            )
         if stage == "fit":  # what a checkpoint knows is restored after this
             self._forget()
             self._start_counting()
@@ -132,6 +134,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._log_due = False
         self._steps_before = self._global_step = 0  # as the present batch began
         self._versions_before: list[tuple[int, int]] = []
+        self._in_batch = False
         self._has_caught_up = False  # and has warned, once
         # Of the last measured projection, and by layer before the first one; there is none yet.
         self._distance: Tensor | None = None
@@ -150,7 +153,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimizers' steps and checkpoints of the weights only."""
-        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+        hooks = (after_steps(optimizer, self._after_step) for optimizer in trainer.optimizers)
+        self._hooks = [hook for hook in hooks if hook is not None]  # without one, the end of the batch catches up
         if trainer.world_size == 1:
             # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
             # done: the user may read the weights on one of them.
@@ -194,6 +198,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     # ------------------------------------------------------- after every step
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Project after a step that an optimizer really made, also under manual optimization: torch's own hook."""
+        if self._attached.has_shards and not self._in_batch:
+            return  # torch makes a step of size 0 to learn what state an optimizer without any has, for a checkpoint
         self._steps += 1
         self._log_due |= self._log_interval > 0 and self._steps % self._log_interval == 0
         if self._steps % self.every_n_steps == 0:
@@ -202,6 +208,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             distance = self._attached.project(strict=False, measure=measure)
             self._distance = distance if measure else self._distance
             self.num_projections += 1
+        else:
+            self._attached.follow_sources()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -211,7 +219,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         # Products of inputs and weights tell more, and cost as much as they do: only where a report follows.
         interval = max(1, self._log_interval)
         monitor.exact = self._steps == 0 or self._steps % interval == interval - 1
-        self._steps_before, self._global_step = self._steps, trainer.global_step
+        self._steps_before, self._global_step, self._in_batch = self._steps, trainer.global_step, True
         self._versions_before = self._attached.versions()
 
     @override
@@ -221,6 +229,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         """Project what was moved past torch's hooks; certify and log where a log line is due."""
         self._attached.expects_forwards = True
         self._catch_up(trainer)
+        self._in_batch = False
         if self._log_due:
             self._log_due = False
             log_after_step(trainer, pl_module, self, self._metrics(self._certify(leading_only=True)))
@@ -232,6 +241,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             if projector.has_moved:
                 self._warn_of_hooks(trainer)
                 projector.project(strict=False)
+            elif not all(isinstance(optimizer, Optimizer) for optimizer in trainer.optimizers):
+                projector.project(strict=False)  # a wrapper may have written past torch's count of writes
         elif not counted and projector.has_moved and projector.versions() != self._versions_before:
             self._warn_of_hooks(trainer)
             self._after_step(trainer.optimizers[0], None, None)
@@ -299,6 +310,13 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         }
 
     @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the weights that are certified where the checkpoint holds copies of those before: of sharded models."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._hooks and self._attached.has_shards:
+            checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
         self._steps = state_dict["steps"]
@@ -316,6 +334,12 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def table_entries(self, trainer: Trainer) -> Entries:
         """Return the target rate and the tag of the certified one, for TensorBoard's table of runs."""
         return Entries({"rate": self.constraint.rate}, ("stability/rate",))
+
+    @override
+    def _leave_run(self) -> None:
+        super()._leave_run()
+        self._distance, self._versions_before = None, []
+        self._norms_before = dict(self._norms_before)
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:
         return metrics_of(report, self._norms_before, self._distance)

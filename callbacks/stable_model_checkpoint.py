@@ -7,26 +7,24 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch import callbacks as pl_callbacks
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.bases import ModelCheckpoint
 from lightning_stable.callbacks._arguments import checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.stability.inputs.sets import InputBound, weakest_guarantee
-from lightning_stable.trainers import callbacks_of, check_strategy
-
-# WeightAveraging came with Lightning 2.6; no callback is of the placeholder's kind.
-_WEIGHT_AVERAGING: type[Callback] = getattr(pl_callbacks, "WeightAveraging", type("_NoAveraging", (Callback,), {}))
+from lightning_stable.trainers import callbacks_of, check_strategy, classes
 
 
-class StableModelCheckpoint(ModelCheckpoint):
+class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
     """A ModelCheckpoint whose best are the best among the certified: a checkpoint without a certificate is not kept.
 
     Weights, averaged ones included, are certified in float64 and in evaluation mode when they are validated. They are
@@ -53,8 +51,8 @@ class StableModelCheckpoint(ModelCheckpoint):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: If an argument of a ModelCheckpoint is; when training starts, if the strategy shards
-            parameters or the model has no recurrence.
+        MisconfigurationException: If an argument of a ModelCheckpoint is; when training starts, if the strategy
+            flattens parameters (FSDP1, DeepSpeed) or the model has no recurrence.
 
     Example:
         >>> trainer = Trainer(callbacks=[StableModelCheckpoint(monitor="val_loss", save_top_k=3)])
@@ -89,8 +87,8 @@ class StableModelCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters, and forget the last fit's report."""
-        check_strategy(trainer, "StableModelCheckpoint", "whole recurrent matrices on every device")
+        """Refuse strategies that flatten parameters, and forget the last fit's report."""
+        check_strategy(trainer, "StableModelCheckpoint", "recurrent matrices that can be gathered", sharded=True)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.report, self._certified_step = None, None
@@ -115,7 +113,8 @@ class StableModelCheckpoint(ModelCheckpoint):
     @override
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to keep a checkpoint: the certified ones are compared as ModelCheckpoint does."""
-        averaging = callbacks_of(trainer, _WEIGHT_AVERAGING)
+        # WeightAveraging came with Lightning 2.6.
+        averaging = callbacks_of(trainer, classes(".callbacks", "WeightAveraging"))
         if averaging or self._certified_step != trainer.global_step:
             with _as_saved(trainer, () if self.save_weights_only else averaging):
                 self._certify(trainer, trainer.lightning_module)
@@ -133,6 +132,11 @@ class StableModelCheckpoint(ModelCheckpoint):
                 "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown. Got as last report:\n"
                 f"{self.report}"
             )
+
+    @override
+    def _leave_run(self) -> None:
+        self.best_k_models = dict(self.best_k_models)
+        self.report = None if self.report is None else self.report.without_windows()
 
     def _accepts(self) -> bool:
         assert self.report is not None

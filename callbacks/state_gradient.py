@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -18,8 +19,10 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import known_inputs
 from lightning_stable.copying import copied
 from lightning_stable.diagnostics import StateGradients, measure_state_gradients
@@ -33,7 +36,7 @@ from lightning_stable.tensorboard import check_folder, draw
 from lightning_stable.trainers import check_strategy
 
 
-class StateGradientCallback(Callback):
+class StateGradientCallback(RecordsClassPath, Portable):
     """Measures, on the first validation batches, whether the states of each recurrent layer forget or explode.
 
     ``validation_step`` is run once more, with gradients, on a copy of the model that shares its parameters and logs
@@ -65,8 +68,8 @@ class StateGradientCallback(Callback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: When the trainer starts, if no recurrence can be measured or the strategy shards
-            parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
+        MisconfigurationException: When a fit or a validation starts, if no recurrence can be measured or the strategy
+            shards parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
 
     Example:
         >>> trainer = Trainer(callbacks=[StateGradientCallback(max_lag=50)])
@@ -96,14 +99,24 @@ class StateGradientCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a strategy or a model that does not fit, and warn of modules that are skipped."""
-        if stage not in ("fit", "validate"):
-            return
-        check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
-        try:
-            groups = recurrences_by_module(pl_module, self.modules)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
+        """Refuse strategies that shard parameters."""
+        if stage in ("fit", "validate"):
+            check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
+            self._parts = {}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a model that does not fit, and warn of modules that are skipped."""
+        self._check(pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do the same where a validation stands alone."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._check(pl_module)
+
+    def _check(self, model: LightningModule) -> None:
+        groups = fitting_recurrences(model, self.modules)
         skipped = {name: reason for name, group in groups.items() if (reason := unmeasured(group))}
         if len(skipped) == len(groups):
             raise MisconfigurationException(
@@ -111,7 +124,6 @@ class StateGradientCallback(Callback):
             )
         for name, reason in skipped.items():
             rank_zero_warn(f"StateGradientCallback skips {name!r}: it is {reason}.")
-        self._parts = {}
 
     @override
     def on_validation_batch_start(
@@ -156,6 +168,10 @@ class StateGradientCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Forget the measurements of a validation that was cut off."""
         self._parts = {}
+
+    @override
+    def _leave_run(self) -> None:
+        self.reports, self._parts = {}, {}  # they have a value for every position of every batch
 
     def _loss_of(self, trainer: Trainer, twin: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
         logged: dict[str, Any] = {}

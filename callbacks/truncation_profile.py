@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_stable import checks
-from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound
+from lightning_stable.callbacks._arguments import bound_inside, checked_input_bound, fitting_recurrences
+from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._measuring import is_measurable, of_all_processes
+from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import known_inputs, projections_of
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.diagnostics.recorded_calls import RecordedCalls
@@ -23,12 +25,13 @@ from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
 from lightning_stable.tensorboard.board import STATISTICAL, THEORY, TUBE, last_step
+from lightning_stable.trainers import check_strategy
 
 # A longer iteration would hold up a validation.
 _LONGEST_CERTIFIED = 1000
 
 
-class TruncationProfileCallback(Callback):
+class TruncationProfileCallback(RecordsClassPath, Portable):
     """Measures, on the first validation batches, how far each recurrent layer is from its windowed forms.
 
     The inputs that reach a recurrent module in these batches are kept, and at the end of the validation the module is
@@ -66,7 +69,8 @@ class TruncationProfileCallback(Callback):
     Raises:
         TypeError: If an argument has a wrong type.
         ValueError: If an argument is out of range.
-        MisconfigurationException: When the trainer starts, if the model has no recurrence.
+        MisconfigurationException: When a fit or a validation starts, if the model has no recurrence or
+            the strategy shards parameters.
 
     Example:
         >>> trainer = Trainer(callbacks=[TruncationProfileCallback(max_window=50)])
@@ -99,11 +103,15 @@ class TruncationProfileCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a model without a recurrence."""
-        try:
-            recurrences_by_module(pl_module, self.modules)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
+        """Refuse strategies that shard parameters."""
+        if stage in ("fit", "validate"):
+            check_strategy(trainer, "TruncationProfileCallback", "whole recurrent layers, to run them with windows")
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a model without a recurrence where a validation stands alone."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            fitting_recurrences(pl_module, self.modules)
 
     @override
     def on_validation_batch_start(
@@ -178,8 +186,8 @@ class TruncationProfileCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the chart of the windows to the page in TensorBoard."""
-        modules = recurrences_by_module(pl_module, self.modules)
+        """Refuse a model without a recurrence; add the chart of the windows to the page in TensorBoard."""
+        modules = fitting_recurrences(pl_module, self.modules)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 
@@ -192,6 +200,10 @@ class TruncationProfileCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop recording where a validation was cut off."""
         self._recorder.detach()
+
+    @override
+    def _leave_run(self) -> None:
+        self.profiles, self._recorder, self._measured = dict(self.profiles), RecordedCalls({}), []
 
     def _metrics(self, name: str, profile: TruncationProfile) -> dict[str, float]:
         window, statistical = profile.required_window(self.tolerance), self._statistical_window(name, profile)

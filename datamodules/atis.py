@@ -27,6 +27,8 @@ OUTSIDE = "O"
 # Every tenth utterance validates where the corpus comes without a split for it.
 HELD_OUT = 10
 
+# Of a file with a word per line: the word, the tag, and what stands between them or after them.
+_MOST_COLUMNS = 3
 _TAG = re.compile(r"O|[BI]-.+")
 _DIGIT = re.compile(r"\d")
 
@@ -39,17 +41,20 @@ class Utterance(NamedTuple):
 
 
 def read_utterances(path: Path) -> list[Utterance]:
-    r"""Read an ``.iob`` file (``BOS w1 .. wn EOS<TAB>O t1 .. tn O``) or a CSV file with the columns text and slots.
+    r"""Read an ``.iob`` file or a CSV file with the columns text and slots.
+
+    An ``.iob`` file has an utterance per line, ``BOS w1 .. wn EOS<TAB>O t1 .. tn O``, or a word per line, as CoNLL's
+    files do: the word and its tag, with one column more before or after the tag, and a blank line after each utterance.
 
     ``BOS`` and ``EOS`` may be missing. They are dropped, with their tags, of which the last may be the intent of the
-    utterance instead of ``O``. Blank lines are skipped.
+    utterance instead of ``O``. Between utterances of a line each, blank lines are skipped.
 
     Args:
         path: The file; one that ends in ``.csv`` is read as CSV.
 
     Raises:
-        ValueError: If a line, which the message names, has no tags, another number of words than of tags, or tags of
-            another scheme; or if the file is empty, is not UTF-8 or lacks a column.
+        ValueError: If a line, which the message names, has no tags, another number of words than of tags, tags of
+            another scheme, or more columns than others; or if the file is empty, is not UTF-8 or lacks a column.
     """
     rows = _csv_rows(path) if path.suffix == ".csv" else _iob_rows(path)
     utterances = [_utterance(f"{path}, line {line}", text, slots) for line, text, slots in rows]
@@ -59,10 +64,59 @@ def read_utterances(path: Path) -> list[Utterance]:
 
 
 def _iob_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    for number, line in enumerate(read_lines("data_dir", path), 1):
-        if line.strip():
-            text, _, slots = line.strip().partition("\t")
+    lines = [(number, line.strip()) for number, line in enumerate(read_lines("data_dir", path), 1)]
+    written = [line for _, line in lines if line]
+    if any(map(_is_token, written)) and not any(map(_is_utterance, written)):
+        yield from _token_rows(path, lines)
+        return
+    for number, line in lines:
+        if line:
+            text, _, slots = line.partition("\t")
             yield number, text, slots
+
+
+def _is_token(line: str) -> bool:
+    """Whether a line may be one word with its tag; an utterance of one word may look like this, too."""
+    several_words = "\t" in line and len(line.partition("\t")[0].split()) > 1
+    return 1 < len(line.split()) <= _MOST_COLUMNS and not several_words
+
+
+def _is_utterance(line: str) -> bool:
+    """Whether a line is an utterance of several words."""
+    text, _, slots = line.partition("\t")
+    return 1 < len(text.split()) <= len(slots.split())
+
+
+def _token_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, str, str]]:
+    """Join the lines of each utterance of a file with a word per line."""
+    tokens = [(number, line.split()) for number, line in lines]
+    width = len(next(columns for _, columns in tokens if columns))
+    for number, columns in tokens:
+        if columns and (len(columns) != width or width > _MOST_COLUMNS):
+            raise ValueError(
+                f"A file with a word per line must have the same 2 or 3 columns in each, separated by blanks. "
+                f"Got {len(columns)} after lines with {width} in {path}, line {number}."
+            )
+    if len(tokens) > 1 and all(columns for _, columns in tokens):
+        raise ValueError(
+            f"A file with a word per line must have a blank line after each utterance; utterances of a single word "
+            f"need BOS and EOS. Got {len(tokens)} lines and none that is blank in {path}, line {len(tokens)}."
+        )
+    # The column after the tag is the intent; the one before it, the part of speech.
+    is_second = all(_TAG.fullmatch(columns[1]) for _, columns in tokens if columns)
+    is_last = all(_TAG.fullmatch(columns[-1]) for _, columns in tokens if columns)
+    column = 1 if is_second and not is_last else -1
+    for number, columns in tokens:
+        if columns and not _TAG.fullmatch(columns[column]):
+            raise ValueError(f"Tags must be O, B-slot or I-slot. Got {columns[column]!r} in {path}, line {number}.")
+    utterance: list[tuple[int, list[str]]] = []
+    for number, columns in [*tokens, (0, [])]:
+        if columns:
+            utterance.append((number, columns))
+        elif utterance:
+            words, tags = zip(*((columns[0], columns[column]) for _, columns in utterance), strict=True)
+            yield utterance[0][0], " ".join(words), " ".join(tags)
+            utterance = []
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:

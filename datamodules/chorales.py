@@ -72,6 +72,7 @@ def _rolls(path: Path, name: str, cells: Any) -> list[Tensor]:
                 f"Every piano roll must be an array of shape (frames, {KEYS}). "
                 f"Got {getattr(roll, 'shape', roll)} in {name}, number {index + 1}, of {str(path)!r}."
             )
+        roll = roll.toarray() if hasattr(roll, "toarray") else roll  # MATLAB's sparse matrices
         if not ((roll == 0) | (roll == 1)).all():
             raise ValueError(
                 f"The entries of a piano roll must be 0 or 1. "

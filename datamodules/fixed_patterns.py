@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_stable import checks
+from lightning_stable.bases import LightningDataModule
 from lightning_stable.datamodules.generated import Batch
 from lightning_stable.datamodules.seeded import seeded
 

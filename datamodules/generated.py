@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_stable import checks
+from lightning_stable.bases import LightningDataModule
 from lightning_stable.datamodules.seeded import seeded
 from lightning_stable.datamodules.splits import SPLITS, Split, of_split
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_stable import checks
+from lightning_stable.bases import LightningDataModule
 from lightning_stable.datamodules.processes import processes
 from lightning_stable.datamodules.splits import SPLITS, Split, of_split
 from lightning_stable.datamodules.stream import ColumnStream

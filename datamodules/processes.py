@@ -1,6 +1,6 @@
 """The processes of a run, among which a data module deals out its data."""
 
-from lightning.pytorch import LightningDataModule
+from lightning_stable.bases import LightningDataModule
 
 
 def processes(data: LightningDataModule) -> tuple[int, int]:

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from lightning.pytorch import LightningDataModule
-
 from lightning_stable import checks
+from lightning_stable.bases import LightningDataModule
 from lightning_stable.datamodules.bucketing import BucketBatchSampler
 from lightning_stable.datamodules.padded import PaddedBatch, Pair, pad
 from lightning_stable.datamodules.processes import processes

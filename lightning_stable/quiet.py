@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 _ADVICE = (
     "args parameter is intended to run from within Python",  # the command line is not LightningCLI's
     "configure_optimizers.* will be overridden",  # a configuration is meant to say which optimizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_stable.callbacks import StabilityProjectionCallback
+from lightning_stable import callbacks
+from lightning_stable.callbacks import StabilityProjectionCallback, StateGradientCallback
 from lightning_stable.checkpoints import (
     bounds_in_training,
     import_class,
@@ -21,8 +23,10 @@ from lightning_stable.checkpoints import (
     read_checkpoint,
     read_tensor,
     recorded_inputs,
+    recorded_reports,
 )
-from lightning_stable.models import LanguageModel, MusicModel
+from lightning_stable.inert import unread_in
+from lightning_stable.models import CoreModel, LanguageModel, MusicModel, SequenceRegressor, SlotTagger
 from tests.checkpoint_files import CLASS, Configured, Gated, as_cli, save
 from tests.helpers import equal, sequences, trainer, weights
 
@@ -110,7 +114,7 @@ def test_a_class_that_cannot_be_imported(path: str) -> None:
 
 
 def test_a_class_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="must be a subclass of lightning"):
+    with pytest.raises(ValueError, match="must be a subclass of LightningModule, of lightning"):
         import_class("torch.nn.GRU")
 
 
@@ -137,10 +141,144 @@ def forbidden(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("where", ["state_dict", "hyper_parameters", "callbacks", "extra"])
 def test_a_pickle_is_not_executed(where: str, tmp_path: Path) -> None:
-    path = save(Gated(4), tmp_path, **{where: {"x": Attack(tmp_path / "attacked")}})
-    with pytest.raises(ValueError, match=r"tensors and plain values only.* Got .*mkdir"):
-        read_checkpoint(path)
+    held = {"x": Attack(tmp_path / "attacked"), "hidden_size": 4}
+    path = save(Gated(4), tmp_path, **{where: held})
+    if where == "state_dict":
+        with pytest.raises(ValueError, match=r"The weights must be tensors.* Got .*mkdir.*--trust"):
+            read_checkpoint(path)
+    else:
+        checkpoint = read_checkpoint(path)
+        assert unread_in(checkpoint) == [f"{os.mkdir.__module__}.mkdir"]
+        assert equal(load_model(checkpoint, CLASS).state_dict(), Gated(4).state_dict())
     assert not (tmp_path / "attacked").exists()
+
+
+def test_the_old_format_with_code_has_one_way_out(tmp_path: Path) -> None:
+    content = {"state_dict": {}, "x": Attack(tmp_path / "attacked")}
+    torch.save(content, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"tensors and plain values only.* Got .*mkdir.*--trust"):
+        read_checkpoint(tmp_path / "old.ckpt")
+    assert not (tmp_path / "attacked").exists()
+
+
+class Settings:
+    """A user's configuration object."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.hidden_size = hidden_size
+
+
+class OfSettings(Gated):
+    def __init__(self, settings: Any, num_layers: int = 1) -> None:
+        super().__init__(settings if isinstance(settings, int) else settings.hidden_size, num_layers)
+        self.save_hyperparameters()
+
+
+class Reads(Gated):
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["extra"].hidden_size == 3
+
+
+def test_hyperparameters_of_any_class(tmp_path: Path) -> None:
+    path, given = save(OfSettings(Settings(4)), tmp_path), f"{__name__}.OfSettings"
+    with pytest.raises(
+        ValueError, match=rf"must be plain values.* Got {__name__}.Settings in `settings`; .*`--set settings=.*--trust"
+    ):
+        load_model(read_checkpoint(path), given)
+    for model in (
+        load_model(read_checkpoint(path), given, {"settings": 4}),
+        load_model(read_checkpoint(path, trust=True), given),
+    ):
+        assert equal(model.state_dict(), OfSettings(Settings(4)).state_dict())
+
+
+def test_what_is_not_read_is_named_where_it_is_missed(tmp_path: Path) -> None:
+    path = save(Gated(4), tmp_path, hyper_parameters=Settings(4))
+    with pytest.raises(ValueError, match=r"`--set NAME=VALUE` must complete .*--trust"):
+        load_model(read_checkpoint(path), CLASS)
+    path = save(Reads(4), tmp_path, extra=Settings(3))
+    with pytest.raises(ValueError, match=r"`on_load_checkpoint` of Reads must do without .*Settings.*--trust"):
+        load_model(read_checkpoint(path), f"{__name__}.Reads")
+    load_model(read_checkpoint(path, trust=True), f"{__name__}.Reads")
+
+
+def test_trust_needs_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Gated(4), tmp_path, extra=Settings(3))
+    monkeypatch.delattr(sys.modules[__name__], "Settings")
+    with pytest.raises(ValueError, match=r"must be importable under the names .*without `--trust`.* Got .*Settings"):
+        read_checkpoint(path, trust=True)
+    assert unread_in(read_checkpoint(path)) == [f"{__name__}.Settings"]
+    with pytest.raises(TypeError, match="`trust` must be True or False"):
+        read_checkpoint(path, trust=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LanguageModel(7, hidden_size=5, embedding_size=5),
+        MusicModel(4, hidden_size=5),
+        SequenceRegressor(2, 1, hidden_size=5),
+        SlotTagger(7, ["O", "B-x", "I-x"], hidden_size=5, embedding_size=5),
+    ],
+)
+def test_our_own_models_say_what_they_are(model: CoreModel, tmp_path: Path) -> None:
+    loaded = load_model(read_checkpoint(save(model, tmp_path)))
+    assert type(loaded) is type(model)
+    assert equal(loaded.state_dict(), model.state_dict())
+
+
+class Ours(LanguageModel):
+    """A subclass is another class."""
+
+
+@pytest.mark.parametrize("model", [Ours(7, hidden_size=5, embedding_size=5), Gated(4)])
+def test_the_class_path_to_add(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{type(model).__module__}.{type(model).__name__}"
+    run = trainer(tmp_path, *([StateGradientCallback()] if isinstance(model, Gated) else []))
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "model.ckpt")
+    monkeypatch.setattr("lightning_stable.checkpoints.import_module", forbidden)
+    with pytest.raises(ValueError, match=rf"If that is its class, add: --class-path {re.escape(path)}$"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("callback", [c for c in callbacks.__all__ if c.endswith(("Callback", "Checkpoint"))])
+def test_every_callback_records_the_class(callback: str, tmp_path: Path) -> None:
+    kind = getattr(callbacks, callback)
+    run = trainer(tmp_path, kind(window=2) if "Shadow" in callback else kind())
+    run.strategy.connect(Gated(4))
+    checkpoint: dict[str, Any] = {}
+    kind.on_save_checkpoint(run.callbacks[0], run, Gated(4), checkpoint)
+    with pytest.raises(ValueError, match=f"--class-path {CLASS}"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("path", ["__main__.Model", "module.function.<locals>.Model"])
+def test_a_class_that_no_path_leads_to(path: str) -> None:
+    with pytest.raises(ValueError, match="put the class at the top level of a module of its own"):
+        load_model({"lightning_stable_class_path": path})
+
+
+@pytest.mark.parametrize("path", ["; rm -rf", "Model", "", ["a"], "\x1b[2J.x"])
+def test_no_advice_of_a_file_is_repeated_that_is_no_path(path: Any) -> None:
+    with pytest.raises(ValueError, match="must name the class") as error:
+        load_model({"lightning_stable_class_path": path})
+    assert "add: --class-path" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+def test_a_class_of_pytorch_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytorch_lightning")
+    monkeypatch.chdir(tmp_path)
+    source = "from pytorch_lightning import LightningModule\nclass Theirs(LightningModule): ..."
+    (tmp_path / "of_the_other_package.py").write_text(source)
+    assert import_class("of_the_other_package.Theirs").__name__ == "Theirs"
+
+
+def test_a_plain_module_is_in_no_checkpoint() -> None:
+    with pytest.raises(ValueError, match=r"a plain nn.Module. Name the LightningModule that holds it.*certify on it"):
+        import_class("torch.nn.GRU")
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -189,6 +327,13 @@ def test_what_a_projection_callback_knows(tmp_path: Path) -> None:
     torch.testing.assert_close(box.high, seen.amax(0))
     assert list(bounds_in_training(checkpoint)) == ["core.l0"]
     assert recorded_inputs({}) == bounds_in_training({}) == {}
+    (report,) = recorded_reports(checkpoint)
+    assert report["rate"] <= 0.9
+    # Neither needs what is not read.
+    torch.save(checkpoint | {"hyper_parameters": Settings(4)}, tmp_path / "model.ckpt")
+    again = read_checkpoint(str(tmp_path / "model.ckpt"))
+    assert recorded_reports(again) == [report]
+    assert torch.equal(recorded_inputs(again)["core"].box(3, seen).high, box.high)
 
 
 def test_a_flipped_bit_never_loads_other_weights(tmp_path: Path) -> None:

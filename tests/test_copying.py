@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_stable.copying import copied, evaluating, parts_of
+from lightning_stable.cells import UGRNN
+from lightning_stable.copying import compiled_original, copied, evaluating, parts_of
 from tests.helpers import equal, weights
 
 
@@ -105,3 +106,43 @@ def test_parts_are_found_in_every_structure(wrap: Callable[[list[Any]], Any]) ->
     found = list(parts_of(Tensor, wrap([one, "text", (two, 3)])))
     assert {id(part) for part in found} == {id(one), id(two)}
     assert list(parts_of(Tensor, one)) == [one]
+
+
+class Anything:
+    """Holds what it is given."""
+
+    def __init__(self, **held: Any) -> None:
+        vars(self).update(held)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda value: Anything(value=value),
+        lambda value: {value},
+        lambda value: torch.distributions.Normal(value, 1.0),
+        lambda value: [{"a": (Anything(value=value),)}],
+    ],
+)
+def test_activations_are_copied_wherever_they_are_kept(hold: Callable[[Tensor], Any]) -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    kept = module(torch.ones(1, 2))
+    module.kept = hold(kept)
+    module.again = kept
+    twin = copied(module)
+    assert torch.equal(twin.again, kept)
+    assert twin.again is not kept
+    assert twin.again.grad_fn is None
+    assert kept.grad_fn is not None
+    if isinstance(module.kept, set):
+        assert twin.kept == {twin.again}
+
+
+def test_what_torch_compile_wraps() -> None:
+    layers = [nn.GRU(2, 3), nn.Linear(2, 2), UGRNN(2, 3)]
+    for layer in layers:
+        compiled = torch.compile(layer)
+        assert compiled_original(compiled) is layer
+        compiled.forward = layer.forward
+        assert compiled_original(compiled) is None
+    assert compiled_original(layers[0]) is None

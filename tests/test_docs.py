@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,20 +93,39 @@ def test_configurations_run(block: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_the_script_for_several_processes_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_script_for_several_processes_runs(nodes: int, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "integrate.md").read_text()
     (script,) = re.findall(r"^```python title=\"train.py\"\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     (tmp_path / "train.py").write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
-    few = {"DEVICES": 2, "LIMIT_TRAIN_BATCHES": 2, "LIMIT_VAL_BATCHES": 1, "NUM_SANITY_VAL_STEPS": 0}
+    one, two = (
+        shlex.split(line.replace("\\\n", ""))
+        for line in re.findall(r"^torchrun (.*?train.py)", page, re.DOTALL | re.MULTILINE)
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = f"127.0.0.1:{free.getsockname()[1]}"
+    options = [option.replace("first-machine:29500", here) for option in (one if nodes == 1 else two)]
+    options = [re.sub("per-node=4$", f"per-node={2 // nodes}", option) for option in options]
+    few = {"DEVICES": 2 // nodes, "LIMIT_TRAIN_BATCHES": 2, "LIMIT_VAL_BATCHES": 1, "NUM_SANITY_VAL_STEPS": 0}
     trainer = {f"PL_TRAINER_{name}": str(value) for name, value in {**few, "ACCELERATOR": "cpu"}.items()}
     environment = {**os.environ, **trainer, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "MEMBER: 2/2" in done.stderr
-    assert done.stdout.count("derived") == 1
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
+    running = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(nodes)
+    ]
+    try:
+        output = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    out, errors = ("".join(texts) for texts in zip(*output, strict=True))
+    assert [process.returncode for process in running] == [0] * nodes, errors
+    assert "MEMBER: 2/2" in errors
+    assert out.count("derived") == 1
     assert len(list(tmp_path.rglob("*.ckpt"))) == 1
 
 

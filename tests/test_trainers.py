@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch import strategies as lightning_strategies
 from torch import nn
 
-from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval
+from lightning_stable import callbacks, datamodules
+from lightning_stable.checkpoints import import_class
+from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class, logging_interval, trainer_class
 from tests.helpers import trainer
 
 
@@ -64,11 +66,76 @@ def test_strategies_of_both_packages(name: str) -> None:
                 check_strategy(run, "The asker", "whole matrices")
 
 
+NAMES = (
+    "StabilityProjectionCallback",
+    "StableModelCheckpoint",
+    "FeedForwardShadowCallback",
+    "TruncationProfileCallback",
+    "StateGradientCallback",
+)
+STRATEGIES = {
+    "single device": "SingleDeviceStrategy",
+    "ddp": "DDPStrategy",
+    "ModelParallelStrategy": "ModelParallelStrategy",
+    "fsdp": "FSDPStrategy",
+    "deepspeed": "DeepSpeedStrategy",
+}
+
+
+def test_the_table_of_what_works_where() -> None:
+    """Each cell of the table in the documentation, for both packages."""
+    other = pytest.importorskip("pytorch_lightning.strategies")
+    page = (Path(__file__).parents[1] / "docs" / "integrate.md").read_text(encoding="utf-8")
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in page.split("## What works where")[1].split("\n\n")[2].splitlines()
+    )
+    assert head[1:] == list(NAMES)
+    assert [row[0].partition(",")[0].strip('`"') for row in rows] == list(STRATEGIES)
+    for row, kind in zip(rows, STRATEGIES.values(), strict=True):
+        for name, cell in zip(NAMES, row[1:], strict=True):
+            callback = getattr(callbacks, name)(**({"window": 2} if name.startswith("Feed") else {}))
+            for package in (lightning_strategies, other):
+                run = strategy(kind, package)
+                run.callbacks, run.loggers = [callback], []
+                run.is_global_zero = True
+                if cell == "refused":
+                    with pytest.raises(MisconfigurationException, match=rf"^{name} needs .* Got strategy {kind};"):
+                        callback.setup(run, nn.Module(), "validate" if name.startswith(("Tr", "StateG")) else "fit")
+                elif kind != "ModelParallelStrategy":
+                    check_strategy(run, name, "whole matrices")
+
+
 def test_modules_of_both_packages() -> None:
     other = pytest.importorskip("pytorch_lightning")
     for package in (L, other):
         assert lightning_class(package.LightningModule()) is package.LightningModule
+        assert trainer_class(package.LightningModule()) is package.Trainer
+        assert import_class(f"{package.__name__}.LightningModule") is package.LightningModule
     assert lightning_class(nn.Linear(1, 1)) is lightning_class(None) is None
+
+
+def test_data_modules_of_both_packages() -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        kinds = [getattr(datamodules, name) for name in datamodules.__all__ if name.endswith("DataModule")]
+        assert len(kinds) > 5
+        assert all(issubclass(kind, package.LightningDataModule) for kind in kinds)
+
+
+def test_model_parallel_is_for_those_that_gather() -> None:
+    other = pytest.importorskip("pytorch_lightning.strategies")
+    for package in (lightning_strategies, other):
+        check_strategy(strategy("ModelParallelStrategy", package), "The asker", "matrices", sharded=True)
+        for name in ("FSDPStrategy", "DeepSpeedStrategy"):
+            with pytest.raises(
+                MisconfigurationException, match=rf"{name}; use 'ddp' or 'auto', or ModelParallelStrategy"
+            ):
+                check_strategy(strategy(name, package), "The asker", "matrices", sharded=True)
+
+
+def test_the_strategy_of_ray_train_is_ddp() -> None:
+    ray = pytest.importorskip("ray.train.lightning")
+    check_strategy(strategy("RayDDPStrategy", ray), "The asker", "whole matrices")
 
 
 def test_a_strategy_of_ones_own_is_one_of_its_base() -> None:

@@ -57,13 +57,15 @@ class CheckpointOptions:
     """The options of all commands that read a checkpoint.
 
     Attributes:
-        checkpoint: Checkpoint that a Trainer saved; no code in it is run.
+        checkpoint: Checkpoint that a Trainer saved; no code in it is run, unless --trust says so.
         input_bound: What is known about the inputs of the recurrences: a number B (every |x| <= B), active:COUNT (at
             most COUNT entries are not 0, each in [0, 1]), l2:RADIUS or box:LOW:HIGH (default: what follows from the
             model itself, then the range of the inputs seen).
-        class_path: The LightningModule (default: the class the checkpoint names, if it is one of
-            lightning_stable.models).
+        class_path: The LightningModule, of lightning.pytorch or pytorch_lightning (default: the class the checkpoint
+            names, if it is one of lightning_stable.models).
         arguments: Argument of the class that the checkpoint does not hold; may be repeated.
+        trust: Read everything in the checkpoint, objects of any class too. This runs code that the file's author put
+            there: use it for files of people you trust only.
     """
 
     checkpoint: Path = field(metadata={"metavar": "CKPT"})
@@ -73,6 +75,7 @@ class CheckpointOptions:
         default=(),
         metadata={"flag": "--set", "action": "append", "nargs": None, "type": assignment, "metavar": "NAME=VALUE"},
     )
+    trust: bool = False
 
     def load(self) -> tuple[LightningModule, Checkpoint]:
         """Return the model, in evaluation mode, and the checkpoint it comes from.
@@ -82,7 +85,7 @@ class CheckpointOptions:
         """
         from lightning_stable.checkpoints import load_model, read_checkpoint
 
-        checkpoint = read_checkpoint(self.checkpoint)
+        checkpoint = read_checkpoint(self.checkpoint, trust=self.trust)
         return load_model(checkpoint, self.class_path, dict(self.arguments)), checkpoint
 
 

@@ -24,6 +24,7 @@ from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.trainers import classes, trainer_class
 from lightning_stable.truncation.exact.layout import Layout
 
 # What inputs may leave a set by, relative to the largest: they were computed in float32.
@@ -83,7 +84,7 @@ def load_data(path: Path) -> Tensor | LightningDataModule:
         )
     # As LightningCLI does: arguments are checked against their types, nested classes are made.
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_subclass_arguments(classes("", "LightningDataModule"), "data")
     with search_here():
         module: LightningDataModule = parser.instantiate_classes(parser.parse_object({"data": data})).data
     return module
@@ -110,7 +111,13 @@ def record(model: LightningModule, sources: Sequence[Tensor | LightningDataModul
                 model(source.to(dtype) if source.is_floating_point() else source)
                 recorder.end_batch()
             else:
-                _trainer(_EndOfBatch(recorder), batches, dtype).validate(model, datamodule=source, verbose=False)
+                trainer = trainer_class(model)(**_options(batches, dtype), callbacks=[_EndOfBatch(recorder)])
+                if isinstance(trainer, Trainer) == isinstance(source, LightningDataModule):
+                    trainer.validate(model, datamodule=source, verbose=False)
+                else:  # each package's Trainer knows its own data modules only
+                    source.prepare_data()
+                    source.setup("validate")
+                    trainer.validate(model, source.val_dataloader(), verbose=False)
     return recorder.joined()
 
 
@@ -125,19 +132,18 @@ class _EndOfBatch(Callback):
         self._recorder.end_batch()
 
 
-def _trainer(callback: Callback, batches: int, dtype: torch.dtype) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision="64-true" if dtype == torch.float64 else "32-true",
-        callbacks=[callback],
-        limit_val_batches=batches,
-        inference_mode=False,  # what is recorded is used after the run
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+def _options(batches: int, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "64-true" if dtype == torch.float64 else "32-true",
+        "limit_val_batches": batches,
+        "inference_mode": False,  # what is recorded is used after the run
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
 
 
 def profile_modules(

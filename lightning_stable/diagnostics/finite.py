@@ -15,8 +15,10 @@ def check_run(recurrences: Sequence[Recurrence], inputs: Tensor, *states: Tensor
     """Check what a measurement reads: weights, inputs and start states; NaN in any would be NaN in all results.
 
     Raises:
-        ValueError: If one is complex, NaN or infinite, with its name.
+        ValueError: If one is complex, NaN or infinite, with its name, or there are no inputs.
     """
+    if not inputs.numel():
+        raise ValueError(f"`inputs` must hold a sequence, with at least one step. Got shape {tuple(inputs.shape)}.")
     check_finite(recurrences)
     dtype = next(iter(recurrences[0].parameters().values())).dtype
     for name, values in (("inputs", inputs), *(("state", state) for state in states)):

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_stable import checks
 from lightning_stable.diagnostics.finite import check_run
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.registry import recurrences_of
+from lightning_stable.recurrence.registry import check_module, recurrences_of
 from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.exact.rows import head_rows
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
@@ -53,7 +53,7 @@ def gradient_norms(
         Norms of shape ``(max_lag + 1, time, batch)``, by ``t``, packed sequences in sorted order; NaN for ``t < lag``.
 
     Raises:
-        TypeError: If ``max_lag`` is no integer.
+        TypeError: If ``max_lag`` is no integer or ``recurrent`` no module.
         ValueError: If ``max_lag`` is not positive, the module is not recurrent, or is bidirectional or windowed,
             inputs, states or gradients do not fit it, or weights, inputs or states are NaN, infinite or complex.
     """
@@ -97,7 +97,7 @@ def lyapunov_exponents(
         perturbation.
 
     Raises:
-        TypeError: If ``max_iterations`` is no integer.
+        TypeError: If ``max_iterations`` is no integer or ``recurrent`` no module.
         ValueError: If ``max_iterations`` is not positive, or as :func:`gradient_norms`.
     """
     max_iterations = checks.integer("max_iterations", max_iterations)
@@ -211,6 +211,7 @@ def _pulled_back(function: Callable[[States], Any], states: States) -> tuple[Any
 
 
 def _stack_of(recurrent: nn.Module) -> Stack:
+    check_module("recurrent", recurrent)
     recurrences = recurrences_of(recurrent)
     if reason := unmeasured(recurrences):
         raise ValueError(f"State gradients are measured on recurrent modules with one direction. Got {reason}.")

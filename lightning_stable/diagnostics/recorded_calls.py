@@ -38,6 +38,8 @@ class Run:
 class RecordedCalls:
     """Records the calls of recurrent modules: the longest call of a module that takes sequences, all steps of a cell.
 
+    Calls with empty batches are left out.
+
     Args:
         recurrences: A recurrence of each module to record, by the name of the module.
         results: Keep what calls return, with its history, and give each call its state without history: a step's
@@ -105,6 +107,8 @@ class RecordedCalls:
 
     def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
         inputs, state = input_and_state(module, args, kwargs)
+        if isinstance(inputs, Tensor) and inputs.numel() == 0:  # a batch that a mask left empty shows nothing
+            return
         call = Run(_detached(inputs), state, (returned if self._results else None,))
         self._calls.setdefault(name, []).append(call)
 

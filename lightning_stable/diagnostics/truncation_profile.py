@@ -19,6 +19,7 @@ from lightning_stable.diagnostics.tolerance_limits import draws_needed, limit_ra
 from lightning_stable.diagnostics.tube_profile import tube_profile
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
+from lightning_stable.recurrence.registry import check_module
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.window_bounds import window_bounds
@@ -178,11 +179,12 @@ def truncation_profile(
         name: Name of the layer, for the title of the plot.
 
     Raises:
-        TypeError: If ``max_window`` is no integer.
-        ValueError: If ``max_window`` is not positive, the module is not recurrent, or inputs do not fit it.
-            Weights and inputs must be finite real numbers.
+        TypeError: If ``max_window`` is no integer or ``recurrent`` no module.
+        ValueError: If ``max_window`` is not positive, the module is not recurrent, or inputs do not fit it or are none
+            at all. Weights and inputs must be finite real numbers.
     """
     max_window = checks.integer("max_window", max_window)
+    check_module("recurrent", recurrent)
     stacks = stacks_of(recurrent)
     layout = Layout.of(recurrent, inputs)
     layout.check(recurrent, None)

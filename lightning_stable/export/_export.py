@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.copying import copied
 from lightning_stable.export.bounds import bounded
@@ -22,11 +24,12 @@ from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, check_bounds, compare_batches, compare_streams
+from lightning_stable.hooks import Hook
 from lightning_stable.quiet import silent
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.enclosed import Premises
 from lightning_stable.recurrence.forms import original_class
-from lightning_stable.recurrence.registry import is_recurrent
+from lightning_stable.recurrence.registry import check_module, is_recurrent, recurrent_modules
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
 
@@ -100,10 +103,12 @@ def export(
         The path, the metadata and the differences between the answers.
 
     Raises:
+        TypeError: If ``model`` is no module.
         ValueError: If an argument is not understood; the model has a cell, cannot be traced, or cannot stream; or the
             file does not agree with the truncated model.
         ModuleNotFoundError: If a package for ONNX is missing; the extra ``export`` brings them.
     """
+    check_module("model", model)
     path = checked_path(path, format)
     FORMATS[format].check()
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
@@ -114,6 +119,7 @@ def export(
     example = _checked_example(example_for(model) if example is None else example, recurrent)
     generator = torch.Generator().manual_seed(0)
     draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
+    _check_takes_tensors(recurrent, example[:1] if batch_first else example[:, :1])
 
     report = certify(recurrent, input_bound=input_bound) if report is None else report
     every_step = streaming and _has_time(reference, draw, (window + 2, window + 3), int(batch_first))
@@ -161,6 +167,30 @@ def recurrent_form(model: nn.Module) -> nn.Module:
     for recurrence, *_ in recurrences_by_module(recurrent).values():
         recurrence.module.__class__ = original_class(recurrence.module)
     return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
+
+
+def _check_takes_tensors(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a model that packs its sequences, in words: a trace only says that lengths depend on data."""
+    packed: set[str] = set()
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
+            packed.add(name)
+
+    hooks = [
+        module.register_forward_pre_hook(Hook(partial(note, name)), with_kwargs=True)
+        for name, module in recurrent_modules(model).items()
+    ]
+    with suppress(Exception):  # what else is wrong with the model is said where it is run next
+        model(inputs)
+    for hook in hooks:
+        hook.remove()
+    if packed:
+        raise ValueError(
+            "The model must call its recurrent layers on tensors: a program for sequences of one length has no packed "
+            f"ones. Got a PackedSequence for {sorted(packed)}. Export a `forward` that leaves the packing out: layers "
+            "that run forward give the same outputs up to the end of each sequence, whatever pads it."
+        )
 
 
 def _checked_example(example: Tensor, model: nn.Module) -> Tensor:

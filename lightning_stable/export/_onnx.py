@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
+
+_LONGEST_REASON = 300
 
 
 def import_onnx() -> Any:
@@ -19,4 +24,25 @@ def import_onnx() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"ONNX files need onnx, onnxscript and onnxruntime: pip install 'lightning-stable[export]'. Got {error}."
+        ) from error
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """Say in one line what the converter or the runtime could not do, and name the format that needs neither.
+
+    Raises:
+        ValueError: If the block raises anything but an OSError, which is about the file.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the converter's own report is a page long
+            cause = cause.__cause__
+        reason = shorten(f"{type(cause).__name__}: {cause}", _LONGEST_REASON, placeholder=" ...")
+        raise ValueError(
+            f'The model must be one that ONNX has operators for; `format="torch-export"` needs none. Got {reason}'
         ) from error

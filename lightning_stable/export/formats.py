@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lightning_stable import checks
-from lightning_stable.export._onnx import import_onnx
+from lightning_stable.export._onnx import converting, import_onnx
 from lightning_stable.export.metadata import ARCHIVED, Metadata
 
 Tensors = tuple[Tensor, ...]
@@ -37,16 +37,17 @@ class Format(NamedTuple):
 
 
 def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
-    written = torch.onnx.export(
-        program, input_names=list(metadata.inputs), output_names=list(metadata.outputs), dynamo=True, verbose=False
-    )
+    inputs, outputs = list(metadata.inputs), list(metadata.outputs)
+    with converting():
+        written = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert written is not None
     written.model.metadata_props.update(metadata.to_strings())
     written.save(path)
 
 
 def _open_onnx(path: Path) -> Runner:
-    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    with converting():
+        session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
     def run(inputs: Tensors) -> Tensors:

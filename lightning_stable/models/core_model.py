@@ -12,6 +12,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_stable import checks
+from lightning_stable.class_paths import record_class_path
 from lightning_stable.models.cores import build_core, receptive_field
 from lightning_stable.models.plain import plain
 
@@ -71,6 +72,10 @@ class CoreModel(LightningModule):
         # All hyperparameters pass through this method of Lightning's, and both what a checkpoint and what a logger
         # gets is made from its result.
         super()._set_hparams(plain(hp))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say of which class it is."""
+        record_class_path(checkpoint, self)
 
     def build_core(self, input_size: int, *, bidirectional: bool = False) -> nn.Module:
         """Return the core that the arguments describe; see :func:`~lightning_stable.models.build_core`."""

@@ -145,6 +145,7 @@ class LanguageModel(CoreModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state carried in training, from which a run stopped inside an epoch goes on."""
+        super().on_save_checkpoint(checkpoint)
         if "train" in self._carried:
             checkpoint["carried_state"] = pack_state(self._carried["train"])
 

@@ -48,6 +48,10 @@ class Contraction(NamedTuple):
         ]
         return torch.stack(parts).amax(0)
 
+    def cpu(self) -> Contraction:
+        """The same on the CPU."""
+        return self._replace(rate=self.rate.cpu(), scales=tuple(scale.cpu() for scale in self.scales))
+
 
 class Recurrence(ABC):
     """One directed recurrent layer of a module.
@@ -272,16 +276,33 @@ def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """Linear conditions ``sum_q coefficients[q] * size_q <= budget`` on the gates' recurrent sizes that imply a rate.
+    """Conditions on the gates' recurrent sizes, convex and frozen, that imply a rate.
 
-    The sizes are row l1 norms, with one condition per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral
-    norms, with a single condition (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the
+    With the demands ``coefficients[q] * size_q`` the sum of :meth:`terms_of` is at most the limit: every term is the
+    largest demand of some gates. The demand of a gate in no term is at most the limit by itself.
+
+    The sizes are row l1 norms, with conditions per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral
+    norms, with conditions for all (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the
     budget was made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen
     conditions meet the true ones.
     """
 
     coefficients: Tensor
     limit: Tensor
+    terms: tuple[tuple[int, ...], ...] | None = None  # None: every gate is a term
+
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Return the gates of every term."""
+        return tuple((gate,) for gate in range(len(self.coefficients))) if self.terms is None else self.terms
+
+    def alone(self) -> tuple[int, ...]:
+        """Return the gates in no term."""
+        members = {gate for term in self.members() for gate in term}
+        return tuple(gate for gate in range(len(self.coefficients)) if gate not in members)
+
+    def terms_of(self, demand: Tensor) -> Tensor:
+        """Return the largest demand of every term, shape ``(terms, units)``."""
+        return torch.stack([torch.stack([demand[gate] for gate in term]).amax(0) for term in self.members()])
 
 
 class GatedRecurrence(Recurrence):

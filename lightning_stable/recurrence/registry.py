@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import shorten
 from typing import TypeVar, overload
 
 import torch
@@ -20,11 +22,13 @@ from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.recurrence.stored_weights import check_stored_weights
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
+from lightning_stable.sharded import Shards, as_written
 
 Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
 # Bases of torch's recurrent layers by name: the quantized ones share no class with the others.
 _TORCH_BASES = {"RNNBase", "RNNCellBase", "LSTM", "LSTMCell"}
+_LONGEST_VALUE = 100
 _REGISTRY: dict[type[nn.Module], Factory] = {}
 # Classes whose `forward` wraps that of another: by declaration, not by trial.
 _LIKE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -95,6 +99,18 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
         raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
     _REGISTRY[module_type] = factory
     _LIKE.pop(module_type, None)
+
+
+def check_module(name: str, value: object) -> None:
+    """Check that an argument is a module.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(value, nn.Module):
+        is_class = isinstance(value, type) and issubclass(value, nn.Module)
+        got = f"the class {value.__name__}; call it to make a module" if is_class else repr(value)  # type: ignore[attr-defined]
+        raise TypeError(f"`{name}` must be a torch.nn.Module. Got {shorten(got, _LONGEST_VALUE, placeholder=' ...')}.")
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -185,11 +201,12 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
         patterns: Shell-style patterns of module names (``"encoder.*"``); None takes all.
 
     Raises:
-        TypeError: If ``patterns`` are no names.
+        TypeError: If ``module`` is no module, or ``patterns`` are no names.
         ValueError: If there is no recurrence, a pattern matches no recurrent module, a module is none that can be
             judged, as in :func:`recurrences_of`, or, without patterns, there is a recurrent layer of torch's without an
             adapter, such as a quantized one.
     """
+    check_module("module", module)
     outer = recurrent_modules(module)
     if not outer:
         raise ValueError(
@@ -208,6 +225,23 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
             "a function takes `modules`."
         )
     return [recurrence for name, m in outer.items() for recurrence in recurrences_of(m, name)]
+
+
+@contextmanager
+def gathered_model(module: nn.Module) -> Iterator[Shards]:
+    """Make the weights of all recurrences whole inside the block, if they are sharded, and keep what is written.
+
+    What ``fully_shard`` has laid over the model is taken off as well, so that its ``forward`` can be traced. No forward
+    of the model may be on its way. A collective operation if there are shards.
+
+    Raises:
+        TypeError: If ``module`` is no module.
+        ValueError: If the model is wrapped in FullyShardedDataParallel.
+    """
+    check_module("module", module)
+    shards = Shards(module, recurrent_modules(module).values())
+    with shards.gathered(), as_written(module):
+        yield shards
 
 
 def recurrences_by_module(

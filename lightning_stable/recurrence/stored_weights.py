@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_stable.recurrence.base import Recurrence
+from lightning_stable.sharded import LOAD_WHOLE, is_sharded
 
 
 def check_stored_weights(recurrence: Recurrence) -> None:
@@ -14,8 +15,8 @@ def check_stored_weights(recurrence: Recurrence) -> None:
     A certificate of such weights would speak of another moment, and changing them in place would be lost.
 
     Raises:
-        ValueError: If a weight is parametrized, normed, no parameter or buffer, or one that torch's layer holds
-            a stale copy of.
+        ValueError: If a weight is parametrized, normed, sharded, no parameter or buffer, or one that torch's layer
+            holds a stale copy of.
     """
     if type(recurrence).parameters is not Recurrence.parameters:
         return  # an adapter that says where its weights are
@@ -44,6 +45,12 @@ def _obstacle(module: nn.Module, name: str, value: object) -> str:
             "lightning_stable.register_recurrence"
         )
     assert isinstance(value, Tensor)
+    if is_sharded(value):
+        return (
+            f"a sharded {name!r} (a DTensor) in {{!r}}, of which a process holds a part: only certify, project_, "
+            "record_inputs and the callbacks that project and certify gather sharded weights. "
+            + LOAD_WHOLE.removesuffix(".")
+        )
     if not is_used(module, name, value):
         return (
             f"{name!r} in {{!r}}, which is not the tensor in `_flat_weights`, with which torch's layer computes: "

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_stable.hooks import after_steps
 from lightning_stable.stability.projection.projector import Projector
 
 
@@ -41,7 +42,8 @@ class TwinProjection:
         self._due = False
         projector.monitor.recording = projector.monitor.checking = False
         projector.attach()
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hook = after_steps(optimizer, self._after_step)
+        self._wrapped = not isinstance(optimizer, Optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.steps += 1
@@ -62,9 +64,13 @@ class TwinProjection:
         """Stop recording, now that the twin has caught up with the model."""
         self._projector.monitor.recording = False
         self._followed = self._leader.steps
+        if self._hook is None:
+            self.steps = self._leader.steps
         if self._due:
             self._due = False
             self._projector.project(strict=True)
+        elif self._wrapped and self.steps % self._leader.every_n_steps == 0:
+            self._projector.project(strict=False)  # what a wrapper of the optimizer did after its step
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the input ranges, and what the projector carries from step to step."""
@@ -80,5 +86,6 @@ class TwinProjection:
 
     def detach(self) -> None:
         """Stop projecting."""
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
         self._projector.detach()

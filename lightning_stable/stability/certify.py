@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_stable import checks, linalg
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.registry import find_recurrences, is_recurrent
+from lightning_stable.recurrence.registry import find_recurrences, gathered_model, is_recurrent
 from lightning_stable.stability.inputs.derive import derive
-from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
@@ -44,7 +44,8 @@ def certify(
     training mode while ``module.training`` is set, which covers evaluation.
 
     Args:
-        module: Any module; recurrences are found at any depth.
+        module: Any module; recurrences are found at any depth. One that is sharded (``fully_shard``) is certified by
+            all processes together, between its forwards.
         input_bound: A number (``|x_k| <= B``), an input set (``ActiveEntries(8)``, ``L2Ball(3.0)``, ...), a mapping
             from names of recurrent modules or layers to those, or None: use what follows from the model itself
             (embedding tables, LayerNorm, clamps, bounded layers below).
@@ -64,13 +65,14 @@ def certify(
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     norm = None if norm is None else checks.text("norm", norm)
-    recurrences = find_recurrences(module, modules)
-    sources = resolve_sources(module, recurrences, input_bound, state_bound=state_bound)
-    report = certify_recurrences(recurrences, sources, norm, state_bound)
-    unknown = [layer.name for layer in report.layers if layer.reason == NO_INPUT_SET]
-    if not unknown or is_recurrent(module):
-        return report
-    why = derive(module, state_bound=state_bound).reasons
+    with gathered_model(module):
+        recurrences = find_recurrences(module, modules)
+        sources = gathered_sets(resolve_sources(module, recurrences, input_bound, state_bound=state_bound))
+        report = certify_recurrences(recurrences, sources, norm, state_bound)
+        unknown = [layer.name for layer in report.layers if layer.reason == NO_INPUT_SET]
+        if not unknown or is_recurrent(module):
+            return report
+        why = derive(module, state_bound=state_bound).reasons
     modules_of = {recurrence.name: recurrence.module_name for recurrence in recurrences}
     reasons = {name: f"{why.get(modules_of[name], '')} {NO_INPUT_SET}".strip() for name in unknown}
     return report.revoked(reasons)

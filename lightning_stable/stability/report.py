@@ -143,6 +143,11 @@ class StabilityReport:
         bounds = tuple(known.revoked() if known.name in broken else known for known in self.bounds)
         return replace(self, layers=tuple(layers), bounds=bounds)
 
+    def without_windows(self) -> StabilityReport:
+        """The report without the bounds on windows, whose size is that of the weights, for pickles and copies."""
+        layers = (replace(layer, contraction=layer.contraction.cpu()) for layer in self.layers)
+        return replace(self, layers=tuple(layers), bounds=())
+
     def required_window(self, tolerance: float) -> int | None:
         """Return the certified window: the smallest one that suffices for every recurrent module.
 
@@ -155,7 +160,7 @@ class StabilityReport:
 
         Returns:
             The window; None if a recurrence is not certified, or needs more than 10,000 steps (512 in bidirectional
-            stacks).
+            stacks), or the report is :meth:`without_windows`.
 
         Raises:
             ValueError: If ``tolerance`` is not positive and finite.

@@ -55,14 +55,15 @@ class DirectedLayer(NamedTuple):
         # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
-        scales = tuple(scale.cpu() for scale in contraction.scales)
+        contraction = contraction.cpu()
+        scales = contraction.scales
         readout, gain = recurrence.readout(weights), torch.full_like(scales[0][0], torch.inf)
         output = recurrence.output_comparison(weights, drive, state_bound)
         # In the orders 1 and 2 the norm is at least the Euclidean one; in the maximum norm the entries say it all.
         if contraction.order <= 2 and output is None:
             gain = scales[0].amax() if readout is None else linalg.spectral_norm(readout * scales[0])
         return cls(
-            contraction=contraction._replace(rate=contraction.rate.cpu(), scales=scales),
+            contraction=contraction,
             box=recurrence.state_box(weights, drive, state_bound),
             comparison=recurrence.comparison(weights, drive, state_bound),
             readout=readout,

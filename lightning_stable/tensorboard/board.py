@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_stable.tensorboard.charts import Charts, layout
+from lightning_stable.trainers import classes
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -83,7 +84,13 @@ _BOARDS: WeakKeyDictionary[TensorBoardLogger, Board] = WeakKeyDictionary()
 
 def writes_to_tensorboard(trainer: Trainer) -> bool:
     """Return whether the trainer has a TensorBoardLogger; the answer is the same in all processes."""
-    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    return bool(tensorboard_loggers(trainer))
+
+
+def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return the trainer's TensorBoardLoggers, of whichever package, in their order."""
+    kinds = classes(".loggers", "TensorBoardLogger")
+    return [cast(TensorBoardLogger, logger) for logger in trainer.loggers if isinstance(logger, kinds)]
 
 
 def last_step(trainer: Trainer) -> int:
@@ -93,8 +100,7 @@ def last_step(trainer: Trainer) -> int:
 
 def boards_of(trainer: Trainer) -> list[Board]:
     """Return one board per TensorBoardLogger; none outside of the first process."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return [_board(logger) for logger in loggers] if trainer.is_global_zero else []
+    return [_board(logger) for logger in tensorboard_loggers(trainer)] if trainer.is_global_zero else []
 
 
 def flush(trainer: Trainer) -> None:

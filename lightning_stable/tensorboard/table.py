@@ -14,7 +14,7 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict, _s
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_stable.tensorboard.board import OWN, Board, boards_of
+from lightning_stable.tensorboard.board import OWN, Board, boards_of, tensorboard_loggers
 from lightning_stable.trainers import callbacks_of
 
 _COLUMNS = {"rate": 0.0, "window": 0}
@@ -83,14 +83,13 @@ def end_table(trainer: Trainer, module: LightningModule) -> None:
 
 def _with_loggers(trainer: Trainer) -> list[tuple[Board, TensorBoardLogger]]:
     # Several callbacks write the same row; one of them is enough.
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return list(zip(boards_of(trainer), loggers, strict=False))
+    return list(zip(boards_of(trainer), tensorboard_loggers(trainer), strict=False))
 
 
 def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: LightningModule, *, begin: bool) -> None:
     from torch.utils.tensorboard.summary import hparams
 
-    callbacks = callbacks_of(trainer, Tabulated)  # type: ignore[type-abstract]
+    callbacks = callbacks_of(trainer, Tabulated)
     row, tags = merged(_own(logger, trainer, module), [callback.table_entries(trainer) for callback in callbacks])
     metrics = dict.fromkeys((board.prefix + tag for tag in tags), 0.0)
     row = {name: value for name, value in row.items() if value is not None}

@@ -1,6 +1,7 @@
 """Every public constructor refuses a bad argument at once, with one class of error and one form of message."""
 
 import inspect
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from lightning_stable import callbacks
 from lightning_stable.stability import Box
+from tests.constructors import of_numpy
 
 NAN = float("nan")
 NO_TEXT: dict[Any, type[Exception]] = {3: TypeError, (): TypeError, "": ValueError}
@@ -26,6 +28,8 @@ BAD: dict[str, dict[Any, type[Exception]]] = {
     "histograms_every_n_epochs": POSITIVE,
     "rate": {1.5: ValueError, 0: ValueError, -0.5: ValueError, NAN: ValueError, "0.9": TypeError, None: TypeError},
     "tolerance": {0: ValueError, -1.0: ValueError, float("inf"): ValueError, "small": TypeError, True: TypeError},
+    "coverage": {0: ValueError, 1.5: ValueError, NAN: ValueError, "most": TypeError, True: TypeError},
+    "confidence": {0: ValueError, 1.5: ValueError, NAN: ValueError, "high": TypeError, None: TypeError},
     "gate_bound": {0.999: ValueError, 0: ValueError, "half": TypeError, True: TypeError},
     "state_bound": {-0.5: ValueError, float("inf"): ValueError, "1": TypeError, None: TypeError},
     "name": {**NO_TEXT, None: TypeError},
@@ -81,6 +85,21 @@ def test_bounds_of_several_recurrences(constructor: Any) -> None:
         assert constructor(input_bound=bound).input_bound is bound
     with pytest.raises(ValueError, match=r"`input_bound` must be finite and nonnegative\. Got -1\.0"):
         constructor(input_bound={"core": 1.0, "encoder": -1.0})
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+def test_numbers_of_numpy_become_plain(constructor: Any) -> None:
+    parameters = inspect.signature(constructor).parameters
+    plain = {name: value.default for name, value in parameters.items()} | REQUIRED.get(constructor.__name__, {})
+    plain |= {"input_bound": 2.0} if "input_bound" in parameters else {}
+    plain |= {"coverage": 0.9} if "coverage" in parameters else {}
+    plain |= {"gate_bound": 0.75} if "gate_bound" in parameters else {}
+    given = of_numpy(plain)
+    assert given
+    made = constructor(**given)
+    kept = vars(made) | (asdict(made.constraint) if hasattr(made, "constraint") else {})
+    assert {type(kept[name]) for name in given} <= {int, float}
+    assert {name: kept[name] for name in given} == {name: plain[name] for name in given}
 
 
 def test_no_pattern_at_all() -> None:

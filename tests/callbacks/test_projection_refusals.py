@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 
 from tests.callbacks.projections import RATE, Nest, projection
@@ -84,7 +84,7 @@ def test_models_that_cannot_be_projected(core: Any, modules: Any, message: str, 
     assert not model.core._forward_pre_hooks
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_sharding_strategies(strategy: type) -> None:
     run = SimpleNamespace(strategy=strategy.__new__(strategy))
     for stage in ("fit", "validate"):

@@ -1,8 +1,12 @@
 """All callbacks on a Trainer of ``pytorch_lightning``, whose classes are not those of ``lightning.pytorch``."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,47 @@ from lightning_stable.callbacks import (
 )
 from tests.callbacks.shadows import WHOLE
 from tests.helpers import FEATURES, UNITS, equal, sequences, weights
+
+ROOT = Path(__file__).parents[2]
+HERE = "tests/callbacks"
+SELECTIONS = {
+    # What each callback does in a run, and what it asks of a Trainer.
+    "core": [
+        f"{HERE}/test_{name}.py" for name in ("layers_made_late", "portable", "stable_model_checkpoint", "tensorboard")
+    ],
+    "all": [
+        HERE,
+        f"--ignore={HERE}/test_two_processes.py",  # its processes import what they like
+        f"--ignore={HERE}/test_pytorch_lightning.py",
+        # With a model of this library, which is one of lightning.pytorch.
+        f"--deselect={HERE}/test_state_gradient.py::test_metrics_and_carried_states_of_the_model_are_its_own",
+    ],
+}
+
+
+@pytest.mark.parametrize("selection", ["core", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_tests_of_the_callbacks(selection: str, tmp_path: Path) -> None:
+    """With the classes of ``pytorch_lightning`` in the place of those of ``lightning.pytorch``."""
+    pytest.importorskip("pytorch_lightning")
+    plugins = ["-p", "tests.other_package", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "-W", "ignore", "-m", "not slow and not gpu", f"--basetemp={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "pytest", *plugins, *options, *SELECTIONS[selection]]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_one_callback_without_a_list() -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        run = package.Trainer(callbacks=StabilityProjectionCallback(), logger=False)
+        assert isinstance(run.callbacks[0], package.Callback)
+
+
+def test_the_best_checkpoint_is_the_trainers(tmp_path: Path) -> None:
+    for package in (L, pytest.importorskip("pytorch_lightning")):
+        best = StableModelCheckpoint(dirpath=tmp_path)
+        run = package.Trainer(callbacks=[best, TruncationProfileCallback()], logger=False, accelerator="cpu")
+        assert run.checkpoint_callbacks == [run.checkpoint_callback] == [run.callbacks[-1]] == [best]
 
 
 @pytest.mark.parametrize("given", [False, True])

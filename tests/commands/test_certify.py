@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +169,27 @@ def test_errors_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Got 'many'" in error_of(capsys, "certify", path, "--class-path", CLASS, "--input-bound", "many")
     (tmp_path / "corrupt.ckpt").write_bytes(path.read_bytes()[:-500])
     assert "and whole" in error_of(capsys, "certify", tmp_path / "corrupt.ckpt", *given)
-    torch.save(torch.load(path, weights_only=True) | {"x": Gated}, tmp_path / "code.ckpt")
-    assert "plain values only" in error_of(capsys, "certify", tmp_path / "code.ckpt", *given)
+    code = torch.load(path, weights_only=True)
+    torch.save(code | {"hyper_parameters": {"hidden_size": Path("4")}}, tmp_path / "code.ckpt")
+    assert "--trust" in error_of(capsys, "certify", tmp_path / "code.ckpt", *given)
     plain = save(Plain(), tmp_path)
     assert "No recurrence" in error_of(capsys, "certify", plain, "--class-path", "tests.checkpoint_files.Plain")
     convolutional = as_cli(MusicModel(4, hidden_size=5, core="tcn"), tmp_path)
     assert "No recurrence" in error_of(capsys, "certify", convolutional)
+
+
+@pytest.mark.parametrize("command", ["certify", "profile", "export"])
+def test_trust_reads_what_is_not_read_without(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(Gated(4), tmp_path, hyper_parameters={"hidden_size": Fraction(4)})
+    torch.save(torch.zeros(2, 5, 3), tmp_path / "x.pt")
+    options = {"certify": (), "profile": ("--data", "x.pt"), "export": ("--window", "2", "--example", "x.pt")}[command]
+    arguments = [command, str(path), "--class-path", CLASS, "--input-bound", "1", *options]
+    assert "Got fractions.Fraction in `hidden_size`" in error_of(capsys, *arguments)
+    assert "hidden_size should be of type int" in error_of(capsys, *arguments, "--trust")  # it came through
+    assert "--trust" not in error_of(capsys, *arguments, "--trust")
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -199,3 +199,19 @@ class Unused(Gated):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+def test_a_model_of_pytorch_lightning() -> None:
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Theirs(other.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = nn.GRU(3, 4, batch_first=True)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.core(batch.inputs if hasattr(batch, "inputs") else batch[0])
+
+    data = LinearSystemDataModule(input_size=3, length=5, train_size=1, valid_size=4, test_size=1)
+    (found,) = record(Theirs().eval(), [data], 1).values()
+    assert found.shape == (4, 5, 3)

@@ -223,3 +223,48 @@ def test_too_few_utterances_to_hold_some_out(tmp_path: Path) -> None:
     (write(tmp_path) / "atis-2.dev.iob").unlink()
     with pytest.raises(ValueError, match=r"must hold atis-2\.dev\.iob, or at least 10 training utterances.*Got 3"):
         ready(tmp_path)
+
+
+def per_word(corpus: Corpus, form: str) -> str:
+    forms = {
+        "two columns": "{} {}\n",
+        "tabs": "{}\t{}\n",
+        "part of speech": "{} NN {}\n",
+        "intent": "{}\t{}\tatis_flight\n",
+        "BOS and EOS": "{} {}\n",
+    }
+    blocks = []
+    for text, slots, _ in corpus:
+        pairs = list(zip(text.split(), slots.split(), strict=True))
+        pairs = [("BOS", "O"), *pairs, ("EOS", "O")] if form == "BOS and EOS" else pairs
+        blocks.append("".join(forms[form].format(*pair) for pair in pairs))
+    return "\n".join(blocks) + "\n"
+
+
+@pytest.mark.parametrize("form", ["two columns", "tabs", "part of speech", "intent", "BOS and EOS"])
+def test_a_word_per_line(tmp_path: Path, form: str) -> None:
+    for split, name in NAMES.items():
+        (tmp_path / name).write_text(per_word(SPLITS[split], form), encoding="utf-8")
+    check(ready(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from O\nboston B-from\n\nto O NN\n", r"same 2 or 3 columns .* Got 3 after lines with 2 in .*, line 4\."),
+        ("from O\nboston\n\n", r"same 2 or 3 columns .* Got 1 after lines with 2 in .*, line 2\."),
+        ("a NN O X\nb O\n\n", r"Got 2 after lines with 4 in .*, line 2\.|Got 4 .* line 1\."),
+        ("from O\n\nboston NN\n\n", r"Tags must be .* Got 'NN' in .*, line 3\."),
+        ("from O B-x\n\nboston B-y NN\n\nto NN O\n", r"Tags must be .* Got 'NN' in .*, line 3\."),
+        ("from O\nboston B-from\nto O", r"blank line after each utterance.* Got 3 lines .*, line 3\."),
+    ],
+)
+def test_words_that_fit_no_layout(tmp_path: Path, text: str, message: str) -> None:
+    (write(tmp_path) / "atis.test.iob").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ready(tmp_path)
+
+
+def test_one_line_is_one_utterance_either_way(tmp_path: Path) -> None:
+    (write(tmp_path) / "atis.test.iob").write_text("boston\tB-from\n", encoding="utf-8")
+    assert decoded(ready(tmp_path), "test") == [(["boston"], ["B-from"])]

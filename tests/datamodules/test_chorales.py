@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 from torch import Tensor, nn
 
 from lightning_stable.datamodules import ChoralesDataModule, DownloadError, PaddedBatch, chorales
@@ -307,3 +308,16 @@ def test_wrong_split_and_missing_setup(tmp_path: Path) -> None:
         ready(tmp_path).sequences("dev")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"read by `setup\(\)`"):
         ChoralesDataModule(tmp_path).train_dataloader()
+
+
+def test_sparse_matrices_are_read_as_the_others(tmp_path: Path) -> None:
+    dense = content()
+    sparse = {key: cells([csc_matrix(roll.astype("float64")) for roll in value.flat]) for key, value in dense.items()}
+    expected = chorales.read_rolls(write(tmp_path, dense))
+    found = chorales.read_rolls(write(tmp_path, sparse))
+    for split, split_rolls in expected.items():
+        assert all(map(torch.equal, split_rolls, found[split]))
+    with pytest.raises(ValueError, match=r"must be an array of shape \(frames, 88\)"):
+        chorales.read_rolls(write(tmp_path, content(testdata=cells([csc_matrix(np.ones((2, 5)))]))))
+    with pytest.raises(ValueError, match=r"must be 0 or 1"):
+        chorales.read_rolls(write(tmp_path, content(testdata=cells([csc_matrix(2 * np.ones((2, 88)))]))))

@@ -74,3 +74,18 @@ def test_a_copy_of_the_model_records_nothing() -> None:
         copy.deepcopy(layer)(X)
     assert recorded.take() == {}
     assert not layer._forward_hooks
+
+
+def test_empty_batches_show_nothing() -> None:
+    model = nn.ModuleDict({"layer": nn.GRU(3, 4), "cell": nn.GRUCell(3, 4)})
+    recorded = recorder(model)
+    with recorded.attached():
+        model["layer"](X[:, :0])
+        model["cell"](X[0, :0])
+        recorded.end_batch()
+        model["layer"](X)
+        model["layer"](X[:, :0])
+        recorded.end_batch()
+    (layer,) = recorded.batches["layer"]
+    assert torch.equal(layer, X)
+    assert recorded.batches.keys() == {"layer"}

@@ -423,6 +423,12 @@ def test_packed_inputs_are_packed() -> None:
     assert truncation_profile(net("rnn"), packed, 1).windows.tolist() == [1]
 
 
+@pytest.mark.parametrize("shape", [(T, 0, 3), (0, BATCH, 3)])
+def test_no_inputs_are_no_measurement(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`inputs` must hold a sequence, with at least one step. Got shape"):
+        truncation_profile(net("gru"), torch.zeros(shape, dtype=torch.float64))
+
+
 # The tube -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, False), (1, True), (2, True)])
 @pytest.mark.parametrize("name", LAYERS)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import certify, project_, truncate
 from lightning_stable.export import Exported, Metadata, StreamingForm, export, formats, read_metadata
@@ -355,3 +356,43 @@ def test_infinite_bounds_are_none() -> None:
     assert replace(found, version="") == Metadata(
         "GRU", "batch", 3, None, "none", {"": None}, {"l0": None}, {}, {}, version=""
     )
+
+
+class Packing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = layer("gru", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x != 0).any(-1).sum(1)
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_a_model_that_packs_is_told_to_leave_it(format: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"on tensors: .* Got a PackedSequence for \['rnn'\]. Export a `forward` that"):
+        export(Packing(), 3, tmp_path / f"x{SUFFIX[format]}", format=format, example=inputs(2, 5))
+    assert not list(tmp_path.iterdir())
+
+
+class Bessel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = layer("gru", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(self.rnn(x)[0])
+
+
+def test_what_onnx_has_no_operator_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'`format="torch-export"` needs none. Got DispatchError: .*bessel') as error:
+        export(Bessel(), 3, tmp_path / "x.onnx", example=inputs(2, 5))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    export(Bessel(), 3, tmp_path / "x.pt2", format="torch-export", example=inputs(2, 5))
+
+
+def test_what_is_no_module(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`model` must be a torch.nn.Module. Got 3"):
+        export(3, 3, tmp_path / "x.onnx")  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
-from lightning_stable import certify, project_, register_recurrence
+from lightning_stable import certify, project_, register_recurrence, truncate, truncation_profile
+from lightning_stable.diagnostics import measure_state_gradients
 from lightning_stable.recurrence import (
     Contraction,
     Interval,
@@ -220,3 +222,22 @@ def test_weights_computed_from_others_are_refused(name: str, norm: str) -> None:
     for verb in (certify, project_):
         with pytest.raises(ValueError, match=r"parametrized or normed 'weight_hh_l1' in 'core.l1'"):
             verb(model, input_bound=1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(3, "3"), (None, "None"), ("best.ckpt", "'best.ckpt'"), (nn.GRU, "the class GRU; call it"), ({}, "{}")],
+)
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (certify, "module"),
+        (project_, "module"),
+        (lambda value: truncate(value, 2), "module"),
+        (lambda value: truncation_profile(value, torch.zeros(2, 1, 3)), "recurrent"),
+        (lambda value: measure_state_gradients(value, torch.zeros(2, 1, 3)), "recurrent"),
+    ],
+)
+def test_what_is_no_module(function: Any, name: str, value: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"^`{name}` must be a torch.nn.Module. Got {got}"):
+        function(value)

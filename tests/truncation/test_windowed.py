@@ -567,3 +567,25 @@ def test_windowed_modules_are_certified_as_what_they_are() -> None:
     report = project_(twin, 0.9, input_bound=1.0)
     assert report.rate <= 0.9
     assert all(map(torch.equal, twin.parameters(), module.parameters()))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_batch_that_a_mask_left_empty(name: str, layers: int, bidirectional: bool, batch_first: bool) -> None:
+    module = net(name, num_layers=layers, bidirectional=bidirectional, batch_first=batch_first)
+    twin, shape = truncate(module, 3), (0, 7, 3) if batch_first else (7, 0, 3)
+    for options in ({}, {"recompute": True}):
+        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        twin = truncate(module, 3, **options)
+        output, state = twin(x)
+        expected, last = module(x)
+        assert output.shape == expected.shape
+        for mine, theirs in zip(flat(state), flat(last), strict=True):
+            assert mine.shape == theirs.shape
+        output.sum().backward()
+        assert x.grad is not None
+        assert not any(parameter.grad.any() for parameter in twin.parameters() if parameter.grad is not None)
+        if not bidirectional:
+            assert twin(x, state)[0].shape == expected.shape

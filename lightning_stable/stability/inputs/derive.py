@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lightning_stable.copying import compiled_original
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.inputs.tracing.bytecode import uses
@@ -63,6 +64,8 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
         training: Whether dropout is active (training covers evaluation); None asks each dropout layer.
         state_bound: States given to a recurrence below have entries of at most this size.
     """
+    if (original := compiled_original(model)) is not None:
+        return _inside("_orig_mod", derive(original, training, state_bound))
     names = _recurrent_names(model)
     answers: Mapping[str, Answer]
     try:
@@ -81,6 +84,16 @@ def derive(model: nn.Module, training: bool | None = None, state_bound: float = 
         if name not in sets
     }
     return Derivation(sets, reasons)
+
+
+def _inside(name: str, derivation: Derivation) -> Derivation:
+    """The same with the names that the modules have one level up."""
+
+    def outside(key: str) -> str:
+        return f"{name}.{key}".removesuffix(".")
+
+    sets = {outside(key): value for key, value in derivation.sets.items()}
+    return Derivation(sets, {outside(key): reason for key, reason in derivation.reasons.items()})
 
 
 def derive_input_sets(model: nn.Module, training: bool | None = None, state_bound: float = 1.0) -> dict[str, InputSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.sharded import is_sharded, whole
 from lightning_stable.stability.inputs.derive import derive_input_sets
 from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, as_input_set, weakest_guarantee
 
@@ -53,6 +55,20 @@ def resolve_sources(
         _check_features(recurrences, declared)
         return declared
     return derive_input_sets(model, training, state_bound) if any(r.needs_drive for r in recurrences) else {}
+
+
+def gathered_sets(sources: Sources) -> Sources:
+    """Return the sets with the present values of sharded tensors (an embedding's) in their place: a collective then."""
+    return {name: _gathered(inputs) for name, inputs in sources.items()}
+
+
+def _gathered(inputs: InputSet) -> InputSet:
+    sharded = {name: value for name, value in vars(inputs).items() if is_sharded(value)}
+    if not sharded:
+        return inputs
+    snapshot = copy.copy(inputs)
+    vars(snapshot).update({name: whole(value) for name, value in sharded.items()})
+    return snapshot
 
 
 def _check_features(recurrences: Sequence[Recurrence], sources: Sources) -> None:

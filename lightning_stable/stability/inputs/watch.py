@@ -16,8 +16,9 @@ from lightning_stable.hooks import Hook
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.calls import input_and_state
-from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.recurrence.registry import find_recurrences, gathered_model
 from lightning_stable.recurrence.stored_weights import is_used
+from lightning_stable.sharded import is_gathered_from, whole
 from lightning_stable.stability.inputs.sets import InputSet, Recorded
 
 # Rows of the weights whose products with the inputs are compared at a time: all of them would cost a third of a step.
@@ -78,6 +79,7 @@ class InputMonitor:
         self._comparisons = 0  # with products, which choose the rows
         self._recurrences = {name: [r for r in recurrences if r.module_name == name] for name in self.modules}
         self._stored: dict[str, dict[str, Tensor]] = {}
+        self._gathered: dict[int, Tensor] = {}  # what was found to be gathered from a sharded parameter, by its id
         self.accept_weights()
         self._on_first = on_first
         self._handles: list[RemovableHandle] = []
@@ -101,6 +103,11 @@ class InputMonitor:
             name: {part.parameter_names()[role]: value for part in parts for role, value in part.parameters().items()}
             for name, parts in self._recurrences.items()
         }
+
+    def know(self, sources: Mapping[str, InputSet]) -> None:
+        """Take other sets for those that were known: the same ones, read anew."""
+        for known in self.known.values():
+            known.update({key: sources[key] for key in known})
 
     def recorded(self) -> dict[str, InputSet]:
         """Return the boxes of the inputs seen, by module name."""
@@ -130,15 +137,24 @@ class InputMonitor:
 
     def _next_rows(self, name: str, key: str) -> Tensor:
         first = next(r for r in self._recurrences[name] if r.layer == 0 and key in (name, r.name))
-        weight = first.parameters()["weight_ih"]
+        weight = whole(first.parameters()["weight_ih"])
         stride = max(1, len(weight) // _ROWS)
         self._comparisons += 1
         return weight[self._comparisons % stride :: stride]
 
     def _check_weights(self, name: str, module: nn.Module) -> None:
         for key, stored in self._stored[name].items():
-            if getattr(module, key, None) is not stored or not is_used(module, key, stored):
+            used: Any = getattr(module, key, None)
+            if not (self._is_stored(used, stored) and is_used(module, key, used)):
                 self.replaced[name] = key
+
+    def _is_stored(self, used: Any, stored: Tensor) -> bool:
+        if used is stored:
+            return True
+        # A forward of a sharded module gathers its parameters, into tensors that stay the same: compared once.
+        if self._gathered.get(id(stored)) is not used and is_gathered_from(used, stored):
+            self._gathered[id(stored)] = used
+        return used is not None and self._gathered.get(id(stored)) is used
 
     def _check_start(self, name: str, state: Any) -> None:
         parts = state if isinstance(state, (tuple, list)) else (state,)
@@ -178,7 +194,10 @@ def record_inputs(module: nn.Module) -> Iterator[dict[str, InputSet]]:
         ...         model(batch)
         >>> certify(model, input_bound=seen)
     """
-    monitor, seen = InputMonitor(find_recurrences(module)), {}  # type: tuple[InputMonitor, dict[str, InputSet]]
+    seen: dict[str, InputSet] = {}
+    with gathered_model(module):
+        recurrences = find_recurrences(module)
+    monitor = InputMonitor(recurrences)
     monitor.attach()
     try:
         yield seen

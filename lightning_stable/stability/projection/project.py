@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lightning_stable import checks
 from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
 from lightning_stable.recurrence.lstm import miller_hardt_forget_bound
-from lightning_stable.recurrence.registry import find_recurrences
+from lightning_stable.recurrence.registry import find_recurrences, gathered_model
 from lightning_stable.stability.certify import certify_recurrences, check_finite
-from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound
+from lightning_stable.stability.projection.give_back import give_back
 from lightning_stable.stability.projection.recurrence import Target, shrink
 from lightning_stable.stability.report import StabilityReport
 
@@ -127,7 +128,8 @@ def project_(
     that are not stable.
 
     Args:
-        module: Any module; recurrences are found at any depth.
+        module: Any module; recurrences are found at any depth. One that is sharded (``fully_shard``) is projected by
+            all processes together, between its forwards.
         rate: Target in (0, 1).
         input_bound: As in :func:`certify`. Gated cells need one unless it can be derived.
         strict: Compute in float64 and verify each result against its certificate. False: compute in float32 with
@@ -151,14 +153,16 @@ def project_(
     """
     constraint = Constraint(rate, norm, method, gate_bound, state_bound)
     strict = checks.boolean("strict", strict)
-    recurrences = find_recurrences(module, modules)
-    sources = resolve_sources(module, recurrences, input_bound, state_bound=constraint.state_bound)
-    check_finite(recurrences)
-    parameters = [id(value) for r in recurrences for value in r.parameters().values()]
-    # What one recurrence asks of weights it shares may be too little for the other.
-    for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
-        apply_updates(propose_updates(recurrences, sources, constraint, strict=strict))
-    return certify_recurrences(recurrences, sources, norm, constraint.state_bound)
+    with gathered_model(module):
+        recurrences = find_recurrences(module, modules)
+        sources = resolve_sources(module, recurrences, input_bound, state_bound=constraint.state_bound)
+        sources = gathered_sets(sources)
+        check_finite(recurrences)
+        parameters = [id(value) for r in recurrences for value in r.parameters().values()]
+        # What one recurrence asks of weights it shares may be too little for the other.
+        for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
+            apply_updates(propose_updates(recurrences, sources, constraint, strict=strict))
+        return certify_recurrences(recurrences, sources, norm, constraint.state_bound)
 
 
 def is_frozen(recurrence: Recurrence) -> bool:
@@ -265,7 +269,7 @@ def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Te
     margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     while margin < 0.5:
         target = constraint.target(recurrence, margin, exact=True)
-        stored = _stored(layer, shrink(layer, target))
+        stored = _stored(layer, give_back(layer, shrink(layer, target), target))
         weights = layer.weights | {role: value.double() for role, value in stored.items()}
         if _inside(replace(layer, weights=weights), constraint):
             return stored

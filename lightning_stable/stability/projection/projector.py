@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_stable import linalg
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import Recurrence, find_recurrences
+from lightning_stable.recurrence.registry import gathered_model
 from lightning_stable.stability.certify import certify_recurrences, check_finite
-from lightning_stable.stability.inputs.resolve import Sources, resolve_sources, walk_layers
+from lightning_stable.stability.inputs.resolve import Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.inputs.watch import InputMonitor
 from lightning_stable.stability.projection.every_step import FastProjection, State
@@ -32,6 +33,8 @@ Left = dict[str, dict[str, Any]]
 
 class Projector:
     """The recurrences of a model, what is known about their inputs, and the set they are kept in.
+
+    Of a sharded model every process projects whole weights, gathered for the moment, and keeps its shards of them.
 
     Args:
         module: The model.
@@ -57,13 +60,15 @@ class Projector:
         ranges: Mapping[str, Tensor] | None = None,
         reduce_max: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.recurrences = find_recurrences(module, modules)
-        self.constraint = constraint
-        if training:  # a norm or method that does not fit shows now, not when the first inputs arrive
-            for recurrence in self.recurrences:
-                if not is_frozen(recurrence):
-                    constraint.target(recurrence, 0.0, exact=True)
-        sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
+        with gathered_model(module) as shards:
+            self.recurrences = find_recurrences(module, modules)
+            self.constraint = constraint
+            if training:  # a norm or method that does not fit shows now, not when the first inputs arrive
+                for recurrence in self.recurrences:
+                    if not is_frozen(recurrence):
+                        constraint.target(recurrence, 0.0, exact=True)
+            sources = resolve_sources(module, self.recurrences, input_bound, training, constraint.state_bound)
+        self._shards = shards.of([r.module for r in self.recurrences])
         self._training, self._margin, self._reduce_max = training, margin, reduce_max
         self._device = next(iter(self.recurrences[0].parameters().values())).device
         self._sources = {name: _on_device(inputs, self._device) for name, inputs in sources.items()}
@@ -75,11 +80,13 @@ class Projector:
             r.module_name for r in self.recurrences if r.needs_drive
         }
         self.monitor = InputMonitor(self.recurrences, self._sources, on_first=first_use, indifferent=indifferent)
+        self._present = self._sources
         self._versions = self.versions()
         # What the run has left of the premises stays left: weights that come back inside have been trained outside.
         self._left: Left = {"reasons": {}, "excess": {}, "windows": {}}
         self._boxes: dict[str, tuple[Tensor, ...]] = {}  # of the states, at the report before
         self.expects_forwards = False  # once a batch went through the model, all recurrences should have been called
+        self.follow_sources()
         self.remember(ranges or {})
 
     def attach(self) -> None:
@@ -131,6 +138,12 @@ class Projector:
         if not ready:
             self._versions = self.versions() if module_name is None else self._versions
             return None
+        with self._shards.of([r.module for r in ready]).gathered():
+            distance = self._project(ready, sources, strict, measure)
+        self._versions = self.versions()
+        return distance
+
+    def _project(self, ready: list[Recurrence], sources: Sources, strict: bool, measure: bool) -> Tensor | None:
         if strict:
             check_finite(ready)
         with full_precision(self._device):
@@ -144,7 +157,6 @@ class Projector:
                 updates = self._keep_finite(ready, updates)
             distance = _distance(updates) if measure else None
         apply_updates(updates)
-        self._versions = self.versions()
         return distance
 
     @property
@@ -154,7 +166,8 @@ class Projector:
 
     def versions(self) -> list[tuple[int, int]]:
         """Return which parameters the recurrences hold, and how often each was written to."""
-        return [(id(value), value._version) for r in self.recurrences for value in r.parameters().values()]
+        with self._shards.stored():
+            return [(id(value), value._version) for r in self.recurrences for value in r.parameters().values()]
 
     def certify(self, *, leading_only: bool = False) -> StabilityReport:
         """Certify the stored weights; see :func:`~lightning_stable.stability.certify.certify_recurrences`.
@@ -165,19 +178,21 @@ class Projector:
             ValueError: If weights, or the weights input sets are derived from, are NaN or infinite.
         """
         sources = self.input_sets()
-        report = certify_recurrences(
-            self.recurrences,
-            sources,
-            self.constraint.norm,
-            self.constraint.state_bound,
-            training=self._training,
-            leading_only=leading_only,
-        )
-        for certificate in report.layers:
-            if math.isnan(certificate.rate):
-                raise ValueError(_not_finite(certificate.name))
-        report = self.without_broken_premises(report, sources, leading_only=leading_only)
-        self.monitor.accept_weights()
+        with self._shards.gathered():
+            report = certify_recurrences(
+                self.recurrences,
+                sources,
+                self.constraint.norm,
+                self.constraint.state_bound,
+                training=self._training,
+                leading_only=leading_only,
+            )
+            for certificate in report.layers:
+                if math.isnan(certificate.rate):
+                    raise ValueError(_not_finite(certificate.name))
+            report = self.without_broken_premises(report, sources, leading_only=leading_only)
+        with self._shards.stored():
+            self.monitor.accept_weights()
         return report
 
     def without_broken_premises(
@@ -190,18 +205,32 @@ class Projector:
             sources: The input sets, where they are at hand; asking for them is a collective operation.
             leading_only: As in :meth:`certify`.
         """
-        unseen = self._collect(self.input_sets() if sources is None else sources, leading_only)
+        sources = self.input_sets() if sources is None else sources
+        with self._shards.gathered():
+            unseen = self._collect(sources, leading_only)
         return report.revoked(self._left["reasons"] | unseen, self._left["excess"], self._left["windows"])
 
     def spectra(self) -> dict[str, Tensor]:
         """Return the spectra of the stored weights; see :func:`~lightning_stable.stability.spectra.layer_spectra`."""
-        state_bound = self.constraint.state_bound
-        return layer_spectra(self.recurrences, self.input_sets(), state_bound, training=self._training)
+        state_bound, sources = self.constraint.state_bound, self.input_sets()
+        with self._shards.gathered():
+            return layer_spectra(self.recurrences, sources, state_bound, training=self._training)
 
     def input_sets(self) -> Sources:
         """Return the input sets declared, derived, or recorded so far by all processes."""
         self._merge_ranges()
-        return self.monitor.recorded() | self._sources
+        self.follow_sources()
+        return self.monitor.recorded() | self._present
+
+    def follow_sources(self) -> None:
+        """Read derived sets anew whose tensors are sharded, as a forward must not; a collective operation then."""
+        self._present = gathered_sets(self._sources)
+        self.monitor.know(self._present)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether recurrent weights are sharded."""
+        return bool(self._shards)
 
     def known_inputs(self, module_name: str) -> InputSet | None:
         """Return the input set of a module that is declared or derived; None if it was at most observed."""
@@ -297,10 +326,11 @@ class Projector:
 
     def recurrent_norms(self) -> dict[str, float]:
         """``||W||_F`` of the recurrent weights, by recurrence."""
-        return {
-            r.name: sum(block.norm().item() ** 2 for block in r.recurrent_blocks(r.weights()).values()) ** 0.5
-            for r in self.recurrences
-        }
+        with self._shards.gathered():
+            return {
+                r.name: sum(block.norm().item() ** 2 for block in r.recurrent_blocks(r.weights()).values()) ** 0.5
+                for r in self.recurrences
+            }
 
     def _ready(self, sources: Sources) -> list[Recurrence]:
         """Return the recurrences that need no inputs, or whose inputs, or those of the first layer below, are known."""
@@ -375,8 +405,8 @@ def _other_weights(name: str, parameter: str | None) -> str:
     what = "a parameter" if parameter is None else f"its parameter {parameter!r}"  # of another process
     return (
         f"A forward of {name or 'the model'!r} used something else in place of {what}, as "
-        "torch.func.functional_call does and layers that compute their weights at every call. Certify the weights that "
-        "are used."
+        "torch.func.functional_call does, layers that compute their weights at every call, and a MixedPrecisionPolicy "
+        "of fully_shard that rounds them. Certify the weights that are used."
     )
 
 

@@ -86,7 +86,7 @@ def fused_step(stack: Stack, kernels: tuple[Kernel, ...], inputs: Tensor) -> Ste
 def _projected(inputs: Tensor, weights: KernelWeights) -> Tensor:
     """What the lowest layer's gates get from the inputs, shape ``(time, batch, gates * units)``."""
     flat = torch.addmm(weights.bias, inputs.flatten(0, 1), weights.inputs.t())
-    return flat.view(*inputs.shape[:2], -1)
+    return flat.view(*inputs.shape[:2], flat.shape[1])
 
 
 def _evaluated(
@@ -117,7 +117,7 @@ class _Plan:
         return sum(kernel.parts for kernel in self.kernels)
 
     def blocks(self, device: torch.device) -> list[tuple[int, int]]:
-        size = max(1, _CPU_BLOCK // self.batch if device.type == "cpu" else self.time - self.first)
+        size = max(1, _CPU_BLOCK // max(1, self.batch) if device.type == "cpu" else self.time - self.first)
         return [(low, min(low + size, self.time)) for low in range(self.first, self.time, size)]
 
     def joined(self, low: int, high: int) -> int:
@@ -188,7 +188,7 @@ class _Run:
                     inputs = inputs * self.at(self.masks[layer], now, high - row)
             if tape is not None:
                 tape.append(entries)
-        return [tuple(part.view(high - low, batch, -1) for part in state or ()) for state in states]
+        return [tuple(part.view(high - low, batch, part.shape[1]) for part in state or ()) for state in states]
 
     @staticmethod
     def at(values: Tensor, now: slice, rows: int) -> Tensor:
@@ -286,7 +286,7 @@ class _Gradients:
                     own.hidden_bias.add_(hidden[:, -len(own.hidden_bias) :].sum(0))
                 if layer == 0:
                     own_inputs = self.projected[now]
-                    own_inputs += pre.view(high - row, batch, -1).sum_to_size(own_inputs.shape)
+                    own_inputs += pre.view(high - row, batch, pre.shape[1]).sum_to_size(own_inputs.shape)
                 else:
                     assert entry.inputs is not None
                     own.inputs.t().addmm_(entry.inputs.t(), pre)
@@ -309,7 +309,7 @@ class _Gradients:
             for part, grad in enumerate(grads):
                 if grad is not None:
                     rows = slice(row - plan.first, joined - plan.first)
-                    self.starts[layer][part][rows] = grad[:count].view(joined - row, batch, -1)
+                    self.starts[layer][part][rows] = grad[:count].view(joined - row, batch, grad.shape[1])
                     grads[part] = grad[count:]
 
     def flat(self, *, needed: bool) -> list[Tensor | None]:

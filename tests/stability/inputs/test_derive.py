@@ -345,3 +345,46 @@ def test_models_without_a_graph(model: nn.Module) -> None:
     assert derive_input_sets(model) == {}
     assert certify(model, input_bound=1.0).rate < float("inf")
     assert certify(model).layers[0].guarantee == "none"
+
+
+# What torch.compile wraps ---------------------------------------------------------------------------------------------
+class Compiled(nn.Module):
+    """A clamp before a recurrence, either of which is compiled."""
+
+    def __init__(self, core: nn.Module, wrap: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.core = wrap(core)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.core(x.clamp(-2, 2))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, UGRNN])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda core: Compiled(core, torch.compile), "core._orig_mod"),
+        (lambda core: torch.compile(Compiled(core, lambda part: part)), "_orig_mod.core"),
+        (lambda core: torch.compile(Compiled(core, torch.compile)), "_orig_mod.core._orig_mod"),
+        (lambda core: nn.Sequential(nn.Tanh(), torch.compile(core)), "1._orig_mod"),
+        (lambda core: nn.Sequential(torch.compile(Compiled(core, torch.compile))), "0._orig_mod.core._orig_mod"),
+    ],
+)
+def test_a_compiled_part_is_what_it_wraps(make: Any, name: str, kind: Any) -> None:
+    model = make(kind(N, UNITS))
+    before = {part: vars(part).get("forward") for part in model.modules()}
+    assert list(derive_input_sets(model)) == [name]
+    (layer,) = certify(model).layers
+    assert (layer.name, layer.guarantee) == (f"{name}.l0", "derived")
+    assert all(vars(part).get("forward") is forward for part, forward in before.items())
+
+
+def test_a_compiled_part_that_does_something_else() -> None:
+    replaced = Compiled(nn.GRU(N, UNITS), torch.compile)
+    replaced.core.forward = lambda x: replaced.core._orig_mod(100 * x)
+    hooked = Compiled(nn.GRU(N, UNITS), torch.compile)
+    hooked.core.register_forward_pre_hook(lambda module, args: (100 * args[0],))
+    inside = Compiled(nn.GRU(N, UNITS), torch.compile)
+    inside.core._orig_mod.register_forward_pre_hook(lambda module, args: (100 * args[0],))
+    for model in (replaced, hooked, inside):
+        assert derive_input_sets(model) == {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable.copying import compiled_original
 from lightning_stable.recurrence.registry import is_recurrent
 from lightning_stable.stability.inputs.tracing.effects import FACTORIES
 from lightning_stable.stability.inputs.tracing.generators import (
@@ -183,6 +184,8 @@ class Tracing:
         self._model, self._memory = model, Memory(model)
         self.code = UserCode(self._memory)
         self._modules, self._parameters = list(model.modules()), list(model.parameters())
+        originals = ((module, compiled_original(module)) for module in self._modules)
+        self._compiled = [(module, original) for module, original in originals if original is not None]
         self._random = random_states()
 
     def trace(self, call: Call, state: State, read: Callable[[fx.Graph], Any]) -> Outcome:
@@ -205,6 +208,8 @@ class Tracing:
                 # Compiled code cannot be traced, and does what `forward` does.
                 if "_compiled_call_impl" in vars(module):
                     vars(module)["_compiled_call_impl"] = None
+            for module, original in self._compiled:
+                vars(module)["forward"] = original
             graph = self._graph(tracer, real)
             result = read(graph)
             after = self._memory.state_after(tracer.before, state)

@@ -390,3 +390,9 @@ def test_a_profiler_goes_on_after_a_trace() -> None:
     finally:
         sys.setprofile(before)
     assert events
+
+
+def test_the_forward_of_the_class_may_stand_on_the_instance() -> None:
+    model = Plain()
+    model.forward = model.forward  # type: ignore[method-assign]
+    assert derive(model).sets.keys() == {"core"}
