@@ -30,7 +30,7 @@ from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.stability.window_bounds import window_bounds
 
 # A box beyond this is that of a leak gate which rounds to 1: no bound at all.
-_UNBOUNDED = 1e30
+_UNBOUNDED = 1e20
 _CPU_BLOCK = 128
 
 
