@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import certificates, overhead, premises, profile, projection, scaling, shadow, truncation
+from benchmarks import certificates, overhead, premises, profile, projection, scaling, shadow, truncation, tube
 from benchmarks.timing import Comparison
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
         truncation.SHAPES if options.device == "cpu" else truncation.GPU_SHAPES, device=options.device
     ),
     "profile": lambda options: profile.profile_against_runs(device=options.device),
+    "tube": lambda options: tube.tube(),
     "shadow": lambda options: shadow.shadow(device=options.device),
     "scaling": lambda options: scaling.scaling(device=options.device),
     "processes": lambda options: scaling.world_sizes(),
@@ -30,7 +31,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
 }
 MEMORY = "memory"
 CURVES = ("scaling", "processes")
-ON_CPUS_ONLY = ("certificates", "processes", MEMORY)
+ON_CPUS_ONLY = ("certificates", "tube", "processes", MEMORY)
 
 
 def main() -> None:

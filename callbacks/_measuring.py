@@ -67,11 +67,17 @@ def of_all_processes(
         row[:, : errors.shape[1]] = errors
     every: Tensor = trainer.strategy.all_gather(padded.to(device))
     every = every.view(-1, *padded.shape).cpu()
+    nothing = torch.full((windows,), torch.nan, dtype=torch.float64)
+    tubes = torch.stack([profiles[name].tube if name in profiles else nothing for name in own])
+    every_tube: Tensor = trainer.strategy.all_gather(tubes.to(device))
+    every_tube = every_tube.view(-1, *tubes.shape).cpu()
+    largest = every_tube.masked_fill(every_tube.isnan(), -torch.inf).amax(0)
     found = {}
     for index, name in enumerate(own):
         joined = torch.cat([part[index, :, : count[index]] for part, count in zip(every, every_count, strict=True)], 1)
         if name in profiles:
-            found[name] = replace(profiles[name], sequence_error=joined, max_error=joined.amax(1))
+            tube = largest[index].masked_fill(largest[index].isneginf(), torch.nan)
+            found[name] = replace(profiles[name], sequence_error=joined, max_error=joined.amax(1), tube=tube)
     return found
 
 

@@ -24,7 +24,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.stability.inputs.sets import InputBound
 from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
-from lightning_stable.tensorboard.board import STATISTICAL, THEORY, last_step
+from lightning_stable.tensorboard.board import STATISTICAL, THEORY, TUBE, last_step
 from lightning_stable.trainers import check_strategy
 
 # A longer iteration would hold up a validation.
@@ -39,11 +39,12 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
     :func:`lightning_stable.truncation_profile`. Nothing is done on the training path.
 
     Logs, for every recurrent module: ``truncation/<module>/max_error`` (Euclidean norm, at ``max_window``),
-    ``truncation/<module>/required_window`` (for ``tolerance``; not logged where ``max_window`` is not enough),
+    ``truncation/<module>/required_window`` (for ``tolerance``), ``truncation/<module>/tube_window`` (certified for
+    these inputs, whatever comes before them), both not logged where ``max_window`` is not enough,
     ``truncation/<module>/rate`` (measured decay per step, where the errors show one), and to TensorBoard the figure
-    ``truncation/<module>``; on its page "Stability" the required window stands beside the certified one, where a
-    :class:`StabilityProjectionCallback` is on the trainer and certifies one of at most 1,000 inputs. With several
-    processes the first one speaks, for its part of the data.
+    ``truncation/<module>``; on its page "Stability" the required window stands beside the certified ones, that for all
+    inputs where a :class:`StabilityProjectionCallback` is on the trainer and certifies one of at most 1,000 inputs.
+    With several processes the first one speaks, for its part of the data.
 
     With ``coverage``, it also logs ``truncation/<module>/statistical_window``: with probability ``confidence`` this
     window is enough for the share ``coverage`` of all sequences that come from where these did, see
@@ -152,6 +153,8 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
             for board in boards_of(trainer):
                 statistical = metrics.get(f"{tag}statistical_window", math.nan)
                 board.scalars({f"{tag}required_window": statistical}, last_step(trainer), STATISTICAL)
+                tube = metrics.get(f"{tag}tube_window", math.nan)
+                board.scalars({f"{tag}required_window": tube}, last_step(trainer), TUBE)
             draw(trainer, "truncation", name, profile.plot, self.figures)
             self._measured.append(name)
 
@@ -207,6 +210,8 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
         metrics = {"max_error": profile.max_error[-1].item()}
         if window is not None:
             metrics["required_window"] = float(window)
+        if (tube := profile.tube_window(self.tolerance)) is not None:
+            metrics["tube_window"] = float(tube)
         if statistical is not None:
             metrics["statistical_window"] = float(statistical)
         if math.isfinite(profile.rate):

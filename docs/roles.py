@@ -9,6 +9,7 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr):`(~?)([\w.\s]+)`")
 # Functions in a module of the same name, which hides them from the analysis.
 HIDDEN = {
     "lightning_stable.certify": "lightning_stable.stability.certify.certify",
+    "lightning_stable.certify_windows": "lightning_stable.stability.tube.certify_windows",
 }
 
 

@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     from lightning_stable.recurrence import register_recurrence
     from lightning_stable.stability.certify import certify
     from lightning_stable.stability.projection.project import project_
+    from lightning_stable.stability.tube import certify_windows
     from lightning_stable.truncation.truncate import truncate
 
-__all__ = ["__version__", "certify", "project_", "register_recurrence", "truncate", "truncation_profile"]
+__all__ = [
+    "__version__",
+    "certify",
+    "certify_windows",
+    "project_",
+    "register_recurrence",
+    "truncate",
+    "truncation_profile",
+]
 
 _HOMES = {
     "certify": "stability",
+    "certify_windows": "stability",
     "project_": "stability",
     "register_recurrence": "recurrence",
     "truncate": "truncation",

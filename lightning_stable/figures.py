@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # The styles of a curve, by what it stands for.
 _STYLES: dict[str, dict[str, Any]] = {
     "certified": {"color": "#c0392b", "linestyle": "--"},
+    "tube": {"color": "#e08e0b", "linestyle": "-."},
     "largest": {"color": "#0b6bcb", "marker": "o", "markersize": 3},
     "mean": {"color": "#7fb3e6", "marker": "o", "markersize": 3},
     "level": {"color": "black", "linestyle": ":", "linewidth": 1},
@@ -62,8 +63,8 @@ def plot_decay(
 
     Args:
         steps: The number of steps, an integer for every point.
-        curves: For each curve what it stands for (``"certified"``, ``"largest"``, ``"mean"`` or ``"level"``), its
-            label, and its values.
+        curves: For each curve what it stands for (``"certified"``, ``"tube"``, ``"largest"``, ``"mean"`` or
+            ``"level"``), its label, and its values.
         xlabel: What the steps are.
         ylabel: What the values are.
         title: The title; it may have several lines.

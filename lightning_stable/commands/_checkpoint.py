@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lightning_stable.checkpoints import Checkpoint
     from lightning_stable.stability import InputSet, StabilityReport
+    from lightning_stable.stability.inputs.sets import InputBound
 
 
 # What a guarantee below "guaranteed" leaves open, below a table that marks figures with it.
@@ -103,16 +104,11 @@ def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bou
         ValueError: As :func:`~lightning_stable.certify`.
     """
     from lightning_stable import certify
-    from lightning_stable.checkpoints import recorded_inputs
-    from lightning_stable.recurrence import find_recurrences
     from lightning_stable.stability.certify import NO_INPUT_SET
 
     if input_bound is not None:
         return certify(model, input_bound=parse_input_bound(input_bound))
-    report, recorded = certify(model), recorded_inputs(checkpoint)
-    unknown = {r.module_name for r in find_recurrences(model) if r.name in unknown_inputs(report)}
-    ranges = {name: recorded[name] for name in unknown & recorded.keys()}
-    report = certify(model, input_bound=ranges) if ranges else report
+    report = certify(model, input_bound=known_inputs(model, checkpoint, None))
     return report.revoked(
         {
             layer.name: (layer.reason or "").replace(NO_INPUT_SET, _TWO_WAYS)
@@ -120,6 +116,19 @@ def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bou
             if layer.name in unknown_inputs(report)
         }
     )
+
+
+def known_inputs(model: LightningModule, checkpoint: Checkpoint, input_bound: str | None) -> InputBound:
+    """Return what is known about inputs as :func:`certify_checkpoint` uses it; None is what follows from the model."""
+    from lightning_stable import certify
+    from lightning_stable.checkpoints import recorded_inputs
+    from lightning_stable.recurrence import find_recurrences
+
+    if input_bound is not None:
+        return parse_input_bound(input_bound)
+    report, recorded = certify(model), recorded_inputs(checkpoint)
+    unknown = {r.module_name for r in find_recurrences(model) if r.name in unknown_inputs(report)}
+    return {name: recorded[name] for name in unknown & recorded.keys()} or None
 
 
 def unknown_inputs(report: StabilityReport) -> set[str]:

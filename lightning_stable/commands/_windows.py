@@ -40,6 +40,8 @@ class ModuleProfile:
         layers: The certificates of its layers.
         guarantee: What the certified window rests on: ``"guaranteed"``, ``"derived"``, ``"data"`` or ``"none"``.
         measured: The smallest window within the tolerance on the data; None if none up to the longest is.
+        tube: The smallest window certified to be within the tolerance for these inputs; None if none up to the longest
+            is.
         certified: The smallest window certified to be within the tolerance; None if there is none.
         time: The length of the longest sequence.
     """
@@ -48,6 +50,7 @@ class ModuleProfile:
     layers: tuple[LayerCertificate, ...]
     guarantee: str
     measured: int | None
+    tube: int | None
     certified: int | None
     time: int
 
@@ -184,6 +187,7 @@ def profile_modules(
             layers=tuple(layers),
             guarantee=bounds.guarantee,
             measured=profile.required_window(tolerance),
+            tube=profile.tube_window(tolerance),
             certified=bounds.required_window(tolerance),
             time=Layout.of(model.get_submodule(name), inputs[name]).time,
         )

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint, guarantee_notes, marked
+from lightning_stable.commands._checkpoint import (
+    CheckpointOptions,
+    certify_checkpoint,
+    guarantee_notes,
+    known_inputs,
+    marked,
+)
 from lightning_stable.options import Commands, Positive, add_command, between
 
 if TYPE_CHECKING:
@@ -28,6 +34,8 @@ class Options(CheckpointOptions):
         streaming: Write a program of one step: the next input and the last K come in.
         example: A file that torch.save wrote of a batch of inputs (batch, time, ...), to trace and to check with
             (default: random ones, for classes of lightning_stable.models).
+        bound: Return a bound beside every output, which holds whatever came before the window: auto does so for models
+            that are certified as stable and have one recurrent layer or stack.
         out: *.onnx or *.pt2 (default: beside the checkpoint, with its name).
     """
 
@@ -37,6 +45,7 @@ class Options(CheckpointOptions):
     )
     format: Literal["onnx", "torch-export"] | None = None
     streaming: bool = False
+    bound: Literal["auto", "on", "off"] = "auto"
     example: Path | None = field(default=None, metadata={"metavar": "TENSOR"})
     out: Path | None = field(default=None, metadata={"metavar": "FILE"})
 
@@ -88,7 +97,9 @@ def run(options: Options) -> int:
         format=kind,
         streaming=options.streaming,
         example=None if options.example is None else read_tensor(options.example, "--example"),
+        input_bound=known_inputs(model, checkpoint, options.input_bound),
         report=report,
+        bound={"auto": None, "on": True, "off": False}[options.bound],
     )
     Console().print(_table(exported))
     Console().print(f"Written: {exported.path}", markup=False, highlight=False, soft_wrap=True)
@@ -126,6 +137,10 @@ def _table(exported: Exported) -> Table:
     for name, bound in metadata.error_bound.items():
         error = None if bound is None else f"{bound:.3g}"
         table.add_row(f"certified error of {name or 'output'}", marked(error, metadata.guarantee))
+    if metadata.bound is not None:
+        module, before = metadata.bound["module"] or "output", metadata.bound["inputs_before"]
+        said = f"of {module}, after {'any inputs' if before is None else before}"
+        table.add_row("bound at every step", marked(said, metadata.bound["guarantee"]))
     for role, tensors in (("takes", metadata.inputs), ("returns", metadata.outputs)):
         for name, tensor in tensors.items():
             table.add_row(role, f"{name}: {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})")

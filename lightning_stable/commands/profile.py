@@ -49,8 +49,8 @@ def add(commands: Commands) -> None:
         usage="%(prog)s CKPT --data CONFIG_OR_TENSOR [CONFIG_OR_TENSOR ...] [options]",
         help="measure how many inputs the recurrences of a checkpoint need, beside what is certified",
         description="Run the model of a checkpoint on data and compare every recurrent module with its windowed forms, "
-        "which see the last inputs only. Prints the measured, the statistical and the certified window; writes a plot "
-        "per module and profile.csv.",
+        "which see the last inputs only. Prints the measured and the statistical window, and those that are certified: "
+        "for these inputs (tube) and for all. Writes a plot per module and profile.csv.",
         examples=[
             "best.ckpt --data runs/copy/runs/gru/config.yaml --tolerance 0.01",
             "best.ckpt --data inputs.pt --max-window 100 --out runs/profile",
@@ -94,16 +94,24 @@ def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:
         title=f"Windows that leave an error of at most {options.tolerance:g}",
         caption=_caption(profiles, options),
     )
-    columns = ("measured\nwindow", "statistical\nwindow", "certified\nwindow", "measured\nrate", "certified\nrate")
-    for column in ("module", "sequences", *columns):
+    columns = (
+        "measured\nwindow",
+        "statistical\nwindow",
+        "tube\nwindow",
+        "certified\nwindow",
+        "measured\nrate",
+        "certified\nrate",
+    )
+    for column in ("module", "sequences\nx steps", *columns):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, module in profiles.items():
         report = module.report
         table.add_row(
             name or "the model",
-            f"{module.sequences}, up to {module.time} steps",
+            f"{module.sequences} x {module.time}",
             _within(module.measured, options),
             _statistical(module, options),
+            "-" if module.profile.tube.isnan().all() else _within(module.tube, options),
             marked(None if module.certified is None else str(module.certified), module.guarantee),
             f"{module.profile.rate:.3g}",
             marked(format_rate(report.rate), report.guarantee),
@@ -125,6 +133,7 @@ def _caption(profiles: dict[str, ModuleProfile], options: Options) -> str:
     from lightning_stable.diagnostics.tolerance_limits import draws_needed
 
     needed = draws_needed(options.coverage, options.confidence)
+    tube = "tube: enough for these inputs, whatever comes before them"
     statistical = f"statistical: enough for {options.coverage:.4g} of all such sequences, with confidence "
     statistical += f"{options.confidence:.4g}"
     if any(module.sequences < needed for module in profiles.values()):
@@ -132,7 +141,7 @@ def _caption(profiles: dict[str, ModuleProfile], options: Options) -> str:
     guarantees = {
         guarantee for module in profiles.values() for guarantee in (module.guarantee, module.report.guarantee)
     }
-    return "\n".join(filter(None, (statistical, guarantee_notes(guarantees))))
+    return "\n".join(filter(None, (statistical, tube, guarantee_notes(guarantees))))
 
 
 def _within(window: int | None, options: Options) -> str:
@@ -141,12 +150,13 @@ def _within(window: int | None, options: Options) -> str:
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    written, lines = [], ["module,window,max_error,mean_error,certified_bound"]
+    written, lines = [], ["module,window,max_error,mean_error,tube,certified_bound"]
     for name, module in profiles.items():
         file = f"{name or 'model'}.png".replace("/", "-")  # keys of a ModuleDict may have slashes
         written.append(folder / file)
-        module.profile.plot().savefig(written[-1], dpi=150)
-        columns = (module.profile.windows, module.profile.max_error, module.profile.mean_error, module.profile.bound)
+        profile = module.profile
+        profile.plot().savefig(written[-1], dpi=150)
+        columns = (profile.windows, profile.max_error, profile.mean_error, profile.tube, profile.bound)
         for row in zip(*(column.tolist() for column in columns), strict=True):
             lines.append(",".join((name, *map(str, row))))
     written.append(folder / "profile.csv")

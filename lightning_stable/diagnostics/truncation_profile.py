@@ -16,10 +16,11 @@ from lightning_stable import checks
 from lightning_stable.copying import evaluating
 from lightning_stable.diagnostics.finite import check_run
 from lightning_stable.diagnostics.tolerance_limits import draws_needed, limit_rank
+from lightning_stable.diagnostics.tube_profile import tube_profile
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.recurrence.registry import check_module
-from lightning_stable.stability.inputs.resolve import resolve_sources
+from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.window_bounds import window_bounds
 from lightning_stable.truncation.exact.bidirectional import bidirectional_rows, reorder, reversal
@@ -47,6 +48,9 @@ class TruncationProfile:
         sequence_error: Largest of that norm over the time of each sequence, shape ``(max_window, sequences)``.
         rate: Fitted decay of ``mean_error`` per step; NaN if it cannot be read from the errors.
         bound: Certified bound on ``max_error`` for each window, same shape; NaN where nothing is certified.
+        tube: Certified for these inputs: the largest bound of all whole windows of them, whatever comes before, see
+            :func:`lightning_stable.certify_windows`, same shape. NaN where no sequence has a whole window, and for
+            cells without a tube or a bound on their states.
         guarantee: What the bound rests on: ``"guaranteed"``, ``"derived"`` (a set read off a traced model), ``"data"``
             (inputs in the range of these) or ``"none"``.
         output_norm: Mean Euclidean norm of the recurrent layer's outputs, to compare with.
@@ -59,6 +63,7 @@ class TruncationProfile:
     sequence_error: Tensor
     rate: float
     bound: Tensor
+    tube: Tensor
     guarantee: str
     output_norm: float
     name: str = ""
@@ -98,14 +103,30 @@ class TruncationProfile:
         first = int(windows.sort(descending=True).values[rank - 1])
         return first if first <= len(self.windows) else None
 
+    def tube_window(self, tolerance: float) -> int | None:
+        """Return the smallest window from which on ``tube`` stays at or below ``tolerance``; None if none does.
+
+        It is enough for these inputs, whatever comes before them.
+
+        Raises:
+            TypeError: If the tolerance is no number.
+            ValueError: If it is not positive and finite.
+        """
+        tolerance = checks.number("tolerance", tolerance, "(0, inf)")
+        tube = self.tube[~self.tube.isnan()]
+        first = int(windows_needed(tube[:, None], tolerance)) if len(tube) else 1
+        return first if first <= len(tube) else None
+
     def plot(self) -> Figure:
-        """Draw errors and bound against the window on a logarithmic scale, as a matplotlib figure without a display."""
+        """Draw errors and bounds by the window on a logarithmic scale, as a matplotlib figure without a display."""
         largest, mean = self.max_error.tolist(), self.mean_error.tolist()
         curves = [
             ("largest", "largest error", largest),
             ("mean", "mean error", mean),
             ("level", "mean norm of the outputs", [self.output_norm] * len(mean)),
         ]
+        if not self.tube.isnan().all():
+            curves.insert(0, ("tube", "certified for these inputs", self.tube.tolist()))
         if not self.bound.isnan().all():
             label = "certified bound"
             label += {"data": " (range of this data)", "derived": " (derived inputs)"}.get(self.guarantee, "")
@@ -180,7 +201,8 @@ def truncation_profile(
         by_sequence = by_sequence[:, layout.packed.unsorted_indices.cpu()]
     mean = torch.stack([error[valid].mean() for error in errors]).double().cpu()
     size = torch.linalg.vector_norm(whole[valid], dim=-1).mean().item()
-    bound, guarantee = _bound(recurrent, layout, max_window, input_bound)
+    sources = _sources(recurrent, layout, input_bound)
+    bound, guarantee = _bound(recurrent, sources, max_window)
     floor = _ROUNDING.get(whole.dtype, 1e-2) * size
     return TruncationProfile(
         windows=torch.arange(1, max_window + 1),
@@ -189,6 +211,7 @@ def truncation_profile(
         sequence_error=by_sequence,
         rate=_fitted_rate(mean, floor),
         bound=bound,
+        tube=tube_profile(recurrences_of(recurrent), sources, layout, max_window).cpu(),
         guarantee=guarantee,
         output_norm=size,
         name=name,
@@ -248,14 +271,16 @@ def _sweeps(stack: Stack, inputs: Tensor, count: int) -> Iterator[States]:
         yield states
 
 
-def _bound(recurrent: nn.Module, layout: Layout, max_window: int, input_bound: Any) -> tuple[Tensor, str]:
+def _sources(recurrent: nn.Module, layout: Layout, input_bound: Any) -> Sources:
     recurrences = recurrences_of(recurrent)
     if input_bound is not None:
-        sources = resolve_sources(recurrent, recurrences, input_bound)
-    else:
-        seen = layout.inputs[layout.valid].double()
-        sources = {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
-    (bounds,) = window_bounds(recurrences, sources)
+        return resolve_sources(recurrent, recurrences, input_bound)
+    seen = layout.inputs[layout.valid].double()
+    return {recurrences[0].module_name: Recorded(seen.amin(0), seen.amax(0), checked=False)}
+
+
+def _bound(recurrent: nn.Module, sources: Sources, max_window: int) -> tuple[Tensor, str]:
+    (bounds,) = window_bounds(recurrences_of(recurrent), sources)
     errors = bounds.errors(max_window).cpu()
     return errors.where(errors.isfinite(), torch.nan), bounds.guarantee
 

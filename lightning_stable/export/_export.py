@@ -17,21 +17,23 @@ from torch.export import ExportedProgram
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable.copying import copied
+from lightning_stable.export.bounds import bounded
 from lightning_stable.export.examples import example_for, random_batch
 from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
 from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.trace import describe, trace
-from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
+from lightning_stable.export.verify import BATCH_SIZES, check_bounds, compare_batches, compare_streams
 from lightning_stable.hooks import Hook
 from lightning_stable.quiet import silent
 from lightning_stable.recurrence import recurrences_by_module
+from lightning_stable.recurrence.enclosed import Premises
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import check_module, is_recurrent, recurrent_modules
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
 
-_NAMES = (("input", "count", "recent"), ("output", "next_count", "next_recent"))
+_INPUTS, _MEMORY = ("input", "count", "recent"), ("next_count", "next_recent")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def export(
     batch_first: bool | None = None,
     input_bound: Any = None,
     report: StabilityReport | None = None,
+    bound: bool | None = None,
 ) -> Exported:
     """Write the ``window`` twin of a model as an ONNX file or a torch.export program, after checking its answers.
 
@@ -72,6 +75,12 @@ def export(
     model's answer in evaluation mode (the first one, if there are several, such as a state). Batches have any size and
     sequences any length, unless the model itself is made for one length, that of the example. With ``streaming`` the
     program takes one step and a memory instead, see :class:`~lightning_stable.export.StreamingForm`.
+
+    With ``bound`` the last output of the program is a bound beside every output. At that step the output of the
+    recurrent module, as the program computes it, and that of the recurrence from *any* admissible state differ by at
+    most that much in the Euclidean norm, whatever came before the window, see
+    :func:`~lightning_stable.certify_windows`. The recurrence may be exact, or rounded as the program is: rounding is
+    part of the bound.
 
     The file is run on random batches of 1, 3 and 17 sequences and compared with :func:`~lightning_stable.truncate`'s
     twin to 1e-5 before it takes its name; if they differ, no file is left.
@@ -87,6 +96,8 @@ def export(
         batch_first: Whether inputs are ``(batch, time, ...)``; None asks a recurrent layer, and is True otherwise.
         input_bound: What is known about the inputs, for the certificate, see :func:`~lightning_stable.certify`.
         report: A certificate of the model, where there is one already.
+        bound: Whether the program returns a bound beside every output. None does so where the model is certified as
+            stable and has one recurrent module, which it calls once.
 
     Returns:
         The path, the metadata and the differences between the answers.
@@ -110,20 +121,36 @@ def export(
     draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
     _check_takes_tensors(recurrent, example[:1] if batch_first else example[:, :1])
 
-    form: BatchForm | StreamingForm = BatchForm(recurrent, window)
-    if streaming:
-        every_step = _has_time(reference, draw, (window + 2, window + 3), int(batch_first))
-        form = StreamingForm(recurrent, window, batch_first=batch_first, every_step=every_step)
+    report = certify(recurrent, input_bound=input_bound) if report is None else report
+    every_step = streaming and _has_time(reference, draw, (window + 2, window + 3), int(batch_first))
+
+    def make(premises: Sequence[Premises] | None) -> BatchForm | StreamingForm:
+        if streaming:
+            return StreamingForm(recurrent, window, premises, batch_first=batch_first, every_step=every_step)
+        return BatchForm(recurrent, window, premises, batch_first=batch_first)
+
+    form, bounds = make(None), None
+    if bound or (bound is None and report.is_stable):
+        try:
+            bounds = bounded(recurrent, input_bound)
+            form = make(bounds.premises)
+            check_bounds(form, [draw(2, example.shape[int(batch_first)])], batch_first=batch_first)
+        except (RuntimeError, TypeError, ValueError):  # also what a model's own code says of float64
+            if bound:
+                raise
+            form, bounds = make(None), None
     program, axes, only = trace(form, draw, window + 2, example.shape[int(batch_first)], batch_first=batch_first)
     lengths = (window + 3, 1, 2 * window + 2) if only is None else (only,) * len(BATCH_SIZES)
     batches = [draw(batch, length) for batch, length in zip(BATCH_SIZES, lengths, strict=True)]
     compare = partial(_compare, form, reference, batches)
     compare(runner_of(program))  # before the long wait for a file
 
-    inputs, outputs = describe(program, axes, _NAMES)
+    names = ("output", *(_MEMORY if streaming else ()), *(() if bounds is None else ("bound",)))
+    inputs, outputs = describe(program, axes, (_INPUTS, names))
     metadata = Metadata.of(
-        certify(recurrent, input_bound=input_bound) if report is None else report,
+        report,
         window,
+        bound=None if bounds is None else bounds.metadata,
         model=original_class(model).__name__,
         form="streaming" if streaming else "batch",
         inputs=inputs,
@@ -209,12 +236,17 @@ def _has_time(
 def _compare(
     form: BatchForm | StreamingForm, reference: Callable[[Tensor], Tensor], batches: Sequence[Tensor], run: Runner
 ) -> float:
-    """Return how far a program of the form is from the reference."""
+    """Return how far a program of the form is from the reference; its bounds must be those of the form."""
+    batch_first = bool(form.time_dim)
     if isinstance(form, BatchForm):
-        return compare_batches(run, reference, batches)
-    return compare_streams(
-        run, reference, batches, form.start, batch_first=bool(form.time_dim), every_step=form.every_step
-    )
+        difference = compare_batches(run, reference, batches)
+    else:
+        difference = compare_streams(
+            run, reference, batches, form.start, batch_first=batch_first, every_step=form.every_step
+        )
+    if form.premises is not None:
+        check_bounds(form, batches, batch_first=batch_first, run=run)
+    return difference
 
 
 def _write(

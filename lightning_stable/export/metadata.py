@@ -6,7 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class Metadata:
         input_bound: By the name of the layer: its admissible inputs, in words. None where any are, or nothing is known.
         inputs: By name ``{"shape": [...], "dtype": ...}``; a dimension of any size has a name, the others a number.
         outputs: As ``inputs``.
+        bound: What the output ``bound`` speaks of: the recurrent ``module``, the ``norm`` of the difference of its
+            output, and what it holds for: every run from start states up to ``state_bound`` on any ``inputs_before``
+            the window (None for all inputs), with the ``guarantee`` of that. None without such an output.
         version: Version of the package that wrote the file.
     """
 
@@ -48,6 +51,7 @@ class Metadata:
     input_bound: dict[str, str | None]
     inputs: dict[str, dict[str, Any]]
     outputs: dict[str, dict[str, Any]]
+    bound: dict[str, Any] | None = None
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,9 +88,9 @@ def read_metadata(path: str | Path) -> Metadata:
         raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
     entries = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
     names = {field.name for field in fields(Metadata)}
-    if not names <= entries.keys():
+    if not {field.name for field in fields(Metadata) if field.default is MISSING} <= entries.keys():
         raise ValueError(f"`path` must be a file that lightning-stable exported. Got {str(path)!r}.")
-    return Metadata(**{name: entries[name] for name in names})
+    return Metadata(**{name: entries[name] for name in names & entries.keys()})
 
 
 def _of_archive(path: Path) -> Mapping[str, Any]:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from lightning_stable.copying import copied
 from lightning_stable.export.formats import Runner
+from lightning_stable.export.forms import BatchForm, StreamingForm
 
 TOLERANCE = 1e-5
+_BOUND_TOLERANCE = 1e-2
 BATCH_SIZES = (1, 3, 17)
 
 
@@ -50,7 +53,7 @@ def stream(
     """
     answers, (count, recent) = [], start
     for step in inputs.unbind(int(batch_first)):
-        answer, count, recent = run((step.contiguous(), count, recent))
+        answer, count, recent, *_ = run((step.contiguous(), count, recent))
         answers.append(answer)
     return answers, (count, recent)
 
@@ -94,3 +97,47 @@ def compare_streams(
                     yield answer, reference(inputs.narrow(time_dim, 0, step + 1))
 
     return largest_difference(pairs())
+
+
+@torch.no_grad()
+def check_bounds(
+    form: BatchForm | StreamingForm, batches: Iterable[Tensor], *, batch_first: bool, run: Runner | None = None
+) -> None:
+    """Check the output ``bound`` of a form or of a program made from it.
+
+    Args:
+        form: The form.
+        batches: Sequences. A stream is checked at its first steps.
+        batch_first: As in :func:`stream`.
+        run: The program; None checks the form alone.
+
+    Raises:
+        ValueError: If there is no bound for every step of the inputs, or one is not finite, or less than that of the
+            form in float64, or not near that of the form.
+    """
+    exact = copied(form).to(torch.float64)
+    for inputs in batches:
+        if isinstance(form, StreamingForm):
+            assert isinstance(exact, StreamingForm)
+            step = inputs.select(int(batch_first), 0)
+            given: tuple[Tensor, ...] = (step, *form.start(len(step)))
+            wide: tuple[Tensor, ...] = (_wide(step), *exact.start(len(step)))
+            shape = inputs.shape[1 - int(batch_first) : 2 - int(batch_first)]
+        else:
+            given, wide, shape = (inputs,), (_wide(inputs),), inputs.shape[:2]
+        expected, least = form(*given)[-1], exact(*wide)[-1]
+        bound = expected if run is None else run(given)[-1]
+        if bound.shape != shape:
+            raise ValueError(
+                "`bound` needs a model that gives its recurrent module the steps of its inputs one by one. "
+                f"Got bounds of shape {tuple(bound.shape)} for inputs of {tuple(inputs.shape)}."
+            )
+        if not ((bound >= least) & (bound <= (1 + _BOUND_TOLERANCE) * expected)).all():
+            raise ValueError(
+                "The bounds of an exported program must be finite, at least those in float64 and near those of the "
+                f"form. Got {bound.min():.3g} to {bound.max():.3g} for {least.min():.3g} to {expected.max():.3g}."
+            )
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    return inputs.double() if inputs.is_floating_point() else inputs

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.tubes import Metric, Tube
 
 State = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
@@ -124,6 +125,8 @@ class Recurrence(ABC):
     needs_drive: ClassVar[bool] = True
     # How many parts of the state the module takes and returns, None for all; every step recomputes the others.
     state_parts: ClassVar[int | None] = None
+    # The certificate whose norm the tube carries beside the entries of the state.
+    tube_norm: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -345,6 +348,22 @@ class Recurrence(ABC):
             outputs; None where :meth:`readout` says it all.
         """
         return None
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the step on enclosures, which bounds truncation at given inputs, see :mod:`tubes`.
+
+        An adapter without one leaves it to :meth:`comparison` to bound truncation at all inputs.
+
+        Args:
+            weights: Weights by role, in the dtype to compute in.
+            metric: The norm of the certificate ``tube_norm``, if the adapter names one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no tube.")
+
+    @property
+    def has_tube(self) -> bool:
+        """Whether the adapter implements :meth:`tube`."""
+        return type(self).tube is not Recurrence.tube
 
 
 def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:

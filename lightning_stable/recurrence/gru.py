@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_stable.recurrence.base import Budget, State, Weights, reach
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.leaky import Bounds, MixedRecurrence
+from lightning_stable.recurrence.tubes import GRUTube, Metric, Tube
 
 
 class GRURecurrence(MixedRecurrence):
@@ -65,3 +66,7 @@ class GRURecurrence(MixedRecurrence):
             multiplied = multiplied + weights["bias_hh"].view_as(norms)[2].abs()
         coefficients = torch.stack((multiplied / 4, update * (state + 1), torch.ones_like(leak)))
         return Budget(coefficients, ((rate - update) / keep).clamp(min=0))
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.GRUTube`."""
+        return GRUTube(weights, metric)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights, reach
 from lightning_stable.recurrence.intervals import Interval, sigmoid_maximum
+from lightning_stable.recurrence.tubes import IntersectionTube, Metric, Tube
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 
@@ -133,6 +134,10 @@ class IntersectionRecurrence(UGRNNRecurrence):
             weights["weight_iy"].abs(),
             _passing(weights).abs(),
         )
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.IntersectionTube`."""
+        return IntersectionTube(weights, metric)
 
 
 def _passing(weights: Weights) -> Tensor:

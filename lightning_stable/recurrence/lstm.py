@@ -40,6 +40,7 @@ from lightning_stable.recurrence.intervals import (
     tanh_magnitude,
     tanh_slope,
 )
+from lightning_stable.recurrence.tubes import LSTMTube, Metric, Tube
 
 # A unit whose cell does not see h at all would need an infinite weight on c; this floor under b keeps it finite.
 _COUPLING_FLOOR = 1e-9
@@ -394,6 +395,10 @@ class LSTMRecurrence(GatedRecurrence):
     def readout(self, weights: Weights) -> Tensor | None:
         """``W_hr`` with ``proj_size``: the certificate's state is ``m``, the output ``W_hr m``."""
         return weights.get("weight_hr")
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.LSTMTube`."""
+        return LSTMTube(weights, metric)
 
 
 def miller_hardt_radii(keep: Tensor) -> Tensor:

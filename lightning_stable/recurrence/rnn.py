@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import BOX_ROUNDS, Contraction, Recurrence, State, Weights, reach
 from lightning_stable.recurrence.intervals import Interval, tanh_magnitude, tanh_slope
+from lightning_stable.recurrence.tubes import Metric, RNNTube, Tube
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RNNRecurrence(Recurrence):
     norms: ClassVar[tuple[str, ...]] = ("l2", "linf", "l1", "perron", "diagonal", "full")
     methods: ClassVar[tuple[str, ...]] = ("euclidean", "rescale")
     needs_drive = False
+    tube_norm = "diagonal"
 
     @property
     def nonlinearity(self) -> str:
@@ -158,6 +160,10 @@ class RNNRecurrence(Recurrence):
             return _Comparison(hidden, inputs)
         slope = tanh_slope(drive.shift(_bias(weights)).widen(reach(hidden, box[0])))[:, None]
         return _Comparison(slope * hidden, slope * inputs)
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.RNNTube`."""
+        return RNNTube(weights, metric, relu=self.nonlinearity == "relu")
 
 
 def form_of(contraction: Contraction) -> linalg.QuadraticForm:

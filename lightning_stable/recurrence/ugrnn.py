@@ -12,6 +12,7 @@ from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.leaky import Bounds, MixedRecurrence
+from lightning_stable.recurrence.tubes import Metric, Tube, UGRNNTube
 
 
 class UGRNNRecurrence(MixedRecurrence):
@@ -38,3 +39,7 @@ class UGRNNRecurrence(MixedRecurrence):
         """Return the bounds of gate and candidate."""
         gate, candidate = self.pre_activation(weights, drive, state_bound)
         return Bounds.of(gate, candidate, state_bound, leak_bound)
+
+    def tube(self, weights: Weights, metric: Metric | None) -> Tube:
+        """Return the :class:`~lightning_stable.recurrence.tubes.UGRNNTube`."""
+        return UGRNNTube(weights, metric)

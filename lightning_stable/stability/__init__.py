@@ -15,6 +15,7 @@ from lightning_stable.stability.inputs.sets import (
 from lightning_stable.stability.inputs.watch import record_inputs
 from lightning_stable.stability.projection.project import Constraint, project_
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.stability.tube import certify_windows
 
 __all__ = [
     "ActiveEntries",
@@ -30,6 +31,7 @@ __all__ = [
     "StabilityReport",
     "SupNorm",
     "certify",
+    "certify_windows",
     "project_",
     "record_inputs",
 ]

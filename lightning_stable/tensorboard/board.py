@@ -17,7 +17,7 @@ from lightning_stable.trainers import classes
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-OWN, THEORY, STATISTICAL = "", "theory", "statistical"
+OWN, THEORY, STATISTICAL, TUBE = "", "theory", "statistical", "tube"
 
 
 class Board:

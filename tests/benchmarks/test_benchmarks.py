@@ -15,6 +15,7 @@ from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
 from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
+from benchmarks.tube import tube
 
 
 def test_sides_are_timed_in_turn() -> None:
@@ -36,6 +37,11 @@ def test_the_clip_in_a_form_ends_at_the_rate_on_a_real_training() -> None:
     (row,) = quadratic(sizes=(16,), steps=4)
     assert (row.name, row.baseline) == ("rnn full", "rnn l2")
     assert row.error < 1e-5
+
+
+def test_tubes_are_compared_with_windows_and_programs() -> None:
+    rows = list(tube(shapes=((4, 3, 2),), rounds=2))
+    assert [row.baseline for row in rows] == ["windows", "program"] * 3
 
 
 def test_gated_projections_are_compared_with_the_plain_one() -> None:

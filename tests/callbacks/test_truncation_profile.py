@@ -28,6 +28,7 @@ def test_logs_what_the_profile_of_the_first_validation_batch_says(cell: str, tmp
     logged = run.callback_metrics
     assert logged["truncation/core/max_error"] == pytest.approx(expected.max_error[-1].item())
     assert logged["truncation/core/required_window"] == expected.required_window(0.05)
+    assert logged.get("truncation/core/tube_window") == expected.tube_window(0.05)
     assert math.isnan(expected.rate) or logged["truncation/core/rate"] == pytest.approx(expected.rate)
     assert torch.equal(ours.profiles["core"].max_error, expected.max_error)
     assert model.core.training

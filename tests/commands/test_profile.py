@@ -47,6 +47,8 @@ def test_measured_and_certified_windows(cell: str) -> None:
     torch.testing.assert_close(found.profile.mean_error, expected.mean_error)
     torch.testing.assert_close(found.profile.bound, expected.bound)
     assert found.measured == expected.required_window(0.05)
+    torch.testing.assert_close(found.profile.tube, expected.tube)
+    assert found.tube == expected.tube_window(0.05)
     report = certify(model, input_bound=2.0)
     assert found.certified == report.required_window(0.05)
     assert found.layers == report.layers
@@ -132,14 +134,14 @@ def test_a_table_and_a_plot(window: int | None, tmp_path: Path, capsys: pytest.C
     assert [(row["module"], row["window"]) for row in rows] == [("core", str(k)) for k in range(1, 8)]
     errors = torch.tensor([[float(row[key]) for key in ("max_error", "mean_error")] for row in rows])
     torch.testing.assert_close(errors, torch.stack((expected.max_error, expected.mean_error), 1).float())
-    assert all(float(row["max_error"]) <= float(row["certified_bound"]) for row in rows)
+    assert all(float(row["max_error"]) <= float(row["tube"]) <= float(row["certified_bound"]) for row in rows)
     assert (tmp_path / "out" / "core.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     certified = certify(model.eval()).required_window(0.01)
     measured = expected.required_window(0.01)
     assert str(certified) in out
     assert ("> 7" if measured is None else f" {measured} ") in out
-    assert "10, up to" in out
+    assert "10 x" in out
 
 
 class Slashed(LightningModule):

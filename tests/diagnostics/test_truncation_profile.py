@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lightning_stable import project_, truncation_profile
+from lightning_stable import certify_windows, project_, truncation_profile
 from lightning_stable.diagnostics import TruncationProfile
 from lightning_stable.diagnostics.truncation_profile import windows_needed
 from lightning_stable.stability import SupNorm
@@ -246,6 +246,7 @@ def profile(errors: list[float], **kwargs: Any) -> TruncationProfile:
         "output_norm": 1.0,
         "mean_error": values / 2,
         "sequence_error": values[:, None],
+        "tube": torch.full_like(values, torch.nan),
     }
     return TruncationProfile(torch.arange(1, len(errors) + 1), max_error=values, **defaults | kwargs)
 
@@ -391,6 +392,7 @@ def test_the_plot_shows_errors_and_bound() -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines) == [
         "certified bound (range of this data)",
+        "certified for these inputs",
         "largest error",
         "mean error",
         "mean norm of the outputs",
@@ -425,3 +427,54 @@ def test_packed_inputs_are_packed() -> None:
 def test_no_inputs_are_no_measurement(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"`inputs` must hold a sequence, with at least one step. Got shape"):
         truncation_profile(net("gru"), torch.zeros(shape, dtype=torch.float64))
+
+
+# The tube -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, False), (1, True), (2, True)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_tube_is_the_largest_of_all_whole_windows(name: str, layers: int, bidirectional: bool) -> None:
+    module = net(name, num_layers=layers, bidirectional=bidirectional)
+    project_(module, 0.9, input_bound=2.0)
+    x = sequence()
+    found = truncation_profile(module, x, T + 1, input_bound=2.0)
+    for window, tube in enumerate(found.tube, 1):
+        places = 2 * window - 1 if bidirectional else window
+        if places > T:
+            assert tube.isnan()
+            continue
+        windows = x.unfold(0, places, 1).permute(3, 0, 1, 2).flatten(1, 2)
+        expected = certify_windows(module, windows, input_bound=2.0).max()
+        torch.testing.assert_close(tube, expected, rtol=1e-9, atol=0)
+
+
+def test_padding_is_in_no_tube() -> None:
+    module, lengths = net("gru"), torch.tensor([4, T, 6])
+    packed = pack_padded_sequence(sequence(), lengths, enforce_sorted=False)
+    found = truncation_profile(module, packed, T)
+    alone = [truncation_profile(module, sequence()[:n, i : i + 1], T, input_bound=2.0) for i, n in enumerate(lengths)]
+    expected = torch.stack([profile.tube.nan_to_num(0.0) for profile in alone]).amax(0)
+    torch.testing.assert_close(found.tube, expected, rtol=1e-9, atol=0)
+
+
+def test_errors_after_any_history_are_below_the_tube() -> None:
+    module, x = net("lstm"), sequence(24)
+    project_(module, 0.9, input_bound=2.0)
+    found = truncation_profile(module, x, 12, input_bound=2.0)
+    history = 2 * torch.ones(30, BATCH, 3, dtype=torch.float64)
+    whole = module(torch.cat((history, x)))[0][30:]
+    for window, tube in enumerate(found.tube, 1):
+        apart = (restarted(module, x, window)[0] - whole)[window - 1 :].norm(dim=-1)
+        assert apart.max() <= tube
+
+
+def test_windows_of_the_tube() -> None:
+    found = replace(truncation_profile(net("gru"), sequence(), 5), tube=torch.tensor([3.0, 1.0, 2.0, 0.5, torch.nan]))
+    assert [found.tube_window(tolerance) for tolerance in (4.0, 1.0, 0.5, 0.1)] == [1, 4, 4, None]
+    assert replace(found, tube=torch.full((5,), torch.nan)).tube_window(1.0) is None
+    with pytest.raises(ValueError, match="`tolerance`"):
+        found.tube_window(0.0)
+    assert "certified for these inputs" in [line.get_label() for line in found.plot().axes[0].lines]
+
+
+def test_cells_without_a_tube_have_none() -> None:
+    assert truncation_profile(LeakyCell(3, 4).double(), sequence(), 3).tube.isnan().all()

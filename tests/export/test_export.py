@@ -84,7 +84,18 @@ def test_a_stable_lstm(format: str, streaming: bool, tmp_path: Path) -> None:
         assert metadata.outputs["output"]["shape"] == ["batch", 5]
     else:
         assert metadata.inputs == {"input": {"shape": ["batch", "time", 3], "dtype": "float32"}}
-        assert metadata.outputs == {"output": {"shape": ["batch", "time", 5], "dtype": "float32"}}
+        assert metadata.outputs == {
+            "output": {"shape": ["batch", "time", 5], "dtype": "float32"},
+            "bound": {"shape": ["batch", "time"], "dtype": "float32"},
+        }
+    assert list(metadata.outputs)[-1] == "bound"
+    assert metadata.bound == {
+        "module": "",
+        "norm": "euclidean",
+        "state_bound": 1.0,
+        "inputs_before": "|x| <= 1",
+        "guarantee": "guaranteed",
+    }
 
 
 @pytest.mark.slow
@@ -146,6 +157,89 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.weight
+
+
+def test_bounds_are_an_option(tmp_path: Path) -> None:
+    path, given = tmp_path / "m.pt2", {"format": "torch-export"}
+    model = layer("rnn", 1)
+    assert list(export(model, 2, path, bound=False, **given).metadata.outputs) == ["output"]
+    assert read_metadata(path).bound is None
+    with torch.no_grad():
+        model.weight_hh_l0.mul_(5.0)
+    assert export(model, 2, path, **given).metadata.bound is None  # the tube of an unstable layer says nothing
+    assert export(model, 2, path, bound=True, **given).metadata.bound is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", SUFFIX)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_no_history_leaves_an_exported_bound(cell: str, format: str, tmp_path: Path) -> None:
+    """A program sees the last inputs of 512 sequences; 16,000 windows of them have histories it knows nothing of."""
+    model, path = layer(cell, 2, scale=1.5), tmp_path / f"file{SUFFIX[format]}"
+    export(model, WINDOW, path, format=format, input_bound=1.0, bound=True)
+    exact = net(cell, num_layers=2, batch_first=True)
+    exact.load_state_dict(model.state_dict())
+    x = inputs(512, 40).sign() * inputs(512, 40).abs() ** 0.2  # near the corners
+    found, bound = formats.FORMATS[format].open(path)((x[:, 8:],))
+    apart = (exact(x.double())[0][:, 8:] - found).norm(dim=-1)
+    assert (apart <= bound).all()
+    print(f"\n{cell}, {format}: {apart.numel()} evaluations, tightest {(apart / bound).max():.3f}")
+
+
+@pytest.mark.parametrize("operator", ["Tanh", "Sigmoid"])
+def test_functions_of_the_runtime_are_as_exact_as_bounds_ask(operator: str) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], "g", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    x = torch.cat((torch.linspace(-30, 30, 200_001), torch.linspace(-3, 3, 200_001)))
+    found = torch.from_numpy(runtime.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})[0])
+    exact = {"Tanh": torch.tanh, "Sigmoid": torch.sigmoid}[operator](x.double())
+    assert (found - exact).abs().max() <= 4 * torch.finfo(torch.float32).eps
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = layer("gru", 1), nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(self.low(x)[0])[0]
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = layer("gru", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(torch.cat((x, x), dim=1))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Both(), r"one recurrent module. Got 2: \['low', 'high'\]"),
+        (Doubled(), r"the steps of its inputs one by one. Got bounds of shape \(2, 12\) for inputs of \(2, 6, 3\)"),
+        (nn.LSTM(3, 4, batch_first=True), "declare `input_bound`"),
+    ],
+)
+def test_models_without_bounds(model: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(model, 2, tmp_path / "m.pt2", format="torch-export", bound=True, example=inputs(2, 6), input_bound=None)
+
+
+def test_a_bound_that_is_too_small_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = formats.FORMATS["torch-export"]
+
+    def wrong(path: Path) -> formats.Runner:
+        run = right.open(path)
+        return lambda given: (*run(given)[:-1], 0.9 * run(given)[-1])
+
+    monkeypatch.setitem(formats.FORMATS, "torch-export", right._replace(open=wrong))
+    with pytest.raises(ValueError, match="bounds of an exported program must be"):
+        export(layer("rnn", 1), 2, tmp_path / "m.pt2", format="torch-export")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("streaming", [False, True])

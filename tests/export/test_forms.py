@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_stable import truncate
+from lightning_stable import certify_windows, project_, truncate
 from lightning_stable.export import BatchForm, StreamingForm
+from lightning_stable.export.bounds import bounded
 from lightning_stable.models import LanguageModel, MusicModel, SequenceRegressor, SlotTagger
 from tests.nets import LAYERS, net
 
@@ -26,7 +28,7 @@ def streamed(form: StreamingForm, inputs: Tensor) -> Tensor:
     count, recent = form.start(len(inputs))
     answers = []
     for step in inputs.unbind(1):
-        answer, count, recent = form(step, count, recent)
+        answer, count, recent, *_ = form(step, count, recent)
         answers.append(answer)
     return torch.stack(answers, 1)
 
@@ -142,3 +144,76 @@ class Answers(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"y": self.core(x)[0]}
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+def uniform(*shape: int) -> Tensor:
+    return random(*shape).clamp(-1, 1)
+
+
+def stable(name: str, **kwargs: Any) -> nn.Module:
+    layer = net(name, **kwargs)
+    project_(layer, 0.9, input_bound=1.0)
+    return layer
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, False), (1, True), (2, True)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_bounds_are_those_of_the_windows(name: str, layers: int, bidirectional: bool) -> None:
+    layer = stable(name, num_layers=layers, bidirectional=bidirectional)
+    inputs = uniform(2 * WINDOW + 3, 3, 3)
+    form = BatchForm(layer, WINDOW, bounded(layer, 1.0).premises, batch_first=False)
+    output, bound = form(inputs)
+    torch.testing.assert_close(output, truncate(layer, WINDOW)(inputs)[0], rtol=0, atol=1e-12)
+    assert bound.shape == (2 * WINDOW + 3, 3)
+    places = 2 * WINDOW - 1 if bidirectional else WINDOW
+    for position in range(WINDOW - 1, WINDOW + 2):
+        windows = inputs[position - WINDOW + 1 :][:places]
+        expected = certify_windows(layer, windows, input_bound=1.0)
+        torch.testing.assert_close(bound[position], expected, rtol=1e-9, atol=0)
+    # Where the past is out of the sequence, it may have been anything, too.
+    if not bidirectional:
+        torch.testing.assert_close(bound[1], certify_windows(layer, inputs[:2], input_bound=1.0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bounds_of_streams(name: str) -> None:
+    layer, inputs = stable(name, num_layers=2, batch_first=True), uniform(3, 2 * WINDOW + 1, 3)
+    premises = bounded(layer, 1.0).premises
+    answers, bounds = BatchForm(layer, WINDOW, premises)(inputs)
+    form = StreamingForm(layer, WINDOW, premises)
+    count, recent = form.start(3)
+    for step, answer, bound in zip(inputs.unbind(1), answers.unbind(1), bounds.unbind(1), strict=True):
+        found, count, recent, found_bound = form(step, count, recent)
+        torch.testing.assert_close(found, answer, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found_bound, bound, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("window", [2, 30])
+@pytest.mark.parametrize("name", LAYERS)
+def test_bounds_hold_in_float32_whatever_came_before(name: str, window: int) -> None:
+    exact = stable(name, num_layers=2, batch_first=True)
+    layer = net(name, num_layers=2, batch_first=True, dtype=torch.float32)
+    layer.load_state_dict(exact.state_dict())
+    exact.load_state_dict(layer.state_dict())  # the rounded weights
+    inputs = uniform(64, window + 40, 3).float()
+    outputs, bounds = BatchForm(layer, window, bounded(layer, 1.0).premises)(inputs)
+    expected = exact(inputs.double())[0]  # from inputs that the last windows do not see
+    apart = (outputs.double() - expected).norm(dim=-1)[:, -5:]
+    assert (apart <= bounds[:, -5:].double()).all()
+    assert window == 2 or bounds[:, -5:].median() < 0.5 or name in ("rnn", "relu")
+
+
+def test_a_form_that_calls_its_layer_twice_has_no_bound() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = stable("gru", batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.core(x)[0] + self.core(-x)[0]
+
+    model = Twice()
+    form = BatchForm(model, WINDOW, bounded(model, 1.0).premises)
+    with pytest.raises(ValueError, match=r"calls its recurrent module once.*Got 2 calls"):
+        form(uniform(2, 5, 3))

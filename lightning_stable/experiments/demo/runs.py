@@ -22,12 +22,13 @@ from lightning_stable.callbacks import (
     TruncationProfileCallback,
 )
 from lightning_stable.datamodules import PythonDocsDataModule
-from lightning_stable.diagnostics import truncation_profile
+from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.experiments.demo.options import DemoOptions
 from lightning_stable.models import LanguageModel
-from lightning_stable.stability import StabilityReport
+from lightning_stable.stability import FiniteSet, StabilityReport
 
-TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 100, 40
+TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 150, 40
+_LINE = 256
 DISTANCE_WINDOWS = (2, 5, 10, 20)
 # By window: step and relative weight distance, in order.
 Distances = dict[int, list[tuple[int, float]]]
@@ -45,7 +46,7 @@ class Run:
         projection_seconds: The duration of every projection; empty for an unconstrained model.
         test_perplexity: The test perplexity of the best epoch.
         twin_perplexity: The test perplexity of the twin of that epoch.
-        required_window: The measured window for :data:`TOLERANCE`; None if it is longer than any measured.
+        profile: The truncation profile on test text.
         metrics: What the callbacks had logged at the end.
         report: The certificate of the best epoch.
     """
@@ -57,7 +58,7 @@ class Run:
     projection_seconds: list[float] = field(default_factory=list)
     test_perplexity: float = float("nan")
     twin_perplexity: float = float("nan")
-    required_window: int | None = None
+    profile: TruncationProfile | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     report: StabilityReport | None = None
 
@@ -136,7 +137,7 @@ def train(
     run.test_perplexity = metrics["test_perplexity"]
     run.projection_seconds = [end - start for start, end in zip(starts, ends, strict=True)]
     run.report = certify(model)
-    run.required_window = _required_window(model, data)
+    run.profile = _profile(model, data)
     # The twin of the same epoch.
     best = torch.load(checkpoint.best_model_path, weights_only=True)
     assert shadow.twin is not None
@@ -202,8 +203,9 @@ def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[
 
 
 @torch.no_grad()
-def _required_window(model: LanguageModel, data: PythonDocsDataModule) -> int | None:
-    """Return the window from which on the recurrence is off by at most ``TOLERANCE`` on test text."""
-    text = data.stream("test")[: 5 * 256].view(5, 256)
-    profile = truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW)
-    return profile.required_window(TOLERANCE)
+def _profile(model: LanguageModel, data: PythonDocsDataModule) -> TruncationProfile:
+    """Return how far the recurrence is from its windowed forms on the test text, after any text at all."""
+    text = data.stream("test")
+    text = text[: len(text) // _LINE * _LINE].view(-1, _LINE)
+    table = FiniteSet(model.embedding.weight)
+    return truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW, input_bound=table)

@@ -52,6 +52,7 @@ def twin_table(runs: list[Run], window: int) -> Table:
             f"{run.metrics['shadow/val_prediction_distance_relative']:.2g}"
         ),
         f"window for an error of {TOLERANCE:g}, measured": _measured_window,
+        f"window for an error of {TOLERANCE:g}, certified for this text": _tube_window,
         f"window for an error of {TOLERANCE:g}, certified": _certified_window,
         "time of a step, with twin / without": lambda run: f"{run.metrics['shadow/step_time_ratio']:.1f}",
     }
@@ -61,7 +62,19 @@ def twin_table(runs: list[Run], window: int) -> Table:
 
 
 def _measured_window(run: Run) -> str:
-    return f"more than {LONGEST_WINDOW}" if run.required_window is None else str(run.required_window)
+    assert run.profile is not None
+    window = run.profile.required_window(TOLERANCE)
+    return f"more than {LONGEST_WINDOW}" if window is None else str(window)
+
+
+def _tube_window(run: Run) -> str:
+    assert run.profile is not None
+    window, least = run.profile.tube_window(TOLERANCE), run.profile.tube[-1].item()
+    if window is not None:
+        return str(window)
+    if not least < run.profile.output_norm:  # also where there is no bound at all
+        return "none: vacuous"
+    return f"more than {LONGEST_WINDOW}"
 
 
 def _certified_window(run: Run) -> str:
