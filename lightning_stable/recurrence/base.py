@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.intervals import Interval, worst
 
 State = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
@@ -46,6 +46,14 @@ class Contraction(NamedTuple):
             for a, b, scale in zip(state, other, self.scales, strict=True)
         ]
         return torch.stack(parts).amax(0)
+
+
+class Pairing(NamedTuple):
+    """The gates whose drives are taken at the same input, by their positions among the blocks of ``driven_rows``."""
+
+    gates: int  # blocks of weight_ih
+    leak: int
+    partner: int
 
 
 class Recurrence(ABC):
@@ -130,6 +138,11 @@ class Recurrence(ABC):
         """Return the rows of ``weight_ih`` whose drive matters most; the fast projection does not bound the others."""
         return slice(None)
 
+    @property
+    def pairing(self) -> Pairing | None:
+        """Which gates are taken at the same input; None for a cell that is given one interval a row."""
+        return None
+
     def driven_rows(self, weights: Weights) -> Tensor:
         """Return the matrix whose products with inputs are the drive: ``weight_ih``, and more if outputs need it."""
         return weights["weight_ih"]
@@ -178,8 +191,9 @@ class Recurrence(ABC):
 
         Args:
             weights: Weights by role, in the dtype to compute in.
-            drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each, see :meth:`driven_rows`; None
-                when nothing is known about the inputs.
+            drive: Interval of ``weight_ih @ x`` (without bias), see :meth:`driven_rows`; None when nothing is known
+                about the inputs. It has shape ``(rows,)``, or ``(scenarios, rows)`` as well where the cell has a
+                :attr:`pairing`, and the rate is then the largest over the scenarios.
             norm: One of ``norms``.
             state_bound: Runs start from states with entries of at most this size, 0 for runs from zero only. Later
                 states may be larger: those of saturating cells reach 1.
@@ -274,6 +288,8 @@ class GatedRecurrence(Recurrence):
 
     gates: ClassVar[tuple[str, ...]]
     leak: ClassVar[str]
+    # The gate that costs most where the leak gate is open; None for a cell that takes one interval a row.
+    partner: ClassVar[str | None] = None
     shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projection.sets.share_budget
     norms: ClassVar[tuple[str, ...]] = ("row", "tight", "l2")
     methods: ClassVar[tuple[str, ...]] = ("shares", "euclidean", "rescale")
@@ -282,6 +298,13 @@ class GatedRecurrence(Recurrence):
     def projected_roles(self) -> tuple[str, ...]:
         """The recurrent weights, and for the leak gate also input weights and biases."""
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """The leak gate and its partner."""
+        if self.partner is None:
+            return None
+        return Pairing(len(self.gates), self.gates.index(self.leak), self.gates.index(self.partner))
 
     def leading_rows(self) -> slice:
         """Return the rows of the leak gate: the other gates are bounded by 1 whatever drives them."""
@@ -321,7 +344,7 @@ class GatedRecurrence(Recurrence):
 
     def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
         """Return the largest value of the leak gate, shape ``(units,)``."""
-        return torch.sigmoid(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high)
+        return torch.sigmoid(worst(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high))
 
     @abstractmethod
     def budget(

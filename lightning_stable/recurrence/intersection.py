@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights, reach
-from lightning_stable.recurrence.intervals import Interval, sigmoid_slope
+from lightning_stable.recurrence.intervals import Interval, sigmoid_slope, worst
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 
 class _Outputs(NamedTuple):
-    """Intervals of the parts of ``y``, each of shape ``(units,)``."""
+    """Intervals of the parts of ``y``, of shape ``(units,)`` or ``(scenarios, units)``."""
 
     gate: Interval  # pre-activation
     candidate: Interval  # relu(a)
@@ -58,6 +58,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
         *("weight_iy", "weight_hy", "bias_iy", "bias_hy", "weight_ix", "bias_ix"),
     )
     gates = ("g", "h")
+    partner = "h"
     state_parts = 1
 
     # --------------------------------------------------------------- state map
@@ -86,11 +87,11 @@ class IntersectionRecurrence(UGRNNRecurrence):
     def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
         """Return the intervals of the pre-activations of the state's gates."""
         rows = len(weights["weight_ih"])
-        return super().pre_activation(weights, Interval(drive.low[:rows], drive.high[:rows]), state_bound)
+        return super().pre_activation(weights, drive.rows(slice(rows)), state_bound)
 
     def _outputs(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> _Outputs:
         rows = len(weights["weight_ih"])
-        gate, candidate, passed = Interval(drive.low[rows:], drive.high[rows:]).chunk(3)
+        gate, candidate, passed = drive.rows(slice(rows, None)).chunk(3)
         radius = reach(weights["weight_hy"], state_bound)
         if "bias_iy" in weights:
             bias = (weights["bias_iy"] + weights["bias_hy"]).chunk(2)
@@ -105,7 +106,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
             return None
         outputs = self._outputs(weights, drive, max(1.0, state_bound))
         gates = (torch.sigmoid(end) for end in outputs.gate)
-        return torch.stack([mix(g, outputs.passed.magnitude, outputs.candidate.high) for g in gates]).amax(0)
+        return worst(torch.stack([mix(g, outputs.passed.magnitude, outputs.candidate.high) for g in gates]).amax(0))
 
     def output_comparison(
         self, weights: Weights, drive: Interval | None, state_bound: float
@@ -116,14 +117,14 @@ class IntersectionRecurrence(UGRNNRecurrence):
         outputs = self._outputs(weights, drive, self._reachable(weights, drive, state_bound)[1])
         passed, candidate = outputs.passed, outputs.candidate
         apart = torch.maximum(passed.high - candidate.low, candidate.high - passed.low)
-        of_gate = sigmoid_slope(outputs.gate) * apart
-        of_candidate = torch.sigmoid(-outputs.gate.low) * (candidate.high > 0)
+        of_gate = worst(sigmoid_slope(outputs.gate) * apart)
+        of_candidate = worst(torch.sigmoid(-outputs.gate.low) * (candidate.high > 0))
 
         def combined(weight: Tensor) -> Tensor:
             gate_rows, candidate_rows = weight.abs().chunk(2)
             return of_gate[:, None] * gate_rows + of_candidate[:, None] * candidate_rows
 
-        through = torch.sigmoid(outputs.gate.high)[:, None] * _passing(weights).abs()
+        through = torch.sigmoid(worst(outputs.gate.high))[:, None] * _passing(weights).abs()
         return _OutputComparison(combined(weights["weight_hy"]), combined(weights["weight_iy"]) + through)
 
 

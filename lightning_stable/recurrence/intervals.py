@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """Elementwise bounds ``low <= value <= high``, both of one shape."""
+    """Elementwise bounds ``low <= value <= high``, both of one shape.
+
+    Those of gates have shape ``(rows,)`` or ``(scenarios, rows)``. With scenarios, for every admissible input and every
+    unit there is one that holds all gates of the unit at that input.
+    """
 
     low: Tensor
     high: Tensor
@@ -27,10 +31,13 @@ class Interval(NamedTuple):
         return Interval(self.low - radius, self.high + radius)
 
     def chunk(self, parts: int) -> tuple[Interval, ...]:
-        """Split along the first dimension into equal parts, one per gate."""
-        return tuple(
-            Interval(low, high) for low, high in zip(self.low.chunk(parts), self.high.chunk(parts), strict=True)
-        )
+        """Split along the last dimension into equal parts, one per gate."""
+        pairs = zip(self.low.chunk(parts, -1), self.high.chunk(parts, -1), strict=True)
+        return tuple(Interval(low, high) for low, high in pairs)
+
+    def rows(self, which: slice) -> Interval:
+        """Return some of the rows."""
+        return Interval(self.low[..., which], self.high[..., which])
 
     def times(self, other: Interval) -> Interval:
         """Return the interval of all products: its ends are among the four products of the ends."""
@@ -48,6 +55,11 @@ class Interval(NamedTuple):
     def distance_to_zero(self) -> Tensor:
         """The smallest absolute value (0 when the interval contains 0)."""
         return torch.maximum(self.low, -self.high).clamp(min=0)
+
+
+def worst(values: Tensor) -> Tensor:
+    """Return the largest value of every unit over the scenarios, from shape ``(units,)`` or ``(scenarios, units)``."""
+    return values if values.dim() == 1 else values.amax(-2)
 
 
 # Slopes are written as products of sigmoids: 1 - tanh(x)^2 and s(1 - s) cancel to 0 far from the origin,

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import BOX_ROUNDS, Budget, Contraction, GatedRecurrence, State, Weights
-from lightning_stable.recurrence.intervals import Interval, saturating, tanh_least, tanh_magnitude, tanh_slope
+from lightning_stable.recurrence.intervals import Interval, saturating, tanh_least, tanh_magnitude, tanh_slope, worst
 
 _TIGHT_ITERATIONS = 60
 
 
 class Bounds(NamedTuple):
-    """Per-unit bounds, each of shape ``(units,)``; the last two of cells with a reset gate."""
+    """Per-unit bounds of shape ``(units,)`` or ``(scenarios, units)``; the last two of cells with a reset gate."""
 
     z: Tensor
     z_low: Tensor
@@ -78,10 +78,10 @@ class Bounds(NamedTuple):
 
     def coefficients(self) -> Tensor:
         """Return the factors of the gates' row norms in a linear bound on the coupling, shape ``(gates, units)``."""
-        update = self.z * (self.state + self.n)
-        if self.r is None or self.q is None:
-            return torch.stack((update, self.slope_n))
-        return torch.stack((self.slope_n * self.q / 4, update, self.slope_n * self.r.high))
+        factors = [self.z * (self.state + self.n), self.slope_n]
+        if self.r is not None and self.q is not None:
+            factors = [self.slope_n * self.q / 4, factors[0], self.slope_n * self.r.high]
+        return torch.stack([worst(factor) for factor in factors])
 
     def rates(self, coupling: Tensor) -> Tensor:
         """``max of z + (1 - z) coupling`` over the interval of ``z``: at its high end if coupling < 1, else its low."""
@@ -112,12 +112,13 @@ class MixedComparison:
             pushed, units = inputs @ self.inputs.mT, hidden.shape[-1]
             driven = pushed[..., -units:]
             sums = sums + torch.cat((pushed[..., :-units], torch.zeros_like(driven)), -1)
+        sums, driven, hidden = (value.unsqueeze(-2) for value in (sums, driven, hidden))  # for the scenarios
         candidate, update = bounds.split(sums)
         coupling = bounds.slope_n * (driven + candidate)
         curved = (bounds.state + bounds.n) * update
         vertex = (hidden - coupling + curved) / (2 * curved).clamp(min=torch.finfo(curved.dtype).tiny)
         z = vertex.maximum(bounds.z_low).minimum(bounds.z)
-        return (z * hidden + (1 - z) * (coupling + z * curved),)
+        return (worst(z * hidden + (1 - z) * (coupling + z * curved)),)
 
 
 class MixedRecurrence(GatedRecurrence):
@@ -171,7 +172,7 @@ class MixedRecurrence(GatedRecurrence):
     @staticmethod
     def _row_rates(matrix: Tensor, bounds: Bounds) -> Tensor:
         candidate, update = bounds.split(matrix.abs().sum(1))
-        return bounds.rates(bounds.slope_n * candidate + bounds.z * (bounds.state + bounds.n) * update)
+        return worst(bounds.rates(bounds.slope_n * candidate + bounds.z * (bounds.state + bounds.n) * update))
 
     @staticmethod
     def _tight(matrix: Tensor, bounds: Bounds) -> Contraction:
@@ -180,7 +181,7 @@ class MixedRecurrence(GatedRecurrence):
         def rates(scale: Tensor) -> Tensor:
             steep, update = bounds.split(magnitude @ scale / scale.repeat(gates))
             large = bounds.z * update
-            return bounds.rates(saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state)
+            return worst(bounds.rates(saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state))
 
         best = current = torch.ones_like(matrix[0])
         best_rate = rates(current).amax()
@@ -200,7 +201,7 @@ class MixedRecurrence(GatedRecurrence):
         z, keep = bounds.z.amax(), bounds.keep.amin()
         # Units may gate differently, so z + (1 - z) chi alone is not a bound in the Euclidean norm.
         rate = torch.where(chi <= keep / (1 + keep), z + keep * chi, (z / (1 + keep) + chi.square()).sqrt())
-        return Contraction(rate, (torch.ones_like(bounds.z),), order=2)
+        return Contraction(rate, (torch.ones_like(matrix[0]),), order=2)
 
     def budget(
         self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
@@ -223,8 +224,8 @@ class MixedRecurrence(GatedRecurrence):
         """Bounds along runs, and the box of their states: averages of candidates and of the state they start from."""
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
         for _ in range(BOX_ROUNDS):
-            bounds = self.bounds(weights, drive, bounds.n.clamp(min=state_bound))
-        return bounds, bounds.n.clamp(min=state_bound)
+            bounds = self.bounds(weights, drive, worst(bounds.n).clamp(min=state_bound))
+        return bounds, worst(bounds.n).clamp(min=state_bound)
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """The largest candidate ``|n|``, at least ``state_bound``; None without inputs."""
