@@ -49,7 +49,7 @@ def joint_drive(inputs: InputSet, weight: Tensor, units: int, pairing: Pairing, 
         products = members @ weight.mT
         return Interval(products, products)
     # The rows of a unit stay together.
-    parts = blocks.split(max(1, _CHUNK // (len(members) * len(blocks))), dim=1)
+    parts = torch.split(blocks, max(1, _CHUNK // (len(members) * len(blocks))), dim=1)
     bins = [_by_bins(members @ part.flatten(0, 1).mT, len(blocks), pairing) for part in parts]
     return Interval(*(torch.cat(ends, dim=2).flatten(1) for ends in zip(*bins, strict=True)))
 
@@ -83,7 +83,7 @@ def _drive(inputs: InputSet, blocks: Tensor) -> Interval:
 
 def _by_bins(products: Tensor, gates: int, pairing: Pairing) -> Interval:
     """Put points with nearly the same drives of leak gate and partner into one scenario, unit by unit."""
-    products = products.unflatten(1, (gates, -1))
+    products = products.view(len(products), gates, -1)
     drives = products[:, [pairing.leak, pairing.partner]]
     top, bottom = drives.amax(0), drives.amin(0)
     position = (top - drives) / (top - bottom)

@@ -53,7 +53,7 @@ class InputSet(ABC):
         return self.drive(weight).high
 
     def members(self, like: Tensor) -> Tensor | None:
-        """Return all members, shape ``(members, features)``, with dtype and device of a tensor; None if never listed."""
+        """Return all members, shape ``(members, features)``, in the dtype of a tensor; None if never listed."""
         return None
 
     @abstractmethod

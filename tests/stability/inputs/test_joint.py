@@ -102,8 +102,10 @@ def test_a_layer_above_another_admits_what_lies_between_its_points() -> None:
     first, second = walk_layers(
         find_recurrences(net("gru", num_layers=2)), {"l0": FiniteSet(torch.eye(3).double()), "l1": points}
     )
-    assert first.drive is not None and len(first.drive.low) == 3
-    assert second.drive is not None and second.inputs is points
+    assert first.drive is not None
+    assert second.drive is not None
+    assert len(first.drive.low) == 3
+    assert second.inputs is points
     middle = points.points.mean(0, keepdim=True) @ second.weights["weight_ih"].mT
     assert misses(second.drive, middle, 5) <= 1e-12
 
