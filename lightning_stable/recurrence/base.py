@@ -51,7 +51,7 @@ class Contraction(NamedTuple):
 class Pairing(NamedTuple):
     """The gates whose drives are taken at the same input, by their positions among the blocks of ``driven_rows``."""
 
-    gates: int  # blocks of weight_ih
+    units: int  # rows of a block
     leak: int
     partner: int
 
@@ -138,9 +138,8 @@ class Recurrence(ABC):
         """Return the rows of ``weight_ih`` whose drive matters most; the fast projection does not bound the others."""
         return slice(None)
 
-    @property
-    def pairing(self) -> Pairing | None:
-        """Which gates are taken at the same input; None for a cell that is given one interval a row."""
+    def pairing(self, weights: Weights) -> Pairing | None:
+        """Return which gates are taken at the same input; None for a cell that is given one interval a row."""
         return None
 
     def driven_rows(self, weights: Weights) -> Tensor:
@@ -267,16 +266,33 @@ def reach(matrix: Tensor, state_bound: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """Linear conditions ``sum_q coefficients[q] * size_q <= budget`` on the gates' recurrent sizes that imply a rate.
+    """Conditions on the gates' recurrent sizes, convex and frozen, that imply a rate.
 
-    The sizes are row l1 norms, with one condition per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral
-    norms, with a single condition (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the
-    budget was made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen
-    conditions meet the true ones.
+    With the demands ``coefficients[q] * size_q`` the sum of :meth:`terms_of` is at most the limit: every term is the
+    largest demand of some gates. The demand of a gate in no term is at most the limit by itself.
+
+    The sizes are row l1 norms, with conditions per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral norms,
+    with conditions for all (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the budget was
+    made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen conditions meet
+    the true ones.
     """
 
     coefficients: Tensor
     limit: Tensor
+    terms: tuple[tuple[int, ...], ...] | None = None  # None: every gate is a term
+
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Return the gates of every term."""
+        return tuple((gate,) for gate in range(len(self.coefficients))) if self.terms is None else self.terms
+
+    def alone(self) -> tuple[int, ...]:
+        """Return the gates in no term."""
+        members = {gate for term in self.members() for gate in term}
+        return tuple(gate for gate in range(len(self.coefficients)) if gate not in members)
+
+    def terms_of(self, demand: Tensor) -> Tensor:
+        """Return the largest demand of every term, shape ``(terms, units)``."""
+        return torch.stack([torch.stack([demand[gate] for gate in term]).amax(0) for term in self.members()])
 
 
 class GatedRecurrence(Recurrence):
@@ -299,12 +315,12 @@ class GatedRecurrence(Recurrence):
         """The recurrent weights, and for the leak gate also input weights and biases."""
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-    @property
-    def pairing(self) -> Pairing | None:
-        """The leak gate and its partner."""
+    def pairing(self, weights: Weights) -> Pairing | None:
+        """Return the leak gate and its partner."""
         if self.partner is None:
             return None
-        return Pairing(len(self.gates), self.gates.index(self.leak), self.gates.index(self.partner))
+        units = len(weights["weight_ih"]) // len(self.gates)
+        return Pairing(units, self.gates.index(self.leak), self.gates.index(self.partner))
 
     def leading_rows(self) -> slice:
         """Return the rows of the leak gate: the other gates are bounded by 1 whatever drives them."""

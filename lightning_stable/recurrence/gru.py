@@ -1,8 +1,8 @@
 """``nn.GRU`` and ``nn.GRUCell``: ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``, ``h' = (1 - z) n + z h``.
 
-With ``q_j = |W_hn h + b_hn|_j`` at its largest the change of the candidate is at most ``K_j |dh|``, where::
+With ``q_j = |W_hn h + b_hn|_j`` at its largest the candidate's pre-activation changes by at most ``A_j |dh|``, where::
 
-    K_j = s_n max over r in [r_low, r_high] of ( r n_nj + r (1 - r) q_j n_rj )
+    A_j = max over r in [r_low, r_high] of ( r n_nj + r (1 - r) q_j n_rj )
 
 All else is shared by the cells with such a mean, see :mod:`leaky`. The reset gate multiplies *after* ``b_hn`` is
 added, as PyTorch does it; published conditions for the other variant do not hold here.
@@ -49,7 +49,7 @@ class GRURecurrence(MixedRecurrence):
         bias_in = weights["bias_ih"][2 * units :] if "bias_ih" in weights else zeros
         bias_hidden = weights["bias_hh"][2 * units :] if "bias_hh" in weights else zeros
         radius = reach(weights["weight_hh"][2 * units :], state_bound)
-        reset = Interval(torch.sigmoid(r.low), torch.sigmoid(r.high))
+        reset = r.sigmoid()
         hidden_part = Interval(bias_hidden - radius, bias_hidden + radius)
         gated = reset.times(hidden_part)
         driven = drive.rows(slice(2 * units, None)).shift(bias_in)

@@ -3,7 +3,7 @@
 ``p`` is the input or an affine map of it, ``a`` and the pre-activation of ``g_y`` are affine in the input and in the
 state *before* the step. Between two runs the output changes by at most::
 
-    |dy| <= g_high |dp| + (1 - g_low) |da| + s_g D |d pre_g|,    D = max |p - relu(a)|
+    |dy| <= max over g_y of ( g_y |dp| + (1 - g_y) |da| + g_y (1 - g_y) D |d pre_g| ),    D = max |p - relu(a)|
 
 The output is no part of the state, so the rate is that of ``h`` alone; it is bounded where the input is, and may grow
 from layer to layer.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights, reach
-from lightning_stable.recurrence.intervals import Interval, sigmoid_slope, worst
+from lightning_stable.recurrence.intervals import Interval, sigmoid_maximum, worst
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 
@@ -34,15 +34,24 @@ class _Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class _OutputComparison:
-    """``|y - y'| <= hidden |h - h'| + inputs |x - x'|``, ``h`` before the step."""
+    """The bound of the module docstring, ``h`` before the step; ``|da|`` is 0 where ``relu`` is closed."""
 
-    hidden: Tensor
-    inputs: Tensor
+    gate: Interval
+    apart: Tensor  # D
+    is_open: Tensor
+    hidden: Tensor  # |W_y|
+    inputs: Tensor  # |U_y|
+    passing: Tensor
 
     def __call__(self, state: State, inputs: Tensor | None) -> Tensor:
         """Return the bound on the difference of the outputs."""
-        change = state[0] @ self.hidden.mT
-        return change if inputs is None else change + inputs @ self.inputs.mT
+        pre = state[0] @ self.hidden.mT
+        passed = torch.zeros_like(state[0])
+        if inputs is not None:
+            pre, passed = pre + inputs @ self.inputs.mT, inputs @ self.passing.mT
+        passed, (gate, candidate) = passed.unsqueeze(-2), pre.unsqueeze(-2).chunk(2, dim=-1)  # for the scenarios
+        candidate = candidate * self.is_open
+        return worst(candidate + sigmoid_maximum(passed - candidate, self.apart * gate, self.gate))
 
 
 class IntersectionRecurrence(UGRNNRecurrence):
@@ -117,15 +126,14 @@ class IntersectionRecurrence(UGRNNRecurrence):
         outputs = self._outputs(weights, drive, self._reachable(weights, drive, state_bound)[1])
         passed, candidate = outputs.passed, outputs.candidate
         apart = torch.maximum(passed.high - candidate.low, candidate.high - passed.low)
-        of_gate = worst(sigmoid_slope(outputs.gate) * apart)
-        of_candidate = worst(torch.sigmoid(-outputs.gate.low) * (candidate.high > 0))
-
-        def combined(weight: Tensor) -> Tensor:
-            gate_rows, candidate_rows = weight.abs().chunk(2)
-            return of_gate[:, None] * gate_rows + of_candidate[:, None] * candidate_rows
-
-        through = torch.sigmoid(worst(outputs.gate.high))[:, None] * _passing(weights).abs()
-        return _OutputComparison(combined(weights["weight_hy"]), combined(weights["weight_iy"]) + through)
+        return _OutputComparison(
+            outputs.gate.sigmoid(),
+            apart,
+            candidate.high > 0,
+            weights["weight_hy"].abs(),
+            weights["weight_iy"].abs(),
+            _passing(weights).abs(),
+        )
 
 
 def _passing(weights: Weights) -> Tensor:

@@ -32,12 +32,16 @@ class Interval(NamedTuple):
 
     def chunk(self, parts: int) -> tuple[Interval, ...]:
         """Split along the last dimension into equal parts, one per gate."""
-        pairs = zip(self.low.chunk(parts, -1), self.high.chunk(parts, -1), strict=True)
-        return tuple(Interval(low, high) for low, high in pairs)
+        parts_of = (end.chunk(parts, dim=-1) for end in self)
+        return tuple(Interval(low, high) for low, high in zip(*parts_of, strict=True))
 
     def rows(self, which: slice) -> Interval:
         """Return some of the rows."""
         return Interval(self.low[..., which], self.high[..., which])
+
+    def sigmoid(self) -> Interval:
+        """Return the values of a gate with these pre-activations."""
+        return Interval(torch.sigmoid(self.low), torch.sigmoid(self.high))
 
     def times(self, other: Interval) -> Interval:
         """Return the interval of all products: its ends are among the four products of the ends."""
@@ -58,8 +62,8 @@ class Interval(NamedTuple):
 
 
 def worst(values: Tensor) -> Tensor:
-    """Return the largest value of every unit over the scenarios, from shape ``(units,)`` or ``(scenarios, units)``."""
-    return values if values.dim() == 1 else values.amax(-2)
+    """Return the largest value over the scenarios, the last dimension but one, if there is such a dimension."""
+    return values if values.dim() < 2 else values.amax(-2)
 
 
 # Slopes are written as products of sigmoids: 1 - tanh(x)^2 and s(1 - s) cancel to 0 far from the origin,
@@ -92,6 +96,74 @@ def saturating(slope_part: Tensor, value_part: Tensor, least: Tensor, largest: T
     ``slope_part`` is the factor of ``tanh'`` without a slope bound of its own: away from 0 that bound is
     ``1 - least^2`` already, and counting it twice would lose what ``value_part`` adds there.
     """
-    limits = torch.finfo(slope_part.dtype)
-    u = (value_part / (2 * slope_part).clamp(min=limits.tiny)).maximum(least).minimum(largest)
-    return (1 - u.square()).clamp(min=limits.eps) * slope_part + u * value_part
+    u = _steepest_tanh(slope_part, value_part, least, largest)
+    return _one_minus(u.square()) * slope_part + u * value_part
+
+
+def sigmoid_peak(value_part: Tensor, slope_part: Tensor, gate: Interval) -> Tensor:
+    """``argmax over s in [low, high] of s P + s (1 - s) Q``, ``Q >= 0``: a gate cannot be steep and open at once.
+
+    The parabola is concave, so its maximum is at the vertex ``(P + Q) / (2 Q)`` or at the end nearer to it.
+    """
+    vertex = (value_part + slope_part) / (2 * slope_part).clamp(min=torch.finfo(slope_part.dtype).tiny)
+    return vertex.maximum(gate.low).minimum(gate.high)
+
+
+def sigmoid_maximum(value_part: Tensor, slope_part: Tensor, gate: Interval, keep: Tensor | None = None) -> Tensor:
+    """``max over s in [low, high] of s P + s (1 - s) Q``, see :func:`sigmoid_peak`.
+
+    Args:
+        value_part: ``P``, of any sign.
+        slope_part: ``Q``, nonnegative.
+        gate: Values of the gate.
+        keep: ``1 - high`` without cancellation, where a large ``Q`` would make an error of it count.
+    """
+    s = sigmoid_peak(value_part, slope_part, gate)
+    rest = _one_minus(s) if keep is None else (1 - s).maximum(keep)
+    return s * value_part + s * rest * slope_part
+
+
+def product_peak(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: Interval) -> tuple[Tensor, Tensor]:
+    """``argmax over (s, u) of s (1 - u^2) P + s (1 - s) u Q``, ``P, Q >= 0``, in the box ``gate`` times ``tanh``.
+
+    These are the slopes of a product of a sigmoid ``s`` and ``|tanh| = u``. For fixed ``s`` or ``u`` the function is
+    a concave parabola in the other, which gives the maxima on the four edges. Inside, both derivatives vanish where
+    ``s = 1 - 2 x u`` and ``3 x u^2 - u + x = 0`` with ``x = P / Q``; there the Hessian has the sign of
+    ``3 u^2 - 1``, and the product of the two roots is 1/3, so the larger root alone can be a maximum.
+
+    With both in [0, 1] the maximum is ``max(P, Q / 4)``: for ``Q = 4 P`` it is ``P``, as
+    ``s (1 + 4 (1 - s)^2) = 1 - y (1 - 2 y)^2`` with ``y = 1 - s``, and it is monotone in ``P`` and in ``Q``.
+    """
+    tiny = torch.finfo(slope_part.dtype).tiny
+    x = (slope_part / value_part.clamp(min=tiny)).clamp(max=1)  # from 12^-1/2 on there is no root
+    inside = (1 + (1 - 12 * x.square()).clamp(min=0).sqrt()) / (6 * x).clamp(min=tiny)
+    inside = inside.maximum(tanh.low).minimum(tanh.high)
+    points = (
+        *((s, _steepest_tanh(slope_part, (1 - s) * value_part, *tanh)) for s in gate),
+        *((sigmoid_peak(_one_minus(u.square()) * slope_part, u * value_part, gate), u) for u in tanh),
+        ((1 - 2 * x * inside).maximum(gate.low).minimum(gate.high), inside),
+    )
+    values = torch.stack([_product_slopes(slope_part, value_part, *point) for point in points])
+    best = values.argmax(0, keepdim=True)
+    s, u = (torch.stack([part.expand_as(values[0]) for part in parts]) for parts in zip(*points, strict=True))
+    return s.gather(0, best)[0], u.gather(0, best)[0]
+
+
+def product_maximum(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: Interval) -> Tensor:
+    """``max over (s, u) of s (1 - u^2) P + s (1 - s) u Q``, see :func:`product_peak`."""
+    return _product_slopes(slope_part, value_part, *product_peak(slope_part, value_part, gate, tanh))
+
+
+def _product_slopes(slope_part: Tensor, value_part: Tensor, s: Tensor, u: Tensor) -> Tensor:
+    return s * (_one_minus(u.square()) * slope_part + _one_minus(s) * u * value_part)
+
+
+def _steepest_tanh(slope_part: Tensor, value_part: Tensor, least: Tensor, largest: Tensor) -> Tensor:
+    """``argmax over u in [least, largest] of (1 - u^2) P + u Q``."""
+    vertex = value_part / (2 * slope_part).clamp(min=torch.finfo(slope_part.dtype).tiny)
+    return vertex.maximum(least).minimum(largest)
+
+
+def _one_minus(value: Tensor) -> Tensor:
+    """``1 - value``, never rounded down to 0."""
+    return (1 - value).clamp(min=torch.finfo(value.dtype).eps)

@@ -1,9 +1,15 @@
 """Cells whose state is a gated mean of itself and a candidate, ``h' = (1 - z) n + z h``: what they share.
 
-With the bounds of :class:`Bounds` the rows of the Jacobian obey
-``|dh'_j| <= z |dh_j| + (1 - z) (K_j + z D_j Z_j) |dh|``, where ``D_j = state bound + max |n_j|``, ``Z_j = n_zj`` and
-``K_j |dh|`` bounds the change of the candidate. So the state map contracts at ``rate`` in the maximum norm when
-``K_j + z_j D_j Z_j <= (rate - z_j) / (1 - z_j)`` at the largest ``z_j``.
+The leak gate and the candidate enter with value and slope at the same point. With ``v_j |dh|`` for ``|dh_j|``, ``S`` the
+bound on the states, and ``A_j`` such that the candidate's pre-activation changes by ``A_j |dh|`` and ``Z_j`` for the leak
+gate's, the rows of the Jacobian obey::
+
+    |dh'_j| <= T_j |dh|    T_j = max over z of ( z v_j + (1 - z) G_j(z) )
+                           G_j(z) = max over u of ( (1 - u^2) A_j + z (u + S) Z_j )    u = |n_j|
+
+``G`` is a maximum of lines, so it is convex and lies below its chord from 0 to the largest ``z``, where the two meet. With
+the chord in place of ``G`` the maximum over ``z`` is that of a concave parabola; the largest ``z`` is the worst wherever
+``T_j <= v_j``. So the state map contracts at ``max_j T_j / v_j`` in the maximum norm with weights ``v``.
 """
 
 from __future__ import annotations
@@ -17,19 +23,25 @@ from torch import Tensor
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import BOX_ROUNDS, Budget, Contraction, GatedRecurrence, State, Weights
-from lightning_stable.recurrence.intervals import Interval, saturating, tanh_least, tanh_magnitude, tanh_slope, worst
+from lightning_stable.recurrence.intervals import (
+    Interval,
+    saturating,
+    sigmoid_maximum,
+    tanh_least,
+    tanh_magnitude,
+    tanh_slope,
+    worst,
+)
 
 _TIGHT_ITERATIONS = 60
 
 
 class Bounds(NamedTuple):
-    """Per-unit bounds of shape ``(units,)`` or ``(scenarios, units)``; the last two of cells with a reset gate."""
+    """Per-unit bounds, each of shape ``(..., units)``; the last two of cells with a reset gate."""
 
-    z: Tensor
-    z_low: Tensor
+    z: Interval
     keep: Tensor  # 1 - z, computed without cancellation
-    n: Tensor
-    n_least: Tensor  # min |tanh|
+    n: Interval  # |tanh|
     slope_n: Tensor
     state: float | Tensor
     r: Interval | None = None
@@ -50,54 +62,48 @@ class Bounds(NamedTuple):
         if leak_bound is not None:
             z, keep = z.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
         return cls(
-            z=z,
-            z_low=torch.sigmoid(leak.low).minimum(z),
+            z=Interval(torch.sigmoid(leak.low).minimum(z), z),
             keep=keep,
-            n=tanh_magnitude(candidate),
-            n_least=tanh_least(candidate),
+            n=Interval(tanh_least(candidate), tanh_magnitude(candidate)),
             slope_n=tanh_slope(candidate),
             state=state_bound,
             r=r,
             q=q,
         )
 
-    def split(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factors of ``tanh'`` and ``z (1 - z)`` from sums over the rows, gates in the last dimension.
+    def change(self, hidden: Tensor, sums: Tensor, driven: Tensor | float = 0.0) -> Tensor:
+        """``T``, the bound on the change of ``h``.
 
-        With a reset gate the first is ``max over r of (r A + r (1 - r) q R)``, a concave parabola, at its vertex or at
-        an end of the interval.
+        With a reset gate ``A`` is ``max over r of (r A_n + r (1 - r) q R)``, once more with value and slope together.
+
+        Args:
+            hidden: The change ``v`` of ``h`` before the step, shape ``(..., units)``.
+            sums: The changes of the pre-activations that come from ``h``, ``(..., gates * units)``.
+            driven: The change of the candidate's pre-activation that comes from the input.
         """
-        if self.r is None or self.q is None:
-            update, candidate = sums.chunk(2, -1)
-            return candidate, update
-        reset, update, candidate = sums.chunk(3, -1)
-        curved = self.q * reset
-        vertex = (candidate + curved) / (2 * curved).clamp(min=torch.finfo(curved.dtype).tiny)
-        r = vertex.maximum(self.r.low).minimum(self.r.high)
-        return r * candidate + r * (1 - r) * curved, update
+        *reset, update, candidate = sums.chunk(2 if self.r is None else 3, -1)
+        if self.r is not None and self.q is not None:
+            candidate = sigmoid_maximum(candidate, self.q * reset[0], self.r)
+        steep, update = driven + candidate, self.z.high * update
+        closed = self.slope_n * steep  # G(0)
+        open_ = saturating(steep, update, *self.n) + update * self.state
+        chord = (open_ - closed).clamp(min=0) / self.z.high.clamp(min=torch.finfo(closed.dtype).tiny)
+        return closed + sigmoid_maximum(hidden - closed, chord, self.z, self.keep)
 
     def coefficients(self) -> Tensor:
         """Return the factors of the gates' row norms in a linear bound on the coupling, shape ``(gates, units)``."""
-        factors = [self.z * (self.state + self.n), self.slope_n]
-        if self.r is not None and self.q is not None:
-            factors = [self.slope_n * self.q / 4, factors[0], self.slope_n * self.r.high]
-        return torch.stack([worst(factor) for factor in factors])
-
-    def rates(self, coupling: Tensor) -> Tensor:
-        """``max of z + (1 - z) coupling`` over the interval of ``z``: at its high end if coupling < 1, else its low."""
-        return torch.where(coupling <= 1, self.z + self.keep * coupling, self.z_low + (1 - self.z_low) * coupling)
+        update = worst(self.z.high * (self.state + self.n.high))
+        if self.r is None or self.q is None:
+            return torch.stack((update, worst(self.slope_n)))
+        return torch.stack((worst(self.slope_n * self.q / 4), update, worst(self.slope_n * self.r.high)))
 
 
 @dataclass(frozen=True)
 class MixedComparison:
-    """``T`` on differences of ``h``.
+    """``T`` of the module docstring on differences ``u`` of ``h`` and ``e`` of the input.
 
-    With ``A = |W_n| u``, ``R = |W_r| u + |U_r| e`` and ``Z = |W_z| u + |U_z| e``::
-
-        K = s_n ( |U_n| e + max over r of ( r A + r (1 - r) q R ) )
-        T = max over z in [z_low, z_high] of ( z u + (1 - z) (K + z D Z) )
-
-    Both are concave parabolas, largest at the vertex or at an end of the interval; without a reset gate ``r = 1``.
+    ``A = |U_n| e + |W_n| u`` and ``Z = |W_z| u + |U_z| e``; with a reset gate
+    ``A = |U_n| e + max over r of ( r |W_n| u + r (1 - r) q (|W_r| u + |U_r| e) )``.
     """
 
     bounds: Bounds
@@ -106,19 +112,14 @@ class MixedComparison:
 
     def __call__(self, state: State, inputs: Tensor | None) -> State:
         """Return the bound on the next difference."""
-        bounds, (hidden,) = self.bounds, state
+        (hidden,) = state
         sums, driven = hidden @ self.hidden.mT, torch.zeros_like(hidden)
         if inputs is not None:
             pushed, units = inputs @ self.inputs.mT, hidden.shape[-1]
             driven = pushed[..., -units:]
             sums = sums + torch.cat((pushed[..., :-units], torch.zeros_like(driven)), -1)
-        sums, driven, hidden = (value.unsqueeze(-2) for value in (sums, driven, hidden))  # for the scenarios
-        candidate, update = bounds.split(sums)
-        coupling = bounds.slope_n * (driven + candidate)
-        curved = (bounds.state + bounds.n) * update
-        vertex = (hidden - coupling + curved) / (2 * curved).clamp(min=torch.finfo(curved.dtype).tiny)
-        z = vertex.maximum(bounds.z_low).minimum(bounds.z)
-        return (worst(z * hidden + (1 - z) * (coupling + z * curved)),)
+        hidden, sums, driven = (value.unsqueeze(-2) for value in (hidden, sums, driven))  # for the scenarios
+        return (worst(self.bounds.change(hidden, sums, driven)),)
 
 
 class MixedRecurrence(GatedRecurrence):
@@ -158,7 +159,7 @@ class MixedRecurrence(GatedRecurrence):
         elif norm == "l2":
             result = self._l2(matrix, bounds)
         else:
-            result = Contraction(self._row_rates(matrix, bounds).amax(), (one,))
+            result = Contraction(_unit_rates(matrix, bounds).amax(), (one,))
         return result._replace(rate=result.rate * linalg.inflation(matrix.shape[1]))
 
     def unit_rates(self, weights: Weights, drive: Interval | None, *, state_bound: float = 1.0) -> Tensor:
@@ -167,21 +168,14 @@ class MixedRecurrence(GatedRecurrence):
         if drive is None:
             return torch.full_like(matrix[0], torch.inf)
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
-        return self._row_rates(matrix, bounds) * linalg.inflation(matrix.shape[1])
-
-    @staticmethod
-    def _row_rates(matrix: Tensor, bounds: Bounds) -> Tensor:
-        candidate, update = bounds.split(matrix.abs().sum(1))
-        return worst(bounds.rates(bounds.slope_n * candidate + bounds.z * (bounds.state + bounds.n) * update))
+        return _unit_rates(matrix, bounds) * linalg.inflation(matrix.shape[1])
 
     @staticmethod
     def _tight(matrix: Tensor, bounds: Bounds) -> Contraction:
-        magnitude, gates = matrix.abs(), matrix.shape[0] // matrix.shape[1]
+        magnitude = matrix.abs()
 
         def rates(scale: Tensor) -> Tensor:
-            steep, update = bounds.split(magnitude @ scale / scale.repeat(gates))
-            large = bounds.z * update
-            return worst(bounds.rates(saturating(steep, large, bounds.n_least, bounds.n) + large * bounds.state))
+            return worst(bounds.change(scale, magnitude @ scale)) / scale
 
         best = current = torch.ones_like(matrix[0])
         best_rate = rates(current).amax()
@@ -198,7 +192,7 @@ class MixedRecurrence(GatedRecurrence):
         coefficients = bounds.coefficients()
         scaled = coefficients.flatten()[:, None] * matrix
         chi = torch.stack([linalg.spectral_norm(block) for block in scaled.chunk(len(coefficients))]).sum()
-        z, keep = bounds.z.amax(), bounds.keep.amin()
+        z, keep = bounds.z.high.amax(), bounds.keep.amin()
         # Units may gate differently, so z + (1 - z) chi alone is not a bound in the Euclidean norm.
         rate = torch.where(chi <= keep / (1 + keep), z + keep * chi, (z / (1 + keep) + chi.square()).sqrt())
         return Contraction(rate, (torch.ones_like(matrix[0]),), order=2)
@@ -211,10 +205,10 @@ class MixedRecurrence(GatedRecurrence):
         With a reset gate ``K = s_n r n_n + s_n q n_r / 4``.
         """
         bounds = self.bounds(weights, drive, max(1.0, state_bound), leak_bound)
-        coefficients, limit = bounds.coefficients(), (rate - bounds.z) / bounds.keep
+        coefficients, limit = bounds.coefficients(), (rate - bounds.z.high) / bounds.keep
         if norm == "l2":
             coefficients = coefficients.amax(1, keepdim=True)
-            z, keep = bounds.z.amax(0, keepdim=True), bounds.keep.amin(0, keepdim=True)
+            z, keep = bounds.z.high.amax(0, keepdim=True), bounds.keep.amin(0, keepdim=True)
             limit = (rate - z) / keep
             limit = torch.where(limit <= keep / (1 + keep), limit, (rate**2 - z / (1 + keep)).clamp(min=0).sqrt())
         return Budget(coefficients, limit.clamp(min=0))
@@ -224,8 +218,8 @@ class MixedRecurrence(GatedRecurrence):
         """Bounds along runs, and the box of their states: averages of candidates and of the state they start from."""
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
         for _ in range(BOX_ROUNDS):
-            bounds = self.bounds(weights, drive, worst(bounds.n).clamp(min=state_bound))
-        return bounds, worst(bounds.n).clamp(min=state_bound)
+            bounds = self.bounds(weights, drive, worst(bounds.n.high).clamp(min=state_bound))
+        return bounds, worst(bounds.n.high).clamp(min=state_bound)
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """The largest candidate ``|n|``, at least ``state_bound``; None without inputs."""
@@ -237,3 +231,8 @@ class MixedRecurrence(GatedRecurrence):
             return None
         bounds, _ = self._reachable(weights, drive, state_bound)
         return MixedComparison(bounds, weights["weight_hh"].abs(), weights["weight_ih"].abs())
+
+
+def _unit_rates(matrix: Tensor, bounds: Bounds) -> Tensor:
+    """``T`` for ``v = 1``, shape ``(units,)``: that of the worst scenario."""
+    return worst(bounds.change(torch.ones_like(matrix[0]), matrix.abs().sum(1)))

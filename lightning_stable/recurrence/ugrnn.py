@@ -1,6 +1,6 @@
 """``UGRNN``: ``g = sigmoid(...)``, ``c = tanh(...)``, ``h' = g h + (1 - g) c``.
 
-This is a gated mean as in :mod:`leaky` whose candidate has the slope ``K_j = s_c n_cj``.
+This is a gated mean as in :mod:`leaky` with ``A_j = n_cj``.
 """
 
 from __future__ import annotations

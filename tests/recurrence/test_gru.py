@@ -53,11 +53,16 @@ def test_the_row_rate_is_its_formula(scale: float) -> None:
     inner = torch.stack([end * (bias_hh[2] + sign * n_n) for end in (low, high) for sign in (-1, 1)])
     pre = torch.stack([bias_ih[2] - drive[2] + inner.amin(0), bias_ih[2] + drive[2] + inner.amax(0)])
     slope = 1 / torch.where((pre[0] < 0) & (pre[1] > 0), 0, pre.abs().amin(0)).cosh().square()
-    k = slope * (r * n_n + r * (1 - r) * q * n_r).amax(0)
-    coupling = k + z * (1 + pre.tanh().abs().amax(0)) * n_z
+    steep = (r * n_n + r * (1 - r) * q * n_r).amax(0)
+    least, largest = (1 - slope).clamp(min=0).sqrt(), pre.tanh().abs().amax(0)
+    u = least + (largest - least) * torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    worst = ((1 - u.square()) * steep + z * (u + 1) * n_z).amax(0)
+    # Between closed and open the chord.
     z_low = (-drive[1] - n_z + bias_ih[1] + bias_hh[1]).sigmoid()
-    rate = torch.maximum(z + (1 - z) * coupling, z_low + (1 - z_low) * coupling).amax()
-    assert plain_rate(module, SupNorm(bound)) == pytest.approx(rate.item(), rel=1e-7)
+    gate = z_low + (z - z_low) * torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    closed = slope * steep
+    rate = (gate + (1 - gate) * (closed + gate / z * (worst - closed))).amax()
+    assert plain_rate(module, SupNorm(bound)) == pytest.approx(rate.item(), rel=1e-6)
 
 
 def test_sharper_certificates_are_not_larger() -> None:

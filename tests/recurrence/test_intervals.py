@@ -6,7 +6,9 @@ from torch import Tensor
 
 from lightning_stable.recurrence.intervals import (
     Interval,
+    product_maximum,
     saturating,
+    sigmoid_maximum,
     sigmoid_slope,
     tanh_least,
     tanh_magnitude,
@@ -81,3 +83,58 @@ def test_slopes_far_from_zero_do_not_cancel_to_zero() -> None:
 def test_an_unknown_pre_activation_has_the_whole_range() -> None:
     line = Interval(torch.tensor(-torch.inf), torch.tensor(torch.inf))
     assert (sigmoid_slope(line), tanh_slope(line), tanh_magnitude(line)) == (0.25, 1.0, 1.0)
+
+
+parts = st.one_of(st.just(0.0), st.floats(-3, 3).map(lambda x: 10**x))
+unit = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
+
+
+@settings(deadline=None, max_examples=200)
+@given(unit, parts, parts, st.sampled_from([1.0, -1.0]))
+def test_a_gate_cannot_be_steep_and_open_at_once(pair: list[float], value: float, slope: float, sign: float) -> None:
+    gate = interval(pair)
+    value_part, slope_part = sign * torch.tensor(value).double(), torch.tensor(slope).double()
+    bound = sigmoid_maximum(value_part, slope_part, gate, 1 - gate.high)
+    s = points(gate)
+    largest = (s * value_part + s * (1 - s) * slope_part).max()
+    assert largest <= bound + ROUNDING * (value + slope)
+    assert bound <= largest + 1e-5 * (value + slope)  # attained, but for the grid
+
+
+@settings(deadline=None, max_examples=300)
+@given(unit, unit, parts, parts)
+def test_a_product_cannot_be_steep_in_all_at_once(
+    gate: list[float], tanh: list[float], slope: float, value: float
+) -> None:
+    s, u = points(interval(gate))[:, None], points(interval(tanh))
+    slope_part, value_part = torch.tensor(slope).double(), torch.tensor(value).double()
+    bound = product_maximum(slope_part, value_part, interval(gate), interval(tanh))
+    largest = (s * (1 - u.square()) * slope_part + s * (1 - s) * u * value_part).max()
+    assert largest <= bound + ROUNDING * (slope + value)
+    assert bound <= largest + 1e-4 * (slope + value)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.25, 0.251, 0.26, 0.28, 0.288, 0.2887, 0.3, 1.0])
+def test_the_product_of_a_free_gate_and_tanh(ratio: float) -> None:
+    """``max(P, Q / 4)``; between 1/4 and 12^-1/2 there is a maximum inside, which must not be larger."""
+    free = interval([0.0, 1.0])
+    bound = product_maximum(torch.tensor(ratio, dtype=torch.float64), torch.tensor(1.0).double(), free, free)
+    assert bound.item() == pytest.approx(max(ratio, 0.25), rel=1e-12)
+
+
+def test_the_maximum_of_a_product_may_lie_inside() -> None:
+    # At P / Q = .27: the larger root of 3 x u^2 - u + x = 0, and an s of 1 - 2 x u; no edge of the box reaches it.
+    x = 0.27
+    u = (1 + (1 - 12 * x * x) ** 0.5) / (6 * x)
+    s = 1 - 2 * x * u
+    box = interval([s - 0.05, s + 0.05]), interval([u - 0.05, u + 0.05])
+    bound = product_maximum(torch.tensor(x, dtype=torch.float64), torch.tensor(1.0).double(), *box)
+    assert bound.item() == pytest.approx(s * (1 - u * u) * x + s * (1 - s) * u, rel=1e-12)
+
+
+def test_extreme_parts_are_no_nan() -> None:
+    free, zero, one = interval([0.0, 1.0]), torch.tensor(0.0).double(), torch.tensor(1.0).double()
+    assert product_maximum(one, zero, free, free) == 1
+    assert product_maximum(zero, one, free, free) == 0.25
+    assert product_maximum(zero, zero, free, free) == 0
+    assert sigmoid_maximum(zero, zero, free) == 0

@@ -6,45 +6,72 @@ from lightning_stable import certify, project_
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.recurrence.lstm import miller_hardt_forget_bound, miller_hardt_radii
 from lightning_stable.stability import SupNorm
-from tests.nets import net, set_
+from tests.nets import net, plain_rate, set_
 from tests.stability.adversary import state_box, unprojected
 
 B = 2.0
 
 
-def quantities(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``f, b, o, e`` of the row certificate, from the formulas and nothing else."""
+def grid(low: Tensor, high: Tensor, points: int = 201) -> Tensor:
+    return low + (high - low) * torch.linspace(0, 1, points, dtype=torch.float64)[:, None]
+
+
+def best_rate(module: nn.Module) -> Tensor:
+    """``min over w of max(X / w, Y)`` of the row certificate, every maximum over a grid, and nothing else."""
     weights, bias = module.weight_hh_l0.detach(), (module.bias_ih_l0 + module.bias_hh_l0).detach()
     norms = weights.abs().sum(1)
     radius = module.weight_ih_l0.detach().abs().sum(1) * B + norms
     low, high = bias - radius, bias + radius
-
-    def largest(function, low: Tensor, high: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        x = torch.stack([low, high, torch.zeros_like(low).maximum(low).minimum(high)])
-        return function(x).amax(0)
-
-    def d_sigmoid(x: Tensor) -> Tensor:
-        return x.sigmoid() * (-x).sigmoid()
-
-    slopes = [largest(d_sigmoid, a, b) for a, b in zip(low.chunk(4), high.chunk(4), strict=True)]
-    i, f, _, o = high.sigmoid().chunk(4)
-    g = largest(lambda x: x.tanh().abs(), low.chunk(4)[2], high.chunk(4)[2])
-    s_g = largest(lambda x: 1 / x.cosh().square(), low.chunk(4)[2], high.chunk(4)[2])
+    gates = [grid(*ends) for ends in zip(low.sigmoid().chunk(4), high.sigmoid().chunk(4), strict=True)]
+    g = grid(low.chunk(4)[2], high.chunk(4)[2]).tanh().abs()
+    i, f, o = gates[0], gates[1], gates[3]
     n_i, n_f, n_g, n_o = norms.chunk(4)
-    cell = i * g / (1 - f)
-    b = cell * slopes[1] * n_f + i * s_g * n_g + g * slopes[0] * n_i
-    return f, b, o, cell.tanh() * slopes[3] * n_o
+    cell = i.amax(0) * g.amax(0) / (-high.chunk(4)[1]).sigmoid()
+    cell = cell.clamp(min=1)  # states of the user
+    after = f.amax(0) * cell + i.amax(0) * g.amax(0)
+    t = grid(torch.zeros_like(cell), after.tanh())
+
+    def product(s: Tensor, u: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        s = s[:, None]
+        return (s * (1 - u.square()) * p + s * (1 - s) * u * q).amax((0, 1))
+
+    def rate(w: Tensor) -> tuple[Tensor, Tensor]:
+        x = (f * w + f * (1 - f) * cell * n_f).amax(0) + driven
+        return x / w, product(o, t, x, n_o)
+
+    driven = product(i, g, n_g, n_i)
+    left, right = torch.full_like(cell, 1e-9).log(), torch.full_like(cell, 1e9).log()
+    for _ in range(60):
+        middle = (left + right) / 2
+        falls = torch.gt(*rate(middle.exp()))
+        left, right = torch.where(falls, middle, left), torch.where(falls, right, middle)
+    return torch.maximum(*rate(right.exp()))
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-def test_the_row_rate_is_the_largest_spectral_radius_of_a_unit(scale: float) -> None:
-    module = net("lstm", scale=scale)
-    f, b, o, e = quantities(module)
-    matrices = torch.stack([torch.stack([f, b], -1), torch.stack([o * f, o * b + e], -1)], -2)
-    radius = torch.linalg.eigvals(matrices).abs().amax()
-    assert certify(module, input_bound=B).rate == pytest.approx(radius.item(), rel=1e-9)
-    # Equivalently: stable exactly if e + o b / (1 - f) < 1 for every unit.
-    assert certify(module, input_bound=B).is_stable == bool((e + o * b / (1 - f) < 1).all())
+@pytest.mark.parametrize("bias", [0.0, 2.0, -2.0])
+def test_the_row_rate_is_its_formula(scale: float, bias: float) -> None:
+    module = set_(net("lstm", scale=scale), bias_hh=torch.tensor([bias, -bias, 0, bias]).repeat_interleave(5))
+    # A grid misses a little of every maximum.
+    assert 0 <= plain_rate(module, SupNorm(B)) / best_rate(module).amax().item() - 1 < 1e-3
+
+
+def test_the_largest_forget_gate_is_the_worst_up_to_a_rate_of_1_only() -> None:
+    # One unit, i = g = 1/2 and f in (0, high): inside, where a gate moves most, it is worse, but only beyond 1.
+    def rate(hidden: float) -> float:
+        module = net("lstm", units=1)
+        set_(
+            module, weight_ih=0, weight_hh=[[0], [hidden], [0], [0]], bias_hh=0, bias_ih=[20.0, 3.0 - hidden, 20.0, 0.0]
+        )
+        return certify(module, input_bound=B).rate
+
+    f = torch.tensor(3.0, dtype=torch.float64).sigmoid().item()
+    for hidden in (0.1, 1.0, 8.0, 30.0):
+        w_and_o = f * hidden / 2  # b = C f (1 - f) n_f, C (1 - f) = 1, o = 1/2
+        closed = 0.5 * (f + w_and_o + ((f + w_and_o) ** 2) ** 0.5)
+        at_the_end = closed if closed <= 1 else 1.0
+        assert rate(hidden) >= at_the_end * (1 - 1e-9)
+        assert (rate(hidden) <= 1) == (closed <= 1)
 
 
 def test_the_rate_survives_equal_eigenvalues_and_closed_gates() -> None:

@@ -20,9 +20,13 @@ def test_the_row_rate_is_its_formula(name: str, scale: float) -> None:
     low, high = ((bias_g + sign * (drive_g + n_g)).sigmoid() for sign in (-1, 1))
     pre = torch.stack([bias_c - drive_c - n_c, bias_c + drive_c + n_c])
     slope = 1 / torch.where((pre[0] < 0) & (pre[1] > 0), 0, pre.abs().amin(0)).cosh().square()
-    coupling = slope * n_c + high * (1 + pre.tanh().abs().amax(0)) * n_g
-    rate = torch.maximum(high + (1 - high) * coupling, low + (1 - low) * coupling).amax()
-    assert plain_rate(module, SupNorm(bound)) == pytest.approx(rate.item(), rel=1e-7)
+    least, largest = (1 - slope).clamp(min=0).sqrt(), pre.tanh().abs().amax(0)
+    grid = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    u, gate = least + (largest - least) * grid, low + (high - low) * grid
+    worst = ((1 - u.square()) * n_c + high * (u + 1) * n_g).amax(0)
+    # Between closed and open the chord.
+    rate = (gate + (1 - gate) * (slope * n_c + gate / high * (worst - slope * n_c))).amax()
+    assert plain_rate(module, SupNorm(bound)) == pytest.approx(rate.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CELLS)

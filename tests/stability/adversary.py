@@ -77,7 +77,7 @@ def torch_step(module: nn.Module, x: Tensor, state: State) -> State:
 
 
 def extremes(inputs: InputSet, weight: Tensor) -> Tensor:
-    """Members of a set at which the gates of a unit are large together: all of a finite set, else of some directions."""
+    """Members of a set at which the gates of a unit are large together; all members of a finite set."""
     points = inputs.members(weight)
     if points is not None:
         return points

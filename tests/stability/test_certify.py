@@ -130,6 +130,44 @@ def corner_cases() -> dict[str, tuple[nn.Module, InputSet, float]]:
             B,
             1.0,
         ),
+        # Value and slope of a gate at one point: where the largest gate is the worst, and where it is not.
+        "forget gate worst at its end": (
+            set_(net("lstm", **one), weight_ih=0, weight_hh=[[0], [0.1], [0], [0]], bias_ih=[9, 3.8, 9, 9], bias_hh=0),
+            B,
+            1.0,
+        ),
+        "forget gate worst inside, rate above 1": (
+            set_(net("lstm", **one), weight_ih=0, weight_hh=[[0], [4], [0], [0]], bias_ih=[9, 0, 9, 9], bias_hh=0),
+            B,
+            1.0,
+        ),
+        "output gate worst inside": (
+            set_(net("lstm", **one), weight_ih=0, weight_hh=[[0], [0], [0.1], [3.5]], bias_ih=[9, -9, 0, 0], bias_hh=0),
+            B,
+            3.0,
+        ),
+        "output gate against its tanh": (
+            set_(
+                net("lstm", **one), weight_ih=0, weight_hh=[[0], [0], [0.7], [2]], bias_ih=[9, -2, 0.9, 0.5], bias_hh=0
+            ),
+            B,
+            1.0,
+        ),
+        "input gate against the candidate": (
+            set_(net("lstm", **one), weight_ih=0, weight_hh=[[4], [0], [1], [0]], bias_ih=[0, -9, 0.3, 9], bias_hh=0),
+            B,
+            1.0,
+        ),
+        "update gate against the candidate": (
+            set_(net("gru", **one), weight_ih=0, weight_hh=[[0], [2], [0.9]], bias_ih=[9, 0, 0], bias_hh=0),
+            B,
+            1.0,
+        ),
+        "reset gate worst inside": (
+            set_(net("gru", **one), weight_ih=0, weight_hh=[[4], [0], [0.1]], bias_ih=[0, -3, -1], bias_hh=[0, 0, 2]),
+            B,
+            1.0,
+        ),
         "a user's state": (net("lstm", scale=1.5), B, 3.0),
         "a user's state, GRU": (net("gru", scale=1.5), B, 3.0),
         "a user's state, proj_size": (net("proj", scale=1.5), B, 3.0),
@@ -152,6 +190,25 @@ def test_corner_cases(case: str, norm: str) -> None:
     measured, rate = attack(module, inputs, norm, state_bound=state_bound)
     if rate < 1e12:  # with a saturated forget gate c itself has no digits left
         assert measured <= rate * (1 + 1e-8) + TINY
+
+
+@pytest.mark.parametrize(
+    ("case", "least"),
+    [
+        ("forget gate worst at its end", 0.99),
+        ("forget gate worst inside, rate above 1", 0.5),
+        ("output gate worst inside", 0.5),
+        ("output gate against its tanh", 0.5),
+        ("input gate against the candidate", 0.5),
+        ("update gate against the candidate", 0.5),
+        ("reset gate worst inside", 0.5),
+    ],
+)
+def test_gates_at_one_point_are_nearly_met(case: str, least: float) -> None:
+    """Of one unit the adversary finds states near the worst gates, so a bound below the truth would be seen."""
+    module, inputs, state_bound = corner_cases()[case]
+    measured, rate = attack(module, inputs, "row", state_bound=state_bound, steps=200)
+    assert least * rate <= measured <= rate * (1 + TOLERANCE), measured / rate
 
 
 @pytest.mark.parametrize("name", ["lstm", "proj", "gru", "ugrnn"])

@@ -14,6 +14,8 @@ and the lower end likewise: weak duality, so every input set can do it that boun
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -24,25 +26,26 @@ from lightning_stable.stability.inputs.sets import InputSet
 # Slices of the leak gate's drive, narrower towards its upper end, where rates are decided; and those of its partner's
 # drive where many points are put together.
 LEVELS, PARTNER_LEVELS = 16, 8
+# Where the groups of :func:`fewer_scenarios` begin.
+_GROUPS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 28, 36, 52, 68)
 # Multipliers, in units of the ratio of the two gates' spreads.
 _MULTIPLIERS = tuple(sign * 2.0**power for power in range(-2, 4) for sign in (-1, 1))
 # Products of points with rows that are held at a time.
 _CHUNK = 2**22
 
 
-def joint_drive(inputs: InputSet, weight: Tensor, units: int, pairing: Pairing, *, between: bool = False) -> Interval:
+def joint_drive(inputs: InputSet, weight: Tensor, pairing: Pairing, *, between: bool = False) -> Interval:
     """Return the joint drive of units over an input set, shape ``(scenarios, rows)``.
 
     Args:
         inputs: The set.
-        weight: Shape ``(rows, features)``, blocks of ``units`` rows.
-        units: Number of units.
+        weight: Shape ``(rows, features)``, blocks of ``pairing.units`` rows.
         pairing: The blocks of the leak gate, and of the gate by which points of one leak drive are told apart where
             there are many.
         between: Whether to admit what lies between members as well: the convex hull of a finite set.
     """
     members = None if between else inputs.members(weight)
-    blocks = weight.view(-1, units, weight.shape[1])
+    blocks = weight.view(-1, pairing.units, weight.shape[1])
     if members is None:
         return _by_slices(inputs, blocks, pairing.leak)
     if len(members) <= LEVELS * PARTNER_LEVELS:
@@ -52,6 +55,21 @@ def joint_drive(inputs: InputSet, weight: Tensor, units: int, pairing: Pairing, 
     parts = torch.split(blocks, max(1, _CHUNK // (len(members) * len(blocks))), dim=1)
     bins = [_by_bins(members @ part.flatten(0, 1).mT, len(blocks), pairing) for part in parts]
     return Interval(*(torch.cat(ends, dim=2).flatten(1) for ends in zip(*bins, strict=True)))
+
+
+def fewer_scenarios(drive: Interval, pairing: Pairing) -> Interval:
+    """Put scenarios with neighbouring upper ends of the leak gate's drive together, unit by unit.
+
+    Those at which the leak gate opens widest stay as they are. For maps that are applied many times.
+    """
+    if drive.high.dim() < 2 or len(drive.high) <= LEVELS:
+        return drive
+    low, high = (end.view(len(end), -1, pairing.units) for end in drive)
+    order = high[:, pairing.leak].argsort(0, descending=True)[:, None].expand_as(high)
+    low, high = low.gather(0, order), high.gather(0, order)
+    groups = [slice(*ends) for ends in pairwise((*(first for first in _GROUPS if first < len(high)), len(high)))]
+    least, largest = [low[group].amin(0) for group in groups], [high[group].amax(0) for group in groups]
+    return Interval(torch.stack(least).flatten(1), torch.stack(largest).flatten(1))
 
 
 def _by_slices(inputs: InputSet, blocks: Tensor, leak: int) -> Interval:

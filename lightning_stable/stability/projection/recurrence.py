@@ -168,13 +168,21 @@ def meet_budget(
     demand = budget.coefficients * norms
 
     if method == "rescale":
-        factor = (budget.limit / demand.sum(0).clamp(min=tiny)).clamp(max=1)
+        largest = torch.stack([budget.terms_of(demand).sum(0), *(demand[gate] for gate in budget.alone())]).amax(0)
+        factor = (budget.limit / largest.clamp(min=tiny)).clamp(max=1)
         return hidden * factor.expand(hidden.shape[0] // gates).repeat(gates)[:, None]
     if method == "euclidean":
         units = hidden.shape[0] // gates
-        rows = hidden.view(gates, units, -1).transpose(0, 1)
-        projected = _project_gated_rows(weights, rows, budget.coefficients.mT, budget.limit, target.exact)
-        return projected.transpose(0, 1).reshape_as(hidden)
+        rows = hidden.view(gates, units, -1).transpose(0, 1).clone()
+        alone = list(budget.alone())
+        for gate in alone:
+            radius = budget.limit / budget.coefficients[gate].clamp(min=tiny)
+            rows[:, gate] = _project_gated_rows(weights, rows[:, gate, None], None, radius, target.exact)[:, 0]
+        # The sum of the demands of a term is at least the largest.
+        others = [gate for gate in range(gates) if gate not in alone]
+        coefficients = budget.coefficients[others].mT
+        rows[:, others] = _project_gated_rows(weights, rows[:, others], coefficients, budget.limit, target.exact)
+        return rows.transpose(0, 1).reshape_as(hidden)
 
     if method == "miller-hardt":
         keep = hidden.new_full((), 1 - target.gate_bound)
@@ -183,10 +191,13 @@ def meet_budget(
         radius = miller_hardt_radii(keep)[:, None].expand_as(norms) * (1 - 1e-4)
     else:
         # Filled on the device: a tensor made from a list would be copied there, and the host would wait for it.
-        shares = torch.cat([hidden.new_full((1,), share) for share in recurrence.shares])
-        allocation = share_budget(demand, shares, budget.limit)
+        terms = budget.members()
+        shares = torch.cat([hidden.new_full((1,), sum(recurrence.shares[gate] for gate in term)) for term in terms])
+        allocation = share_budget(budget.terms_of(demand), shares, budget.limit)
+        allowed = {gate: allocation[index] for index, term in enumerate(terms) for gate in term}
+        allowance = torch.stack([allowed.get(gate, budget.limit) for gate in range(gates)])
         # A gate that is served in full keeps its rows; dividing back would lose a bit of them.
-        radius = torch.where(allocation < demand, allocation / budget.coefficients.clamp(min=tiny), torch.inf)
+        radius = torch.where(allowance < demand, allowance / budget.coefficients.clamp(min=tiny), torch.inf)
     if target.norm == "l2":
         return torch.cat([clip_singular_values(b, r) for b, r in zip(hidden.chunk(gates), radius[:, 0], strict=True)])
     if "weight_hr" not in weights:
