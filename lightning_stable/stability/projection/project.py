@@ -16,6 +16,7 @@ from lightning_stable.recurrence.registry import find_recurrences
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs.resolve import Layer, Sources, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound
+from lightning_stable.stability.projection.give_back import give_back
 from lightning_stable.stability.projection.recurrence import Target, shrink
 from lightning_stable.stability.report import StabilityReport
 
@@ -265,7 +266,7 @@ def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Te
     margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     while margin < 0.5:
         target = constraint.target(recurrence, margin, exact=True)
-        stored = _stored(layer, shrink(layer, target))
+        stored = _stored(layer, give_back(layer, shrink(layer, target), target))
         weights = layer.weights | {role: value.double() for role, value in stored.items()}
         if _inside(replace(layer, weights=weights), constraint):
             return stored

@@ -1,0 +1,123 @@
+"""No further than needed: a gated recurrence inside the set goes back towards where it came from.
+
+Budgets are frozen at the weights before a projection, which are larger than those after it, so a projection ends well
+inside the set. On the segment ``after + s (before - after)`` every row norm and every gate rises with ``s``, hence so does
+the rate of the unit, and bisection finds the largest ``s`` of every unit; the certificate itself decides what is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_stable.recurrence.base import GatedRecurrence, Weights
+from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.stability.inputs.resolve import Layer
+from lightning_stable.stability.projection.recurrence import Target
+
+_UNIT_BISECTIONS = 25
+_COMMON_BISECTIONS = 20
+
+
+def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
+    """Return weights between those of the layer and ``changed``, as near to the former as the target allows.
+
+    First whole units go back as far as rate and gate bound allow, then their rows without those of the leak gate. What
+    ``row`` certifies, ``tight`` certifies, too; its units go back once more, by a common share, and those of ``l2`` only
+    so. The conditions of Miller and Hardt are met as they are.
+
+    Args:
+        layer: The layer before the projection.
+        changed: New weights by role, inside the set.
+        target: What the weights must satisfy.
+    """
+    recurrence = layer.recurrence
+    if not isinstance(recurrence, GatedRecurrence) or target.method == "miller-hardt":
+        return dict(changed)
+    segment = _Segment(layer, recurrence, changed, target)
+    share = torch.zeros_like(recurrence.row_norms(layer.weights))
+    if target.norm != "l2" and segment.rates(share) is not None:
+        share = segment.largest(share, torch.ones_like(share), segment.units_fit, _UNIT_BISECTIONS)
+        share = segment.largest(share, segment.without_leak, segment.units_fit, _UNIT_BISECTIONS)
+    if target.norm != "row" or segment.rates(share) is None:
+        gate = segment.largest(torch.zeros_like(share), segment.leak, segment.gate_fits, _UNIT_BISECTIONS)
+        share = segment.largest(share, gate + segment.without_leak, segment.fits, _COMMON_BISECTIONS)
+    return segment.at(share)
+
+
+class _Segment:
+    """The weights between two ends; shares of the way have the shape ``(gates, units)``."""
+
+    def __init__(self, layer: Layer, recurrence: GatedRecurrence, changed: Weights, target: Target) -> None:
+        self.layer, self.recurrence, self.changed, self.target = layer, recurrence, changed, target
+        assert layer.inputs is not None
+        # Largest products are convex in the rows, so those of the ends bound those in between.
+        self.ends = [
+            layer.inputs.drive(recurrence.driven_rows(weights))
+            for weights in ({**layer.weights, **changed}, layer.weights)
+        ]
+        self.leak = torch.zeros_like(recurrence.row_norms(layer.weights))
+        self.leak[recurrence.gates.index(recurrence.leak)] = 1
+        self.without_leak = 1 - self.leak
+
+    def at(self, share: Tensor) -> dict[str, Tensor]:
+        """Return the weights at these shares, those of the layer bit for bit at 1."""
+
+        def between(after: Tensor, before: Tensor) -> Tensor:
+            part = share.flatten().view(-1, *[1] * (after.dim() - 1))
+            return torch.where(part < 1, after + part * (before - after), before)
+
+        before = self.layer.weights
+        return {role: between(after, before[role]) for role, after in self.changed.items()}
+
+    def _drive(self, share: Tensor) -> Interval:
+        after, before = self.ends
+        part = torch.zeros_like(after.high)
+        part[: share.numel()] = share.flatten()
+        return Interval(*(low + part * (high - low) for low, high in zip(after, before, strict=True)))
+
+    def _here(self, share: Tensor) -> tuple[dict[str, Tensor], Interval]:
+        return {**self.layer.weights, **self.at(share)}, self._drive(share)
+
+    def rates(self, share: Tensor) -> Tensor | None:
+        """Return the rates of the units."""
+        return self.recurrence.unit_rates(*self._here(share), state_bound=self.layer.state_bound)
+
+    def gate_fits(self, share: Tensor) -> Tensor:
+        """Return for which units the leak gate is within its bound."""
+        assert self.target.gate_bound is not None
+        return self.recurrence.leak_maximum(*self._here(share), self.target.state_bound) <= self.target.gate_bound
+
+    def units_fit(self, share: Tensor) -> Tensor:
+        """Return which units are inside."""
+        rates = self.rates(share)
+        assert rates is not None
+        return (rates <= self.target.rate) & self.gate_fits(share)
+
+    def fits(self, share: Tensor) -> Tensor:
+        """Return whether the certificate of the target has its rate."""
+        weights, drive = self._here(share)
+        found = self.recurrence.contraction(weights, drive, norm=self.target.norm, state_bound=self.layer.state_bound)
+        return found.rate <= self.target.rate
+
+    def largest(self, start: Tensor, end: Tensor, fits: Callable[[Tensor], Tensor], bisections: int) -> Tensor:
+        """``start`` raised to ``s end``, where that is more, for the largest ``s`` in [0, 1] that fits.
+
+        ``s`` is a number for each unit where ``fits`` says which units do, and a common one where it says whether all do.
+        """
+
+        def raised(s: Tensor) -> Tensor:
+            return start.maximum(s * end)
+
+        one = torch.ones_like(start[0])
+        whole = fits(raised(one))
+        if whole.all():
+            return raised(one)
+        low, high = torch.zeros_like(one), one
+        for _ in range(bisections):
+            middle = (low + high) / 2
+            fit = fits(raised(middle))
+            low, high = torch.where(fit, middle, low), torch.where(fit, high, middle)
+        return raised(torch.where(whole, one, low))
