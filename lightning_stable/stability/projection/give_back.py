@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_stable.recurrence.base import GatedRecurrence, Weights
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.stability.inputs.joint import joint_drive
 from lightning_stable.stability.inputs.resolve import Layer
 from lightning_stable.stability.projection.recurrence import Target
 
@@ -53,11 +54,14 @@ class _Segment:
     def __init__(self, layer: Layer, recurrence: GatedRecurrence, changed: Weights, target: Target) -> None:
         self.layer, self.recurrence, self.changed, self.target = layer, recurrence, changed, target
         assert layer.inputs is not None
+        rows = [recurrence.driven_rows(weights) for weights in ({**layer.weights, **changed}, layer.weights)]
+        pairing = recurrence.pairing(layer.weights)
         # Largest products are convex in the rows, so those of the ends bound those in between.
-        self.ends = [
-            layer.inputs.drive(recurrence.driven_rows(weights))
-            for weights in ({**layer.weights, **changed}, layer.weights)
-        ]
+        if pairing is None:
+            self.ends = [layer.inputs.drive(end) for end in rows]
+        else:  # gates of both ends at one input
+            both = joint_drive(layer.inputs, torch.cat(rows), pairing, between=bool(layer.below))
+            self.ends = [both.rows(slice(len(rows[0]))), both.rows(slice(len(rows[0]), None))]
         self.leak = torch.zeros_like(recurrence.row_norms(layer.weights))
         self.leak[recurrence.gates.index(recurrence.leak)] = 1
         self.without_leak = 1 - self.leak
@@ -74,7 +78,7 @@ class _Segment:
 
     def _drive(self, share: Tensor) -> Interval:
         after, before = self.ends
-        part = torch.zeros_like(after.high)
+        part = share.new_zeros(after.high.shape[-1])
         part[: share.numel()] = share.flatten()
         return Interval(*(low + part * (high - low) for low, high in zip(after, before, strict=True)))
 
