@@ -8,6 +8,7 @@ the rate of the unit, and bisection finds the largest ``s`` of every unit; the c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from lightning_stable.stability.inputs.resolve import Layer
 from lightning_stable.stability.projection.recurrence import Target
 
 _UNIT_BISECTIONS = 25
-_COMMON_BISECTIONS = 20
+_COMMON_BISECTIONS = 15
+_EXACT_BISECTIONS = 8
 
 
 def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
@@ -45,17 +47,22 @@ def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tenso
     if target.norm != "row" or segment.rates(share) is None:
         gate = segment.largest(torch.zeros_like(share), segment.leak, segment.gate_fits, _UNIT_BISECTIONS)
         share = segment.largest(share, gate + segment.without_leak, segment.fits, _COMMON_BISECTIONS)
-    return segment.at(share)
+    segment.is_exact = True
+    fits = segment.units_fit if target.norm == "row" and segment.rates(share) is not None else segment.fits
+    return segment.at(segment.largest(torch.zeros_like(share), share, fits, _EXACT_BISECTIONS))
 
 
 class _Segment:
     """The weights between two ends; shares of the way have the shape ``(gates, units)``."""
 
     def __init__(self, layer: Layer, recurrence: GatedRecurrence, changed: Weights, target: Target) -> None:
-        self.layer, self.recurrence, self.changed, self.target = layer, recurrence, changed, target
+        self.layer, self.recurrence, self.target = layer, recurrence, target
+        self.changed = {role: value for role, value in changed.items() if role in recurrence.projected_roles}
         assert layer.inputs is not None
         rows = [recurrence.driven_rows(weights) for weights in ({**layer.weights, **changed}, layer.weights)]
         pairing = recurrence.pairing(layer.weights)
+        # Whether drives are those of the certificate, which cuts the inputs anew at every share.
+        self.is_exact = False
         # Largest products are convex in the rows, so those of the ends bound those in between.
         if pairing is None:
             self.ends = [layer.inputs.drive(end) for end in rows]
@@ -83,7 +90,12 @@ class _Segment:
         return Interval(*(low + part * (high - low) for low, high in zip(after, before, strict=True)))
 
     def _here(self, share: Tensor) -> tuple[dict[str, Tensor], Interval]:
-        return {**self.layer.weights, **self.at(share)}, self._drive(share)
+        weights = {**self.layer.weights, **self.at(share)}
+        if not self.is_exact:
+            return weights, self._drive(share)
+        drive = replace(self.layer, weights=weights).drive
+        assert drive is not None
+        return weights, drive
 
     def rates(self, share: Tensor) -> Tensor | None:
         """Return the rates of the units."""
