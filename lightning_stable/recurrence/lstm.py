@@ -53,6 +53,8 @@ _LEAST_WEIGHT = 1e-12
 _TIGHT_ITERATIONS = 60
 # Policy iteration converges quadratically: 1e-7 is left after two rounds, nothing after three.
 _WITNESS_ROUNDS = 3
+# Where it has scenarios to choose from as well.
+_SCENARIO_ROUNDS = 8
 # Conditions of a budget: the forget gate together with the larger of input gate and candidate; the output gate alone.
 _TERMS = ((1,), (0, 2))
 
@@ -410,7 +412,7 @@ def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
 
     ``X`` and ``Y`` are maxima of maps linear in ``w``, one for every ``f`` and every ``(o, t)``. For fixed ones the best
     rate is a spectral radius, and where the best ``w`` of that is tried the maxima show which ones to fix next (Howard's
-    policy iteration). The rate returned is that of the last ``w``, a witness like every other.
+    policy iteration). The rate returned is that of the best ``w`` tried, a witness like every other.
 
     Args:
         norms: Row norms, shape ``(4, units)``.
@@ -428,23 +430,28 @@ def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
         return [value.expand_as(rows).flatten(0, -2).gather(0, index)[0] for value in values]
 
     def linear(f: Tensor) -> Tensor:
-        return f * (1 - f).maximum(bounds.keep) * steep + driven
+        result: Tensor = f * (1 - f).maximum(bounds.keep) * steep + driven
+        return result
 
     f = bounds.f.high
     b = linear(f)
     o, t = bounds.o.high, torch.zeros_like(f)
     cell_row = largest(b + f, f, b)
     hidden_row = largest(o * b, o * f, o * b)
-    for _ in range(_WITNESS_ROUNDS):
+    best, witness = torch.full_like(bounds.cell, torch.inf), torch.ones_like(bounds.cell)
+    for _ in range(_WITNESS_ROUNDS if f.dim() == 1 else _SCENARIO_ROUNDS):
         rate = _joint_rate(*cell_row, *hidden_row)
-        witness = (cell_row[1] / (rate - cell_row[0])).clamp(min=_LEAST_WEIGHT)
-        f = sigmoid_peak(witness, steep, bounds.f)
+        trial = (cell_row[1] / (rate - cell_row[0])).clamp(min=_LEAST_WEIGHT)
+        f = sigmoid_peak(trial, steep, bounds.f)
         b = linear(f)
-        change = f * witness + b
+        change = f * trial + b
         o, t = product_peak(change, n_o, bounds.o, bounds.t)
         sharp, flat = o * (1 - t.square()), o * (1 - o) * t * n_o
         cell_row = largest(change, f, b)
         hidden_row = largest(sharp * change + flat, sharp * f, sharp * b + flat)
+        rate = torch.maximum(cell_row[0] + cell_row[1] / trial, hidden_row[0] * trial + hidden_row[1])
+        # NaN stays.
+        witness, best = trial.where(~(rate >= best), witness), rate.where(~(rate >= best), best)
     change = bounds.cell_change(witness, n_f, driven)
     rates = torch.maximum(change / witness, bounds.hidden_change(change, n_o))
     (rate,) = largest(rates, rates)
