@@ -271,10 +271,10 @@ class Budget:
     With the demands ``coefficients[q] * size_q`` the sum of :meth:`terms_of` is at most the limit: every term is the
     largest demand of some gates. The demand of a gate in no term is at most the limit by itself.
 
-    The sizes are row l1 norms, with conditions per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral norms,
-    with conditions for all (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the budget was
-    made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen conditions meet
-    the true ones.
+    The sizes are row l1 norms, with conditions per unit (shapes ``(gates, units)`` and ``(units,)``), or spectral
+    norms, with conditions for all (shapes ``(gates, 1)`` and ``(1,)``). Gate maxima are frozen at the weights the
+    budget was made from: shrinking recurrent rows only lowers the true coefficients, so weights that meet the frozen
+    conditions meet the true ones.
     """
 
     coefficients: Tensor

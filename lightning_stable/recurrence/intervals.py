@@ -134,24 +134,34 @@ def product_peak(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: I
     With both in [0, 1] the maximum is ``max(P, Q / 4)``: for ``Q = 4 P`` it is ``P``, as
     ``s (1 + 4 (1 - s)^2) = 1 - y (1 - 2 y)^2`` with ``y = 1 - s``, and it is monotone in ``P`` and in ``Q``.
     """
-    tiny = torch.finfo(slope_part.dtype).tiny
-    x = (slope_part / value_part.clamp(min=tiny)).clamp(max=1)  # from 12^-1/2 on there is no root
-    inside = (1 + (1 - 12 * x.square()).clamp(min=0).sqrt()) / (6 * x).clamp(min=tiny)
-    inside = inside.maximum(tanh.low).minimum(tanh.high)
-    points = (
-        *((s, _steepest_tanh(slope_part, (1 - s) * value_part, *tanh)) for s in gate),
-        *((sigmoid_peak(_one_minus(u.square()) * slope_part, u * value_part, gate), u) for u in tanh),
-        ((1 - 2 * x * inside).maximum(gate.low).minimum(gate.high), inside),
-    )
-    values = torch.stack([_product_slopes(slope_part, value_part, *point) for point in points])
-    best = values.argmax(0, keepdim=True)
-    s, u = (torch.stack([part.expand_as(values[0]) for part in parts]) for parts in zip(*points, strict=True))
-    return s.gather(0, best)[0], u.gather(0, best)[0]
+    points = _product_points(slope_part, value_part, gate, tanh)
+    best = _product_slopes(slope_part, value_part, *points).argmax(0, keepdim=True)
+    s, u = (part.gather(0, best)[0] for part in points)
+    return s, u
 
 
 def product_maximum(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: Interval) -> Tensor:
     """``max over (s, u) of s (1 - u^2) P + s (1 - s) u Q``, see :func:`product_peak`."""
-    return _product_slopes(slope_part, value_part, *product_peak(slope_part, value_part, gate, tanh))
+    points = _product_points(slope_part, value_part, gate, tanh)
+    return _product_slopes(slope_part, value_part, *points).amax(0)
+
+
+def _product_points(slope_part: Tensor, value_part: Tensor, gate: Interval, tanh: Interval) -> tuple[Tensor, Tensor]:
+    """Return the points of the box among which the maximum is, shapes ``(5, ...)``."""
+    shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+        *(value.shape for value in (slope_part, value_part, *gate, *tanh))
+    )
+    slope_part, value_part = slope_part.expand(shape), value_part.expand(shape)
+    gate, tanh = (Interval(low.expand(shape), high.expand(shape)) for low, high in (gate, tanh))
+    tiny = torch.finfo(slope_part.dtype).tiny
+    x = (slope_part / value_part.clamp(min=tiny)).clamp(max=1)  # from 12^-1/2 on there is no root
+    inside = (1 + (1 - 12 * x.square()).clamp(min=0).sqrt()) / (6 * x).clamp(min=tiny)
+    inside = inside.maximum(tanh.low).minimum(tanh.high)
+    s_ends, u_ends = torch.stack(gate), torch.stack(tanh)
+    u = _steepest_tanh(slope_part, (1 - s_ends) * value_part, *tanh)
+    s = sigmoid_peak(_one_minus(u_ends.square()) * slope_part, u_ends * value_part, gate)
+    s_inside = (1 - 2 * x * inside).maximum(gate.low).minimum(gate.high)
+    return torch.cat((s_ends, s, s_inside[None])), torch.cat((u, u_ends, inside[None]))
 
 
 def _product_slopes(slope_part: Tensor, value_part: Tensor, s: Tensor, u: Tensor) -> Tensor:

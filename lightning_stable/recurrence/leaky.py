@@ -1,15 +1,15 @@
 """Cells whose state is a gated mean of itself and a candidate, ``h' = (1 - z) n + z h``: what they share.
 
-The leak gate and the candidate enter with value and slope at the same point. With ``v_j |dh|`` for ``|dh_j|``, ``S`` the
-bound on the states, and ``A_j`` such that the candidate's pre-activation changes by ``A_j |dh|`` and ``Z_j`` for the leak
-gate's, the rows of the Jacobian obey::
+The leak gate and the candidate enter with value and slope at the same point. With ``v_j |dh|`` for ``|dh_j|``, ``S``
+the bound on the states, and ``A_j`` such that the candidate's pre-activation changes by ``A_j |dh|`` and ``Z_j`` for
+the leak gate's, the rows of the Jacobian obey::
 
     |dh'_j| <= T_j |dh|    T_j = max over z of ( z v_j + (1 - z) G_j(z) )
                            G_j(z) = max over u of ( (1 - u^2) A_j + z (u + S) Z_j )    u = |n_j|
 
-``G`` is a maximum of lines, so it is convex and lies below its chord from 0 to the largest ``z``, where the two meet. With
-the chord in place of ``G`` the maximum over ``z`` is that of a concave parabola; the largest ``z`` is the worst wherever
-``T_j <= v_j``. So the state map contracts at ``max_j T_j / v_j`` in the maximum norm with weights ``v``.
+``G`` is a maximum of lines, so it is convex and lies below its chord from 0 to the largest ``z``, where the two meet.
+With the chord in place of ``G`` the maximum over ``z`` is that of a concave parabola; the largest ``z`` is the worst
+wherever ``T_j <= v_j``. So the state map contracts at ``max_j T_j / v_j`` in the maximum norm with weights ``v``.
 """
 
 from __future__ import annotations

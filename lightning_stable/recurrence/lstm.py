@@ -2,8 +2,8 @@
 
 State ``(h, c)``; ``c' = f c + i g`` and ``h' = o tanh(c')``. A gate enters with its value and with its slope, and both
 are taken at the same point: the slope of a sigmoid ``s`` is ``s (1 - s)``, that of ``u = |tanh|`` is ``1 - u^2``. With
-``C = i g / (1 - f)`` the box of ``c``, ``w_j |dh|`` for ``|dc_j|`` and ``n_qj`` the l1 norm of row ``j`` of gate ``q``, the
-rows of the Jacobian obey::
+``C = i g / (1 - f)`` the box of ``c``, ``w_j |dh|`` for ``|dc_j|`` and ``n_qj`` the l1 norm of row ``j`` of gate ``q``,
+the rows of the Jacobian obey::
 
     |dc'_j| <= X_j |dh|    X_j = max over f of ( f w_j + f (1 - f) C_j n_fj )
                                  + max over i, g of ( i (1 - g^2) n_gj + i (1 - i) g n_ij )
@@ -296,8 +296,9 @@ class LSTMRecurrence(GatedRecurrence):
     ) -> Budget:
         """Two conditions per unit: one on ``n_o``, one on the others; for ``l2`` a single one on spectral norms.
 
-        For a gate in ``[., q]`` with the slope ``s_q`` and ``s'`` the slope of tanh the maximum of the module docstring over
-        both is at most ``k`` times the larger of ``q s' P`` and ``s_q Q``, where ``k`` is its value where both are 1. So::
+        For a gate in ``[., q]`` with the slope ``s_q`` and ``s'`` the slope of tanh the maximum of the module docstring
+        over both is at most ``k`` times the larger of ``q s' P`` and ``s_q Q``, where ``k`` is its value where both are
+        1. So::
 
             f (1 - f) C n_f + k_i max(i s_g n_g, s_i n_i) <= (rate - f) w    w = 1 / (k_o o)
             s_o n_o <= rate / k_o
@@ -403,16 +404,17 @@ def miller_hardt_forget_bound(rate: float) -> float:
 
 
 def _joint_rate(cell: Tensor, b: Tensor, loop: Tensor, hidden: Tensor) -> Tensor:
-    """``rho([[cell, b], [loop, hidden]])``, the spectral radius, and a little more, elementwise for nonnegative entries."""
-    return _RATE_SLACK * (cell + hidden + ((cell - hidden).square() + 4 * b * loop).sqrt()) / 2
+    """``rho([[cell, b], [loop, hidden]])``, the spectral radius for nonnegative entries, and a little more."""
+    root: Tensor = ((cell - hidden).square() + 4 * b * loop).sqrt()
+    return _RATE_SLACK * (cell + hidden + root) / 2
 
 
 def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
     """Return ``min over w of max(X / w, Y)`` of the module docstring, and ``w``, shapes ``(units,)``.
 
-    ``X`` and ``Y`` are maxima of maps linear in ``w``, one for every ``f`` and every ``(o, t)``. For fixed ones the best
-    rate is a spectral radius, and where the best ``w`` of that is tried the maxima show which ones to fix next (Howard's
-    policy iteration). The rate returned is that of the best ``w`` tried, a witness like every other.
+    ``X`` and ``Y`` are maxima of maps linear in ``w``, one for every ``f`` and every ``(o, t)``. For fixed ones the
+    best rate is a spectral radius, and where the best ``w`` of that is tried the maxima show which ones to fix next
+    (Howard's policy iteration). The rate returned is that of the best ``w`` tried, a witness like every other.
 
     Args:
         norms: Row norms, shape ``(4, units)``.
@@ -430,8 +432,8 @@ def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
         return [value.expand_as(rows).flatten(0, -2).gather(0, index)[0] for value in values]
 
     def linear(f: Tensor) -> Tensor:
-        result: Tensor = f * (1 - f).maximum(bounds.keep) * steep + driven
-        return result
+        moved: Tensor = f * (1 - f).maximum(bounds.keep) * steep + driven
+        return moved
 
     f = bounds.f.high
     b = linear(f)

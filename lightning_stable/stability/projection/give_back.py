@@ -1,8 +1,9 @@
 """No further than needed: a gated recurrence inside the set goes back towards where it came from.
 
 Budgets are frozen at the weights before a projection, which are larger than those after it, so a projection ends well
-inside the set. On the segment ``after + s (before - after)`` every row norm and every gate rises with ``s``, hence so does
-the rate of the unit, and bisection finds the largest ``s`` of every unit; the certificate itself decides what is inside.
+inside the set. On the segment ``after + s (before - after)`` every row norm and every gate rises with ``s``, hence so
+does the rate of the unit, and bisection finds the largest ``s`` of every unit; the certificate itself decides what is
+inside.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from lightning_stable.stability.projection.recurrence import Target
 
 _UNIT_BISECTIONS = 25
 _COMMON_BISECTIONS = 15
-_EXACT_BISECTIONS = 8
+_EXACT_BISECTIONS = 5
 
 
 def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
     """Return weights between those of the layer and ``changed``, as near to the former as the target allows.
 
     First whole units go back as far as rate and gate bound allow, then their rows without those of the leak gate. What
-    ``row`` certifies, ``tight`` certifies, too; its units go back once more, by a common share, and those of ``l2`` only
-    so. The conditions of Miller and Hardt are met as they are.
+    ``row`` certifies, ``tight`` certifies, too; its units go back once more, by a common share, and those of ``l2``
+    only so. The conditions of Miller and Hardt are met as they are.
 
     Args:
         layer: The layer before the projection.
@@ -72,6 +73,9 @@ class _Segment:
         self.leak = torch.zeros_like(recurrence.row_norms(layer.weights))
         self.leak[recurrence.gates.index(recurrence.leak)] = 1
         self.without_leak = 1 - self.leak
+        # A gate that was lowered to its bound may lie a rounding error above it.
+        assert target.gate_bound is not None
+        self.highest = self.gates(torch.zeros_like(self.leak)).clamp(min=target.gate_bound)
 
     def at(self, share: Tensor) -> dict[str, Tensor]:
         """Return the weights at these shares, those of the layer bit for bit at 1."""
@@ -101,10 +105,13 @@ class _Segment:
         """Return the rates of the units."""
         return self.recurrence.unit_rates(*self._here(share), state_bound=self.layer.state_bound)
 
+    def gates(self, share: Tensor) -> Tensor:
+        """Return the largest values of the leak gates."""
+        return self.recurrence.leak_maximum(*self._here(share), self.target.state_bound)
+
     def gate_fits(self, share: Tensor) -> Tensor:
         """Return for which units the leak gate is within its bound."""
-        assert self.target.gate_bound is not None
-        return self.recurrence.leak_maximum(*self._here(share), self.target.state_bound) <= self.target.gate_bound
+        return self.gates(share) <= self.highest
 
     def units_fit(self, share: Tensor) -> Tensor:
         """Return which units are inside."""
@@ -121,7 +128,8 @@ class _Segment:
     def largest(self, start: Tensor, end: Tensor, fits: Callable[[Tensor], Tensor], bisections: int) -> Tensor:
         """``start`` raised to ``s end``, where that is more, for the largest ``s`` in [0, 1] that fits.
 
-        ``s`` is a number for each unit where ``fits`` says which units do, and a common one where it says whether all do.
+        ``s`` is a number for each unit where ``fits`` says which units do, and a common one where it says whether all
+        do.
         """
 
         def raised(s: Tensor) -> Tensor:
