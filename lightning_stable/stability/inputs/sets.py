@@ -86,11 +86,11 @@ class InputSet(ABC):
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """How far products ``weight @ x`` with observed inputs leave :meth:`drive`, on which certificates rest.
 
-        Sums of two rows, by which gates are compared at one input, count like rows. Sharper than :meth:`excess` where
+        Means of two rows, by which gates are compared at one input, count like rows. Sharper than :meth:`excess` where
         the set is smaller than its box, at the cost of the products. What rounding of the products can do is taken
         off. Scalar tensor.
         """
-        weight = torch.cat((weight, weight + weight.roll(len(weight) // 2, 0)))
+        weight = torch.cat((weight, (weight + weight.roll(len(weight) // 2, 0)) / 2))
         interval = self.drive(weight)
         products = inputs.reshape(-1, inputs.shape[-1]) @ weight.mT
         excess = torch.maximum(products.amax(0) - interval.high, interval.low - products.amin(0))

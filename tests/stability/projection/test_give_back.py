@@ -57,7 +57,8 @@ def test_every_unit_ends_at_the_target() -> None:
     project_(module, 0.95, input_bound=B)
     (recurrence,) = recurrences_of(module)
     weights = recurrence.weights()
-    rates = recurrence.unit_rates(weights, SupNorm(B).drive(weights["weight_ih"]))
+    (layer,) = walk_layers([recurrence], {"": SupNorm(B)})
+    rates = recurrence.unit_rates(weights, layer.drive)
     assert rates is not None
     assert ((rates > 0.949) & (rates <= 0.95)).all()
 
