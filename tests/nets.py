@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from lightning_stable.cells import UGRNN, IntersectionRNN
+from lightning_stable.recurrence import recurrences_of
+from lightning_stable.stability import InputSet
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "rnn": nn.RNN,
@@ -78,3 +80,11 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
         rows.append(max(grid, key=lambda row: len(pairs(row) & missing)))
         missing -= pairs(rows[-1])
     return [tuple(axis[index] for axis, index in zip(axes, row, strict=True)) for row in rows]
+
+
+def plain_rate(module: nn.Module, inputs: InputSet, norm: str | None = None) -> float:
+    """The rate of a layer whose gates take their maxima over the inputs one by one."""
+    (recurrence,) = recurrences_of(module)
+    weights = recurrence.weights()
+    drive = inputs.drive(recurrence.driven_rows(weights))
+    return recurrence.contraction(weights, drive, norm=norm).rate.item()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stable import linalg
-from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.intervals import Interval, worst
 from lightning_stable.recurrence.tubes import Metric, Tube
 
 State = tuple[Tensor, ...]
@@ -98,6 +98,14 @@ class Contraction(NamedTuple):
 def _form_norm(vectors: Tensor, form: Tensor) -> Tensor:
     squares: Tensor = (vectors @ form * vectors).sum(-1)
     return squares.clamp(min=0).sqrt()
+
+
+class Pairing(NamedTuple):
+    """The gates whose drives are taken at the same input, by their positions among the blocks of ``driven_rows``."""
+
+    units: int  # rows of a block
+    leak: int
+    partner: int
 
 
 class Recurrence(ABC):
@@ -184,6 +192,10 @@ class Recurrence(ABC):
         """Return the rows of ``weight_ih`` whose drive matters most; the fast projection does not bound the others."""
         return slice(None)
 
+    def pairing(self, weights: Weights) -> Pairing | None:
+        """Return which gates are taken at the same input; None for a cell that is given one interval a row."""
+        return None
+
     def driven_rows(self, weights: Weights) -> Tensor:
         """Return the matrix whose products with inputs are the drive: ``weight_ih``, and more if outputs need it."""
         return weights["weight_ih"]
@@ -232,8 +244,9 @@ class Recurrence(ABC):
 
         Args:
             weights: Weights by role, in the dtype to compute in.
-            drive: Interval of ``weight_ih @ x`` (without bias), shape ``(rows,)`` each, see :meth:`driven_rows`; None
-                when nothing is known about the inputs.
+            drive: Interval of ``weight_ih @ x`` (without bias), see :meth:`driven_rows`; None when nothing is known
+                about the inputs. It has shape ``(rows,)``, or ``(scenarios, rows)`` as well where the cell has a
+                :attr:`pairing`, and the rate is then the largest over the scenarios.
             norm: One of ``norms``.
             state_bound: Runs start from states with entries of at most this size, 0 for runs from zero only. Later
                 states may be larger: those of saturating cells reach 1.
@@ -412,6 +425,8 @@ class GatedRecurrence(Recurrence):
 
     gates: ClassVar[tuple[str, ...]]
     leak: ClassVar[str]
+    # The gate that costs most where the leak gate is open; None for a cell that takes one interval a row.
+    partner: ClassVar[str | None] = None
     shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projection.sets.share_budget
     norms: ClassVar[tuple[str, ...]] = ("row", "tight", "l2")
     methods: ClassVar[tuple[str, ...]] = ("shares", "euclidean", "rescale")
@@ -420,6 +435,13 @@ class GatedRecurrence(Recurrence):
     def projected_roles(self) -> tuple[str, ...]:
         """The recurrent weights, and for the leak gate also input weights and biases."""
         return ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+    def pairing(self, weights: Weights) -> Pairing | None:
+        """Return the leak gate and its partner."""
+        if self.partner is None:
+            return None
+        units = len(weights["weight_ih"]) // len(self.gates)
+        return Pairing(units, self.gates.index(self.leak), self.gates.index(self.partner))
 
     def leading_rows(self) -> slice:
         """Return the rows of the leak gate: the other gates are bounded by 1 whatever drives them."""
@@ -459,7 +481,7 @@ class GatedRecurrence(Recurrence):
 
     def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
         """Return the largest value of the leak gate, shape ``(units,)``."""
-        return torch.sigmoid(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high)
+        return torch.sigmoid(worst(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high))
 
     @abstractmethod
     def budget(

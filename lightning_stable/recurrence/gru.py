@@ -28,6 +28,7 @@ class GRURecurrence(MixedRecurrence):
     cell = "gru"
     gates = ("r", "z", "n")
     leak = "z"
+    partner = "n"
     shares = (1 / 3, 1 / 3, 1 / 3)
 
     def step(self, inputs: Tensor, state: State) -> State:
@@ -44,15 +45,16 @@ class GRURecurrence(MixedRecurrence):
     ) -> Bounds:
         """Return the bounds, with those of the reset gate and of what it multiplies."""
         r, z, _ = self.pre_activation(weights, drive, state_bound)
-        units = z.low.shape[0]
-        zeros = torch.zeros_like(z.low)
+        units = z.low.shape[-1]
+        zeros = torch.zeros_like(weights["weight_hh"][0])
         bias_in = weights["bias_ih"][2 * units :] if "bias_ih" in weights else zeros
         bias_hidden = weights["bias_hh"][2 * units :] if "bias_hh" in weights else zeros
         radius = reach(weights["weight_hh"][2 * units :], state_bound)
         reset = r.sigmoid()
         hidden_part = Interval(bias_hidden - radius, bias_hidden + radius)
         gated = reset.times(hidden_part)
-        pre_n = Interval(drive.low[2 * units :] + bias_in + gated.low, drive.high[2 * units :] + bias_in + gated.high)
+        driven = drive.rows(slice(2 * units, None)).shift(bias_in)
+        pre_n = Interval(driven.low + gated.low, driven.high + gated.high)
         return Bounds.of(z, pre_n, state_bound, leak_bound, reset, hidden_part.magnitude)
 
     def leading_budget(

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from lightning_stable.cells.base import mix
 from lightning_stable.recurrence.base import State, Weights, reach
-from lightning_stable.recurrence.intervals import Interval, sigmoid_maximum
+from lightning_stable.recurrence.intervals import Interval, sigmoid_maximum, worst
 from lightning_stable.recurrence.tubes import IntersectionTube, Metric, Tube
 from lightning_stable.recurrence.ugrnn import UGRNNRecurrence
 
 
 class _Outputs(NamedTuple):
-    """Intervals of the parts of ``y``, each of shape ``(units,)``."""
+    """Intervals of the parts of ``y``, of shape ``(units,)`` or ``(scenarios, units)``."""
 
     gate: Interval  # pre-activation
     candidate: Interval  # relu(a)
@@ -50,9 +50,9 @@ class _OutputComparison:
         passed = torch.zeros_like(state[0])
         if inputs is not None:
             pre, passed = pre + inputs @ self.inputs.mT, inputs @ self.passing.mT
-        gate, candidate = pre.chunk(2, dim=-1)
+        passed, (gate, candidate) = passed.unsqueeze(-2), pre.unsqueeze(-2).chunk(2, dim=-1)  # for the scenarios
         candidate = candidate * self.is_open
-        return candidate + sigmoid_maximum(passed - candidate, self.apart * gate, self.gate)
+        return worst(candidate + sigmoid_maximum(passed - candidate, self.apart * gate, self.gate))
 
 
 class IntersectionRecurrence(UGRNNRecurrence):
@@ -68,6 +68,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
         *("weight_iy", "weight_hy", "bias_iy", "bias_hy", "weight_ix", "bias_ix"),
     )
     gates = ("g", "h")
+    partner = "h"
     state_parts = 1
 
     # --------------------------------------------------------------- state map
@@ -96,11 +97,11 @@ class IntersectionRecurrence(UGRNNRecurrence):
     def pre_activation(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> tuple[Interval, ...]:
         """Return the intervals of the pre-activations of the state's gates."""
         rows = len(weights["weight_ih"])
-        return super().pre_activation(weights, Interval(drive.low[:rows], drive.high[:rows]), state_bound)
+        return super().pre_activation(weights, drive.rows(slice(rows)), state_bound)
 
     def _outputs(self, weights: Weights, drive: Interval, state_bound: float | Tensor) -> _Outputs:
         rows = len(weights["weight_ih"])
-        gate, candidate, passed = Interval(drive.low[rows:], drive.high[rows:]).chunk(3)
+        gate, candidate, passed = drive.rows(slice(rows, None)).chunk(3)
         radius = reach(weights["weight_hy"], state_bound)
         if "bias_iy" in weights:
             bias = (weights["bias_iy"] + weights["bias_hy"]).chunk(2)
@@ -115,7 +116,7 @@ class IntersectionRecurrence(UGRNNRecurrence):
             return None
         outputs = self._outputs(weights, drive, max(1.0, state_bound))
         gates = (torch.sigmoid(end) for end in outputs.gate)
-        return torch.stack([mix(g, outputs.passed.magnitude, outputs.candidate.high) for g in gates]).amax(0)
+        return worst(torch.stack([mix(g, outputs.passed.magnitude, outputs.candidate.high) for g in gates]).amax(0))
 
     def output_comparison(
         self, weights: Weights, drive: Interval | None, state_bound: float

@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """Elementwise bounds ``low <= value <= high``, both of one shape."""
+    """Elementwise bounds ``low <= value <= high``, both of one shape.
+
+    Those of gates have shape ``(rows,)`` or ``(scenarios, rows)``. With scenarios, for every admissible input and every
+    unit there is one that holds all gates of the unit at that input.
+    """
 
     low: Tensor
     high: Tensor
@@ -30,6 +34,10 @@ class Interval(NamedTuple):
         """Split along the last dimension into equal parts, one per gate."""
         parts_of = (end.chunk(parts, dim=-1) for end in self)
         return tuple(Interval(low, high) for low, high in zip(*parts_of, strict=True))
+
+    def rows(self, which: slice) -> Interval:
+        """Return some of the rows."""
+        return Interval(self.low[..., which], self.high[..., which])
 
     def sigmoid(self) -> Interval:
         """Return the values of a gate with these pre-activations."""
@@ -51,6 +59,11 @@ class Interval(NamedTuple):
     def distance_to_zero(self) -> Tensor:
         """The smallest absolute value (0 when the interval contains 0)."""
         return torch.maximum(self.low, -self.high).clamp(min=0)
+
+
+def worst(values: Tensor) -> Tensor:
+    """Return the largest value over the scenarios, the last dimension but one, if there is such a dimension."""
+    return values if values.dim() < 2 else values.amax(-2)
 
 
 # Slopes are written as products of sigmoids: 1 - tanh(x)^2 and s(1 - s) cancel to 0 far from the origin,

@@ -30,6 +30,7 @@ from lightning_stable.recurrence.intervals import (
     tanh_least,
     tanh_magnitude,
     tanh_slope,
+    worst,
 )
 
 _TIGHT_ITERATIONS = 60
@@ -91,10 +92,10 @@ class Bounds(NamedTuple):
 
     def coefficients(self) -> Tensor:
         """Return the factors of the gates' row norms in a linear bound on the coupling, shape ``(gates, units)``."""
-        update = self.z.high * (self.state + self.n.high)
+        update = worst(self.z.high * (self.state + self.n.high))
         if self.r is None or self.q is None:
-            return torch.stack((update, self.slope_n))
-        return torch.stack((self.slope_n * self.q / 4, update, self.slope_n * self.r.high))
+            return torch.stack((update, worst(self.slope_n)))
+        return torch.stack((worst(self.slope_n * self.q / 4), update, worst(self.slope_n * self.r.high)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class MixedComparison:
             pushed, units = inputs @ self.inputs.mT, hidden.shape[-1]
             driven = pushed[..., -units:]
             sums = sums + torch.cat((pushed[..., :-units], torch.zeros_like(driven)), -1)
-        return (self.bounds.change(hidden, sums, driven),)
+        hidden, sums, driven = (value.unsqueeze(-2) for value in (hidden, sums, driven))  # for the scenarios
+        return (worst(self.bounds.change(hidden, sums, driven)),)
 
 
 class MixedRecurrence(GatedRecurrence):
@@ -184,7 +186,7 @@ class MixedRecurrence(GatedRecurrence):
         magnitude = matrix.abs()
 
         def rates(scale: Tensor) -> Tensor:
-            return bounds.change(scale, magnitude @ scale) / scale
+            return worst(bounds.change(scale, magnitude @ scale)) / scale
 
         best = current = torch.ones_like(matrix[0])
         best_rate = rates(current).amax()
@@ -204,7 +206,7 @@ class MixedRecurrence(GatedRecurrence):
         z, keep = bounds.z.high.amax(), bounds.keep.amin()
         # Units may gate differently, so z + (1 - z) chi alone is not a bound in the Euclidean norm.
         rate = torch.where(chi <= keep / (1 + keep), z + keep * chi, (z / (1 + keep) + chi.square()).sqrt())
-        return Contraction(rate, (torch.ones_like(bounds.keep),), order=2)
+        return Contraction(rate, (torch.ones_like(matrix[0]),), order=2)
 
     def budget(
         self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
@@ -227,8 +229,8 @@ class MixedRecurrence(GatedRecurrence):
         """Bounds along runs, and the box of their states: averages of candidates and of the state they start from."""
         bounds = self.bounds(weights, drive, max(1.0, state_bound))
         for _ in range(BOX_ROUNDS):
-            bounds = self.bounds(weights, drive, bounds.n.high.clamp(min=state_bound))
-        return bounds, bounds.n.high.clamp(min=state_bound)
+            bounds = self.bounds(weights, drive, worst(bounds.n.high).clamp(min=state_bound))
+        return bounds, worst(bounds.n.high).clamp(min=state_bound)
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """The largest candidate ``|n|``, at least ``state_bound``; None without inputs."""
@@ -243,6 +245,5 @@ class MixedRecurrence(GatedRecurrence):
 
 
 def _unit_rates(matrix: Tensor, bounds: Bounds) -> Tensor:
-    """``T`` for ``v = 1``, shape ``(units,)``; of bounds with leading dimensions the worst."""
-    rates = bounds.change(torch.ones_like(matrix[0]), matrix.abs().sum(1))
-    return rates if rates.dim() == 1 else rates.flatten(0, -2).amax(0)
+    """``T`` for ``v = 1``, shape ``(units,)``: that of the worst scenario."""
+    return worst(bounds.change(torch.ones_like(matrix[0]), matrix.abs().sum(1)))

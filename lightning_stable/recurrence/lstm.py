@@ -39,6 +39,7 @@ from lightning_stable.recurrence.intervals import (
     tanh_least,
     tanh_magnitude,
     tanh_slope,
+    worst,
 )
 from lightning_stable.recurrence.tubes import LSTMTube, Metric, Tube
 
@@ -53,6 +54,8 @@ _LEAST_WEIGHT = 1e-12
 _TIGHT_ITERATIONS = 60
 # Policy iteration converges quadratically: 1e-7 is left after two rounds, nothing after three.
 _WITNESS_ROUNDS = 3
+# Where it has scenarios to choose from as well.
+_SCENARIO_ROUNDS = 8
 # Conditions of a budget: the forget gate together with the larger of input gate and candidate; the output gate alone.
 _TERMS = ((1,), (0, 2))
 
@@ -70,7 +73,7 @@ class _Bounds(NamedTuple):
     slope_g: Tensor
     slope_o: Tensor
     cell: Tensor  # C, the box of c
-    tanh_cell: Tensor
+    tanh_cell: Tensor  # max |tanh(c')|, where |c'| <= f C + i g
 
     @property
     def t(self) -> Interval:
@@ -105,9 +108,10 @@ class _Comparison:
     def __call__(self, state: State, inputs: Tensor | None) -> State:
         bounds, (hidden, cell) = self.bounds, state
         pre = hidden @ self.hidden.mT
-        i, f, g, o = (pre if inputs is None else pre + inputs @ self.inputs.mT).chunk(4, dim=-1)
-        cell = bounds.cell_change(cell, f, bounds.driven(i, g))
-        return bounds.hidden_change(cell, o), cell
+        pre = pre if inputs is None else pre + inputs @ self.inputs.mT
+        i, f, g, o = pre.unsqueeze(-2).chunk(4, dim=-1)  # for the scenarios
+        cell = bounds.cell_change(cell.unsqueeze(-2), f, bounds.driven(i, g))
+        return worst(bounds.hidden_change(cell, o)), worst(cell)
 
 
 class LSTMRecurrence(GatedRecurrence):
@@ -122,6 +126,7 @@ class LSTMRecurrence(GatedRecurrence):
     roles = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     gates = ("i", "f", "g", "o")
     leak = "f"
+    partner = "i"
     # The forget gate's coefficient is by far the largest; twice the share of the others leaves it as large a norm as
     # the cell input's (JSB chorales: 0.21 and 0.20; with equal shares 0.13 and 0.25).
     shares = (0.2, 0.4, 0.2, 0.2)
@@ -175,7 +180,8 @@ class LSTMRecurrence(GatedRecurrence):
             forget, keep = forget.clamp(max=leak_bound), keep.clamp(min=1 - leak_bound)
         input_gate, candidate = i.sigmoid(), Interval(tanh_least(g), tanh_magnitude(g))
         # |f c + i g| <= max(|c|, C): whatever a run starts from, it never leaves the larger of the two.
-        cell = (input_gate.high * candidate.high / keep.clamp(min=_LEAST_KEPT)).clamp(min=state_bound)
+        new = input_gate.high * candidate.high
+        cell = worst(new / keep.clamp(min=_LEAST_KEPT)).clamp(min=state_bound)
         if "weight_hr" in weights and state_bound > 0:
             cell = cell.maximum(self._first_cell(weights, drive, state_bound))
         return _Bounds(
@@ -189,7 +195,7 @@ class LSTMRecurrence(GatedRecurrence):
             slope_g=tanh_slope(g),
             slope_o=sigmoid_slope(o),
             cell=cell,
-            tanh_cell=torch.tanh(cell),
+            tanh_cell=torch.tanh((forget * cell + new).minimum(cell)),
         )
 
     @staticmethod
@@ -201,7 +207,7 @@ class LSTMRecurrence(GatedRecurrence):
     def _first_cell(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
         """``f |c_0| + i |g|``, a bound on ``c`` after the first step with ``proj_size``."""
         i, f, g, _ = self._first_pre_activation(weights, drive, state_bound)
-        return torch.sigmoid(f.high) * state_bound + torch.sigmoid(i.high) * tanh_magnitude(g)
+        return worst(torch.sigmoid(f.high) * state_bound + torch.sigmoid(i.high) * tanh_magnitude(g))
 
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
@@ -284,14 +290,14 @@ class LSTMRecurrence(GatedRecurrence):
         def gain(scale: Tensor, block: Tensor) -> Tensor:
             return linalg.spectral_norm(scale[:, None] * block)
 
-        b = gain(bounds.cell * bounds.slope_f, w_f) + gain(bounds.i.high * bounds.slope_g, w_g)
-        b = (b + gain(bounds.g.high * bounds.slope_i, w_i)).clamp(min=_COUPLING_FLOOR)
-        e = gain(bounds.tanh_cell * bounds.slope_o, w_o)
+        b = gain(worst(bounds.cell * bounds.slope_f), w_f) + gain(worst(bounds.i.high * bounds.slope_g), w_g)
+        b = (b + gain(worst(bounds.g.high * bounds.slope_i), w_i)).clamp(min=_COUPLING_FLOOR)
+        e = gain(worst(bounds.tanh_cell * bounds.slope_o), w_o)
         f, o = (Interval(gate.low.amin(), gate.high.amax()) for gate in (bounds.f, bounds.o))
         rate = _joint_rate(f.high, b, o.high * f.high, o.high * b + e)
         one = torch.ones_like(bounds.cell)
-        worst = bounds._replace(f=f, o=o, cell=bounds.cell.amax())
-        return Contraction(rate, (one, one * _cell_scale(rate, worst, b, e)), order=2)
+        largest = bounds._replace(f=f, o=o, cell=bounds.cell.amax())
+        return Contraction(rate, (one, one * _cell_scale(rate, largest, b, e)), order=2)
 
     def _miller_hardt(self, norms: Tensor, bounds: _Bounds) -> Contraction:
         """``(1 + sqrt(1 - f (1 - f))) / 2`` if the conditions of Proposition 2 hold, else infinity."""
@@ -299,7 +305,7 @@ class LSTMRecurrence(GatedRecurrence):
         b, e = self._coupling(norms, bounds)
         holds = (norms < miller_hardt_radii(keep)[:, None]).all() & (f < 1) & (bounds.cell <= 1 / keep).all()
         rate = torch.where(holds, (1 + (1 - f * keep).sqrt()) / 2, torch.inf)
-        return Contraction(rate, (torch.ones_like(b), _cell_scale(rate.clamp(max=1), bounds, b, e)))
+        return Contraction(rate, (torch.ones_like(bounds.cell), _cell_scale(rate.clamp(max=1), bounds, b, e)))
 
     def budget(
         self, weights: Weights, drive: Interval, rate: float, *, norm: str, state_bound: float, leak_bound: float
@@ -376,10 +382,12 @@ class LSTMRecurrence(GatedRecurrence):
     def _hidden_box(self, weights: Weights, drive: Interval, state_bound: float, bounds: _Bounds) -> Tensor:
         """``max(h_0, o tanh(C))``; with ``proj_size``, that of ``m``, with the gate of the first step as well."""
         if "weight_hr" not in weights:
-            return (bounds.o.high * bounds.tanh_cell).clamp(min=state_bound)
+            return worst(bounds.o.high * bounds.tanh_cell).clamp(min=state_bound)
+        later = worst(bounds.o.high * bounds.tanh_cell)
+        if state_bound == 0:
+            return later
         first = torch.sigmoid(self._first_pre_activation(weights, drive, state_bound)[3].high)
-        gate = torch.maximum(bounds.o.high, first) if state_bound > 0 else bounds.o.high
-        return gate * bounds.tanh_cell
+        return later.maximum(worst(first) * torch.tanh(bounds.cell))
 
     def state_box(self, weights: Weights, drive: Interval | None, state_bound: float) -> State | None:
         """``(o tanh(C), C)`` for ``(h, c)``, or after a step for ``(m, c)`` with ``proj_size``; None without inputs."""
@@ -426,7 +434,7 @@ def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
 
     ``X`` and ``Y`` are maxima of maps linear in ``w``, one for every ``f`` and every ``(o, t)``. For fixed ones the
     best rate is a spectral radius, and where the best ``w`` of that is tried the maxima show which ones to fix next
-    (Howard's policy iteration). The rate returned is that of the last ``w``, a witness like every other.
+    (Howard's policy iteration). The rate returned is that of the best ``w`` tried, a witness like every other.
 
     Args:
         norms: Row norms, shape ``(4, units)``.
@@ -452,16 +460,20 @@ def _unit_rates(norms: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
     o, t = bounds.o.high, torch.zeros_like(f)
     cell_row = largest(b + f, f, b)
     hidden_row = largest(o * b, o * f, o * b)
-    for _ in range(_WITNESS_ROUNDS):
+    best, witness = torch.full_like(bounds.cell, torch.inf), torch.ones_like(bounds.cell)
+    for _ in range(_WITNESS_ROUNDS if f.dim() == 1 else _SCENARIO_ROUNDS):
         rate = _joint_rate(*cell_row, *hidden_row)
-        witness = (cell_row[1] / (rate - cell_row[0])).clamp(min=_LEAST_WEIGHT)
-        f = sigmoid_peak(witness, steep, bounds.f)
+        trial = (cell_row[1] / (rate - cell_row[0])).clamp(min=_LEAST_WEIGHT)
+        f = sigmoid_peak(trial, steep, bounds.f)
         b = linear(f)
-        change = f * witness + b
+        change = f * trial + b
         o, t = product_peak(change, n_o, bounds.o, bounds.t)
         sharp, flat = o * (1 - t.square()), o * (1 - o) * t * n_o
         cell_row = largest(change, f, b)
         hidden_row = largest(sharp * change + flat, sharp * f, sharp * b + flat)
+        rate = torch.maximum(cell_row[0] + cell_row[1] / trial, hidden_row[0] * trial + hidden_row[1])
+        # NaN stays.
+        witness, best = trial.where(~(rate >= best), witness), rate.where(~(rate >= best), best)
     change = bounds.cell_change(witness, n_f, driven)
     rates = torch.maximum(change / witness, bounds.hidden_change(change, n_o))
     (rate,) = largest(rates, rates)
@@ -475,10 +487,10 @@ def _largest_scale(rate: Tensor, bounds: _Bounds, b: Tensor, e: Tensor) -> Tenso
     """
     tiny = torch.finfo(rate.dtype).tiny
     largest = ((rate - e) / bounds.o.high.clamp(min=tiny) - b) / bounds.f.high.clamp(min=tiny)
-    return largest.minimum(bounds.cell)
+    return (-worst(-largest)).minimum(bounds.cell)
 
 
 def _cell_scale(rate: Tensor, bounds: _Bounds, b: Tensor, e: Tensor) -> Tensor:
     """``f w + b <= rate w`` and ``o (f w + b) + e <= rate``: return such a weight ``w`` on ``|dc|``."""
-    smallest = b / (rate - bounds.f.high).clamp(min=1e-30)
+    smallest = worst(b / (rate - bounds.f.high).clamp(min=1e-30))
     return _largest_scale(rate, bounds, b, e).maximum(smallest).clamp(min=_LEAST_WEIGHT)

@@ -24,6 +24,7 @@ class UGRNNRecurrence(MixedRecurrence):
     cell = "ugrnn"
     gates = ("g", "c")
     leak = "g"
+    partner = "c"
     shares = (1 / 2, 1 / 2)
 
     def step(self, inputs: Tensor, state: State) -> State:

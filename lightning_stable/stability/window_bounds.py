@@ -28,6 +28,7 @@ from torch import Tensor
 from lightning_stable import checks
 from lightning_stable.recurrence.base import Comparison, Contraction, OutputComparison, Recurrence, State
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.stability.inputs.joint import fewer_scenarios
 from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 
@@ -74,6 +75,9 @@ class DirectedLayer(NamedTuple):
         # As for the layer above (Layer.output): what is worth less is used where nothing holds without it.
         if guarantee != "guaranteed" and recurrence.state_box(weights, None, state_bound) is not None:
             drive, guarantee = None, "guaranteed"
+        pairing = recurrence.pairing(weights)
+        if drive is not None and pairing is not None:
+            drive = fewer_scenarios(drive, pairing)  # the map is applied at every step of a window
         box, readout = recurrence.state_box(weights, drive, state_bound), recurrence.readout(weights)
         output = recurrence.output_comparison(weights, drive, state_bound)
         contraction = contraction.cpu()

@@ -76,22 +76,33 @@ def torch_step(module: nn.Module, x: Tensor, state: State) -> State:
     return tuple(part[0] for part in (end if isinstance(end, tuple) else (end,)))
 
 
-def state_box(module: nn.Module, inputs: InputSet | None, state_bound: float) -> list[Tensor]:
-    """The box of each part of the state along runs from ``|s| <= state_bound``, derived here once more.
+def extremes(inputs: InputSet, weight: Tensor) -> Tensor:
+    """Members of a set at which the gates of a unit are large together; all members of a finite set."""
+    points = inputs.members(weight)
+    if points is not None:
+        return points
+    i, f, g, _ = weight.chunk(4)
+    directions = [weight, *(s * i + t * g + u * f for s in (0, 1) for t in (-1, 0, 1) for u in (0.25, 1, 4))]
+    return inputs.maximizer(torch.cat(directions))
 
-    For an LSTM ``|c_j| <= max(state_bound, i g / (1 - f))``; hidden states reach 1 from wherever they start.
+
+def state_box(module: nn.Module, inputs: InputSet | None, state_bound: float) -> list[Tensor]:
+    """A box that runs from ``|s| <= state_bound`` can fill, for each part of the state, derived here once more.
+
+    For an LSTM ``|c_j| <= max(state_bound, i g / (1 - f))``, all gates at one input; hidden states reach 1 from
+    wherever they start.
     """
     weights = {name.removesuffix("_l0"): value.detach() for name, value in module.named_parameters()}
     units = weights["weight_hh"].shape[1]
     hidden = max(1.0, float(state_bound))
     box = [torch.full((units,), hidden, dtype=torch.float64)]
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
-        bias = weights.get("bias_ih", 0) + weights.get("bias_hh", 0)
-        drive = inputs.drive(weights["weight_ih"])
+        pre = extremes(inputs, weights["weight_ih"]) @ weights["weight_ih"].mT
+        pre = pre + weights.get("bias_ih", 0) + weights.get("bias_hh", 0)
         reach = weights["weight_hh"].abs().sum(1) * hidden
-        i, f, _, _ = (drive.high + reach + bias).chunk(4)
-        g = torch.maximum(drive.high + reach + bias, -(drive.low - reach + bias)).chunk(4)[2].tanh()
-        box.append((i.sigmoid() * g / (-f).sigmoid()).clamp(min=state_bound))
+        i, f, _, _ = (pre + reach).chunk(4, 1)
+        g = (pre.abs() + reach).chunk(4, 1)[2].tanh()
+        box.append((i.sigmoid() * g / (-f).sigmoid()).amax(0).clamp(min=state_bound))
     return box
 
 

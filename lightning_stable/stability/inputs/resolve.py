@@ -15,6 +15,7 @@ from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.sharded import is_sharded, whole
 from lightning_stable.stability.inputs.derive import derive_input_sets
+from lightning_stable.stability.inputs.joint import joint_drive
 from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, as_input_set, weakest_guarantee
 
 Sources = dict[str, InputSet]
@@ -134,14 +135,18 @@ class Layer:
 
     @cached_property
     def drive(self) -> Interval | None:
-        """Interval of ``driven_rows @ x`` over the input set; None if nothing is known.
+        """Interval of ``driven_rows @ x`` over the input set, joint for cells that take it; None if nothing is known.
 
         With ``leading_only`` it is the whole line for all but the leading rows: valid for every input of the set, at
-        a fraction of the cost, and a little wider.
+        a fraction of the cost, and wider.
         """
         if self.inputs is None:
             return None
         driven, weight = self.recurrence.driven_rows(self.weights), self.weights["weight_ih"]
+        pairing = self.recurrence.pairing(self.weights)
+        if pairing is not None and not self.leading_only:
+            # The inputs of a layer above another differ between two runs, and gates pass what lies between them.
+            return joint_drive(self.inputs, driven, pairing, between=bool(self.below))
         if not self.leading_only or len(driven) > len(weight):  # more rows than those of the gates bound the outputs
             return self.inputs.drive(driven)
         rows, drive = self.recurrence.leading_rows(), unbounded_drive(self.weights)

@@ -20,6 +20,9 @@ from lightning_stable.recurrence.intervals import Interval
 # What a claim is worth, from nothing to every admissible input.
 GUARANTEES = ("none", "data", "derived", "guaranteed")
 
+# Inputs that are looked for among the points of a finite set at a time.
+_SAMPLE = 64
+
 
 def weakest_guarantee(guarantees: Iterable[str]) -> str:
     """Return the weakest of the guarantees a claim rests on; ``"guaranteed"`` if it rests on none."""
@@ -49,6 +52,10 @@ class InputSet(ABC):
         """Return the upper end of :meth:`drive`."""
         return self.drive(weight).high
 
+    def members(self, like: Tensor) -> Tensor | None:
+        """Return all members, shape ``(members, features)``, in the dtype of a tensor; None if never listed."""
+        return None
+
     @abstractmethod
     def maximizer(self, weight: Tensor) -> Tensor:
         """``argmax weight_j @ x`` over the set, for every row, shape ``(rows, features)``."""
@@ -77,11 +84,13 @@ class InputSet(ABC):
         return (outside - _rounding(inputs) * torch.maximum(box.low.abs(), box.high.abs())).amax().clamp(min=0)
 
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """How far products ``weight @ x`` with observed inputs leave :meth:`drive`, which is all a certificate uses.
+        """How far products ``weight @ x`` with observed inputs leave :meth:`drive`, on which certificates rest.
 
-        Sharper than :meth:`excess` where the set is smaller than its box, at the cost of the products. What rounding
-        of the products can do is taken off. Scalar tensor.
+        Means of two rows, by which gates are compared at one input, count like rows. Sharper than :meth:`excess` where
+        the set is smaller than its box, at the cost of the products. What rounding of the products can do is taken
+        off. Scalar tensor.
         """
+        weight = torch.cat((weight, (weight + weight.roll(len(weight) // 2, 0)) / 2))
         interval = self.drive(weight)
         products = inputs.reshape(-1, inputs.shape[-1]) @ weight.mT
         excess = torch.maximum(products.amax(0) - interval.high, interval.low - products.amin(0))
@@ -255,6 +264,22 @@ class FiniteSet(InputSet):
         if self.drop_probability == 0:
             return (weight @ self.points.detach().to(weight).mT).amax(1)
         return self.drive(weight).high
+
+    def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Return also how far some of the inputs are from the nearest point: gates are compared at the points alone."""
+        excess, points = super().drive_excess(inputs, weight), self.members(weight.double())
+        if points is None:
+            return excess
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        some = flat[:: -(-len(flat) // _SAMPLE)].double()
+        nearest = points[(points.square().sum(1) - 2 * some @ points.mT).argmin(1)]
+        # Of points closer to each other than this the product above may take the wrong one.
+        rounding = max(_rounding(inputs), 1e-7) * nearest.abs().amax()
+        return torch.maximum(excess, ((some - nearest).abs().amax() - rounding).to(excess)).clamp(min=0)
+
+    def members(self, like: Tensor) -> Tensor | None:
+        """Return the points; None under dropout, which makes too many of them."""
+        return self.points.detach().to(like) if self.drop_probability == 0 else None
 
     def maximizer(self, weight: Tensor) -> Tensor:
         """Return the point with the largest product; under dropout without the entries that lower it."""

@@ -9,17 +9,20 @@ inside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_stable.recurrence.base import GatedRecurrence, Weights
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.stability.inputs.joint import joint_drive
 from lightning_stable.stability.inputs.resolve import Layer
 from lightning_stable.stability.projection.recurrence import Target
 
 _UNIT_BISECTIONS = 25
 _COMMON_BISECTIONS = 15
+_EXACT_BISECTIONS = 5
 
 
 def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
@@ -47,7 +50,9 @@ def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tenso
     if target.norm != "row" or segment.rates(share) is None:
         gate = segment.largest(torch.zeros_like(share), segment.leak, segment.gate_fits, _UNIT_BISECTIONS)
         share = segment.largest(share, gate + segment.without_leak, segment.fits, _COMMON_BISECTIONS)
-    return segment.at(share)
+    segment.is_exact = True
+    fits = segment.units_fit if target.norm == "row" and segment.rates(share) is not None else segment.fits
+    return segment.at(segment.largest(torch.zeros_like(share), share, fits, _EXACT_BISECTIONS))
 
 
 class _Segment:
@@ -57,11 +62,16 @@ class _Segment:
         self.layer, self.recurrence, self.target = layer, recurrence, target
         self.changed = {role: value for role, value in changed.items() if role in recurrence.projected_roles}
         assert layer.inputs is not None
+        rows = [recurrence.driven_rows(weights) for weights in ({**layer.weights, **changed}, layer.weights)]
+        pairing = recurrence.pairing(layer.weights)
+        # Whether drives are those of the certificate, which cuts the inputs anew at every share.
+        self.is_exact = False
         # Largest products are convex in the rows, so those of the ends bound those in between.
-        self.ends = [
-            layer.inputs.drive(recurrence.driven_rows(weights))
-            for weights in ({**layer.weights, **changed}, layer.weights)
-        ]
+        if pairing is None:
+            self.ends = [layer.inputs.drive(end) for end in rows]
+        else:  # gates of both ends at one input
+            both = joint_drive(layer.inputs, torch.cat(rows), pairing, between=bool(layer.below))
+            self.ends = [both.rows(slice(len(rows[0]))), both.rows(slice(len(rows[0]), None))]
         self.leak = torch.zeros_like(recurrence.row_norms(layer.weights))
         self.leak[recurrence.gates.index(recurrence.leak)] = 1
         self.without_leak = 1 - self.leak
@@ -81,12 +91,17 @@ class _Segment:
 
     def _drive(self, share: Tensor) -> Interval:
         after, before = self.ends
-        part = torch.zeros_like(after.high)
+        part = share.new_zeros(after.high.shape[-1])
         part[: share.numel()] = share.flatten()
         return Interval(*(low + part * (high - low) for low, high in zip(after, before, strict=True)))
 
     def _here(self, share: Tensor) -> tuple[dict[str, Tensor], Interval]:
-        return {**self.layer.weights, **self.at(share)}, self._drive(share)
+        weights = {**self.layer.weights, **self.at(share)}
+        if not self.is_exact:
+            return weights, self._drive(share)
+        drive = replace(self.layer, weights=weights).drive
+        assert drive is not None
+        return weights, drive
 
     def rates(self, share: Tensor) -> Tensor | None:
         """Return the rates of the units."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_stable import certify, project_
 from lightning_stable.recurrence import GatedRecurrence, recurrences_of
 from lightning_stable.stability import SupNorm
+from lightning_stable.stability.inputs.resolve import walk_layers
 from tests.nets import net, pairwise
 
 B = 1.0
@@ -57,7 +58,8 @@ def test_every_unit_ends_at_the_target() -> None:
     project_(module, 0.95, input_bound=B)
     (recurrence,) = recurrences_of(module)
     weights = recurrence.weights()
-    rates = recurrence.unit_rates(weights, SupNorm(B).drive(weights["weight_ih"]))
+    (layer,) = walk_layers([recurrence], {"": SupNorm(B)})
+    rates = recurrence.unit_rates(weights, layer.drive)
     assert rates is not None
     assert ((rates > 0.949) & (rates <= 0.95)).all()
 
