@@ -20,8 +20,8 @@ from lightning_stable.recurrence.intervals import Interval
 # What a claim is worth, from nothing to every admissible input.
 GUARANTEES = ("none", "data", "derived", "guaranteed")
 
-# Inputs that are looked for among the points of a finite set at a time.
-_SAMPLE = 64
+# All inputs are looked for among the points of a finite set of up to so many; of a larger one, so many inputs.
+_FEW_POINTS, _SAMPLE = 128, 64
 
 
 def weakest_guarantee(guarantees: Iterable[str]) -> str:
@@ -266,12 +266,13 @@ class FiniteSet(InputSet):
         return self.drive(weight).high
 
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return also how far some of the inputs are from the nearest point: gates are compared at the points alone."""
+        """Return also how far inputs are from the nearest point, of many points some: gates are compared at points."""
         excess, points = super().drive_excess(inputs, weight), self.members(weight.double())
         if points is None:
             return excess
         flat = inputs.reshape(-1, inputs.shape[-1])
-        some = flat[:: -(-len(flat) // _SAMPLE)].double()
+        stride = 1 if len(points) <= _FEW_POINTS else -(-len(flat) // _SAMPLE)
+        some = flat[::stride].double()
         nearest = points[(points.square().sum(1) - 2 * some @ points.mT).argmin(1)]
         # Of points closer to each other than this the product above may take the wrong one.
         rounding = max(_rounding(inputs), 1e-7) * nearest.abs().amax()
