@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.copying import copied
 from lightning_stable.export.examples import example_for, random_batch
 from lightning_stable.export.formats import FORMATS, Format, Runner, checked_path, runner_of
@@ -27,7 +28,7 @@ from lightning_stable.hooks import Hook
 from lightning_stable.quiet import silent
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.forms import original_class
-from lightning_stable.recurrence.registry import check_module, is_recurrent, recurrent_modules
+from lightning_stable.recurrence.registry import is_recurrent, recurrent_modules
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
 
@@ -97,8 +98,14 @@ def export(
             file does not agree with the truncated model.
         ModuleNotFoundError: If a package for ONNX is missing; the extra ``export`` brings them.
     """
-    check_module("model", model)
+    checks.module("model", model)
     path = checked_path(path, format)
+    window = None if window is None else checks.integer("window", window)
+    checks.boolean("streaming", streaming)
+    if batch_first is not None:
+        checks.boolean("batch_first", batch_first)
+    if report is not None and not isinstance(report, StabilityReport):
+        raise TypeError(f"`report` must be a StabilityReport, or None. Got {checks.shown(report)}.")
     FORMATS[format].check()
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     window = _window_of(model) if window is None else window
@@ -167,9 +174,11 @@ def _check_takes_tensors(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
-    if not isinstance(example, Tensor) or example.dim() < 2 or 0 in example.shape:
-        got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise ValueError(f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {got}.")
+    checks.real_tensor("example", example)
+    if example.dim() < 2 or 0 in example.shape:
+        raise ValueError(
+            f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {tuple(example.shape)}."
+        )
     example = example.detach().cpu()
     return example.to(next(model.parameters()).dtype) if example.is_floating_point() else example
 

@@ -90,7 +90,7 @@ def checked_path(path: str | Path, format: str) -> Path:
         ValueError: If there is no such format, or no file of it can be written there.
     """
     format = checks.choice("format", format, list(FORMATS))
-    path = Path(path)
+    path = checks.path("path", path)
     if path.is_dir():
         raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, a folder.")
     if path.suffix != FORMATS[format].suffix:

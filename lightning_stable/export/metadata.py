@@ -79,7 +79,7 @@ def read_metadata(path: str | Path) -> Metadata:
         ValueError: If the file does not exist, or was not written by :func:`lightning_stable.export.export`.
         ModuleNotFoundError: If it is an ONNX file and onnx is not installed; the extra ``export`` brings it.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     if not path.is_file():
         raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
     entries = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)

@@ -228,9 +228,7 @@ class FiniteSet(InputSet):
     def __init__(
         self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None, checked: bool = True
     ) -> None:
-        if not isinstance(points, Tensor):
-            raise TypeError(f"`points` must be a tensor of shape (points, features). Got {points!r}.")
-        if points.ndim != 2 or points.shape[0] == 0:
+        if checks.tensor("points", points).ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
         self.points, self._label = _real("points", points), label
         # As for a box. A live parameter is checked as it is now; certificates check what it becomes.
@@ -384,10 +382,8 @@ def _real(name: str, value: Tensor) -> Tensor:
     Raises:
         ValueError: If its numbers are neither, or integers too large to be exact.
     """
-    if value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if checks.real_tensor(name, value).is_floating_point():
         return value
-    if value.is_complex() or value.is_floating_point() or value.is_quantized:
-        raise ValueError(f"`{name}` must be real numbers of at least 16 bits. Got {value.dtype}.")
     # Negated or scaled as integers they could wrap around.
     exact = value.to(torch.float64)
     if not (exact.abs() < 2**53).all():
@@ -418,5 +414,5 @@ def as_input_set(value: object) -> InputSet:
         return SupNorm(value if isinstance(value, Tensor) else checks.number("input_bound", value, "[-inf, inf]"))
     raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
-        f"those. Got {value!r}."
+        f"those. Got {checks.shown(value)}."
     )
