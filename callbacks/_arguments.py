@@ -37,6 +37,8 @@ def checked_input_bound(input_bound: InputBound) -> InputBound:
         ValueError: If it is a bound that no input can have.
     """
     if input_bound is not None:
+        if isinstance(input_bound, Mapping) and (others := [key for key in input_bound if not isinstance(key, str)]):
+            raise TypeError(f"`input_bound` must have the names of recurrences as keys. Got {others[0]!r}.")
         for bound in input_bound.values() if isinstance(input_bound, Mapping) else (input_bound,):
             as_input_set(bound)
     return float(input_bound) if isinstance(input_bound, Real) else input_bound

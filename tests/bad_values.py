@@ -63,6 +63,9 @@ def tensor(text: str) -> Made:
     return Made(text, lambda: eval(text, scope))  # noqa: S307
 
 
+EMPTY, NO_TOKENS = tensor("zeros(0).long()"), tensor("ones(0)")
+
+
 class Holder(nn.Module):
     """A model with a layer called ``core``."""
 
@@ -205,7 +208,7 @@ KINDS: dict[str, Kind] = {
         (3, [1, 2, 3], None, "text", NEVER),
         (
             tensor("ones(3, 3)"),
-            tensor("ones(0)"),
+            NO_TOKENS,
             tensor("ones(9, device='meta')"),
             tensor("ones(9).to_sparse()"),
             tensor("torch.nested.nested_tensor([ones(2), ones(3)])"),
@@ -215,7 +218,7 @@ KINDS: dict[str, Kind] = {
         (3, [1, 2, 3], None, "text", NEVER),
         (
             tensor("ones(3)"),
-            tensor("zeros(0).long()"),
+            EMPTY,
             tensor("tensor([-1])"),
             tensor("tensor([99])"),
             tensor("ones(9, dtype=torch.long, device='meta')"),
@@ -232,7 +235,7 @@ KINDS: dict[str, Kind] = {
     "device": Kind((1.5, [], NEVER), ("nowhere",)),
     "dtype": Kind((3, "float32", NEVER), (torch.int64, torch.complex64, torch.float8_e4m3fn)),
     "report": Kind((3, "stable", [], NEVER, {})),
-    "twin": Kind((3, "copy", NEVER, [], Made("a layer", lambda: nn.LSTM(1, 1)), Holder)),
+    "twin": Kind((3, "copy", NEVER, [], Made("a layer", lambda: nn.LSTM(1, 1)))),
     "packed": Kind((3, None, "state", [], NEVER), ({}, {"state": 3}, {1: 2})),
     "carried": Kind((3, None, "state", NEVER, [3]), (tensor("ones(2)"),)),
 }

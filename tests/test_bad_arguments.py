@@ -14,7 +14,8 @@ from torch import nn
 from lightning_stable import certify, truncate, truncation_profile
 from lightning_stable.cells import UGRNN
 from lightning_stable.diagnostics import measure_state_gradients
-from tests.bad_values import KINDS, Holder, Kind, made, problem, words
+from tests.constructors import defaults
+from tests.bad_values import EMPTY, KINDS, NO_TOKENS, Holder, Kind, made, problem, words
 
 PACKAGES = """
     lightning_stable callbacks cells datamodules diagnostics export feedforward metrics models recurrence stability
@@ -174,6 +175,8 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("StateGradientCallback", "loss"): "text",
     ("FeedForwardShadowCallback", "name"): "text",
     ("ChoralesDataModule", "name"): "choice",
+    **{(call, name): "text" for call in ("StabilityProjectionCallback", "Constraint") for name in ("norm", "method")},
+    ("lay_out_columns", "stream"): "stream",
     ("certify", "module"): "module with weights",
     ("project_", "module"): "module with weights",
     ("truncation_profile", "recurrent"): "module with weights",
@@ -192,7 +195,10 @@ SPECIAL: dict[tuple[str, str], str] = {
 }
 # Values that are meant after all, by callable and argument ("*": any callable).
 MEANT: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("*", "core"): (None,),
+    ("UGRNN", "dropout"): (1.0,),  # as torch's layers
+    ("IntersectionRNN", "dropout"): (1.0,),
+    ("unigram_perplexity", "train_ids"): (EMPTY,),
+    ("lay_out_columns", "stream"): (NO_TOKENS,),
 }
 # How the value of one argument needs another.
 WITH: dict[tuple[str, str], dict[str, Any]] = {
@@ -222,7 +228,7 @@ def walk() -> list[Case]:
                 kind = KINDS[SPECIAL.get((call, name)) or NAMES[name]]
                 if (call, name) in SPECIAL and SPECIAL[call, name] == "bound of the model":
                     kind = KINDS["bound"] + kind
-                found[call, name] = Case(call, function, name, kind, parameter.default is None)
+                found[call, name] = Case(call, function, name, kind, "None" in str(parameter.annotation))
     return list(found.values())
 
 
@@ -230,6 +236,11 @@ def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters of a function or a class, with those its `**kwargs` hand on to the bases."""
     listed: dict[str, inspect.Parameter] = {}
     chain = inspect.getmro(function) if isinstance(function, type) else (function,)
+    kept = None
+    if isinstance(function, type) and any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()
+    ):
+        kept = defaults(function)  # a class may hand fixed values to its base
     for part in chain:
         if not getattr(part, "__module__", "").startswith("lightning_stable") or (
             isinstance(function, type) and "__init__" not in vars(part)
@@ -241,7 +252,7 @@ def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
                 listed.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
             break
-    return list(listed.values())
+    return [parameter for name, parameter in listed.items() if kept is None or name in kept]
 
 
 CASES = walk()

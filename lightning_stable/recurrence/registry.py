@@ -82,6 +82,8 @@ def register_recurrence(
         _LIKE[module_type] = like
         return None
 
+    _check_class(module_type)
+
     def decorate(adapter: _AdapterT) -> _AdapterT:
         register_recurrence_factory(module_type, lambda module, name: [adapter(module, name=name)])
         return adapter
@@ -95,10 +97,14 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
     Raises:
         TypeError: If ``module_type`` is not a class of modules.
     """
-    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {checks.shown(module_type)}.")
+    _check_class(module_type)
     _REGISTRY[module_type] = checks.function("factory", factory)
     _LIKE.pop(module_type, None)
+
+
+def _check_class(module_type: object) -> None:
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {checks.shown(module_type)}.")
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -144,7 +150,7 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
             adapter is registered for; or its weights are not stored as they are used, but recomputed from others.
     """
     checks.module("module", module)
-    registered = registered_type(module)
+    name, registered = checks.label("name", name), registered_type(module)
     if registered is None:
         raise ValueError(
             f"No recurrence is registered for modules of type {type(module).__name__}. Got {name or 'the module'!r}; "

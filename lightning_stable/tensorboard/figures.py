@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
+from lightning_stable import checks
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,7 +41,6 @@ def check_folder(figures: object) -> Path | None:
 
     Raises:
         TypeError: If ``figures`` is neither a path nor None.
+        ValueError: If it is a path that no folder can have.
     """
-    if figures is not None and not isinstance(figures, (str, Path)):
-        raise TypeError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
-    return None if figures is None else Path(figures)
+    return None if figures is None else checks.path("figures", figures)

@@ -100,11 +100,12 @@ class Box(InputSet):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
-        self.low, self.high, self._label = _exact("low", low), _exact("high", high), label
+        self.low, self.high = (_ends(name, value) for name, value in (("low", low), ("high", high)))
+        self._label = _checked_label(label)
         entries = max(self.low.numel(), self.high.numel())
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
-        if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
+        if checks.boolean("checked", checked) and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
             raise ValueError(f"`low` must be at most `high`, and both finite. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
@@ -228,11 +229,11 @@ class FiniteSet(InputSet):
     def __init__(
         self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None, checked: bool = True
     ) -> None:
-        if checks.tensor("points", points).ndim != 2 or points.shape[0] == 0:
+        if checks.tensor("points", points).ndim != 2 or points.numel() == 0:
             raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
-        self.points, self._label = _real("points", points), label
+        self.points, self._label = _real("points", points), _checked_label(label)
         # As for a box. A live parameter is checked as it is now; certificates check what it becomes.
-        if checked and not _finite(self.points.detach()):
+        if checks.boolean("checked", checked) and not _finite(self.points.detach()):
             raise ValueError(f"`points` must be finite. Got NaN or Inf in {tuple(points.shape)} entries.")
         self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
@@ -296,7 +297,12 @@ class LayerNormOutput(InputSet):
     features: int
 
     def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int, drop_probability: float = 0.0) -> None:
-        self.gamma, self.beta, self.features, self.drop_probability = gamma, beta, features, drop_probability
+        self.features = checks.integer("features", features)
+        self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
+        for name, value in (("gamma", gamma), ("beta", beta)):
+            if value is not None and checks.real_tensor(name, value).shape != (features,):
+                raise ValueError(f"`{name}` must have shape ({features},). Got {tuple(value.shape)}.")
+        self.gamma, self.beta = gamma, beta
 
     def drive(self, weight: Tensor) -> Interval:
         r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries.
@@ -374,6 +380,17 @@ def _exact(name: str, value: float | Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return _real(name, value)
     return torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
+
+
+def _ends(name: str, value: float | Tensor) -> Tensor:
+    found = _exact(name, value)
+    if found.dim() > 1 or not found.numel():
+        raise ValueError(f"`{name}` must be a number or have shape (features,). Got {tuple(found.shape)}.")
+    return found
+
+
+def _checked_label(label: str | None) -> str | None:
+    return None if label is None else checks.label("label", label)
 
 
 def _real(name: str, value: Tensor) -> Tensor:
