@@ -117,6 +117,7 @@ KINDS: dict[str, Kind] = {
     "choice": TEXT + Kind((None,), ("", "neither")),
     "path": Kind((3, True, None, [], 1.5, NEVER), ("", "a\0b")),
     "patterns": Kind((3, True, (3,), ("core", None), NEVER, {1: 2}, [b"core"])),
+    "module patterns": Kind((3, True, (3,), ("core", None), NEVER, {1: 2}, [b"core"]), (), "`modules`"),
     "module": NO_MODULE,
     "module with weights": NO_MODULE
     + Kind(
@@ -158,7 +159,7 @@ KINDS: dict[str, Kind] = {
             tensor("ones(4)"),
             tensor("ones(2, 3)"),
             Made("Box of 4", lambda: Box(-torch.ones(4), torch.ones(4))),
-            {"core": Made("", lambda: 0) and Box(torch.zeros(2), 1.0)},
+            {"core": Box(torch.zeros(2), 1.0)},
             ActiveEntries(100),
         ),
     ),
@@ -197,12 +198,21 @@ KINDS: dict[str, Kind] = {
             tensor("torch.nested.nested_tensor([ones(2, 3), ones(3, 3)])"),
         ),
     ),
+    "example": Kind(
+        ("ab", True, [[0.5]], NEVER, 3.0, {}),
+        (
+            *(tensor(text) for text in ("ones(3)", "ones(5, 2, 4)", "ones(1, 5, 2, 3)", "ones(0, 2, 3)")),
+            *(tensor(text) for text in ("full((5, 2, 3), torch.nan)", "ones(5, 2, 3, device='meta')")),
+            *(tensor(f"ones(5, 2, 3){text}") for text in (".to(torch.complex64)", ".to_sparse()")),
+        ),
+        "inputs of shape",
+    ),
     "state": Kind(
         ("ab", True, NEVER, 3.0, {}, (tensor("ones(1, 2, 4)"),)), (tensor("ones(1, 2, 5)"), tensor("ones(2)"))
     ),
     "gradients": Kind(("ab", True, NEVER, 3.0, {}), (tensor("ones(1, 2, 5)"), tensor("ones(2)"))),
     "lengths": Kind(
-        (3, "31", None, NEVER, ["a"], [1.5], [True], tensor("ones(2)")), ([], [-1], [HUGE], tensor("ones(2, 2).int()"))
+        (3, "31", None, NEVER, ["a"], [1.5], [True], tensor("ones(2)"), tensor("ones(2, 2).int()")), ([], [-1], [HUGE])
     ),
     "stream": Kind(
         (3, [1, 2, 3], None, "text", NEVER),
@@ -228,8 +238,8 @@ KINDS: dict[str, Kind] = {
     "labels": Kind(("OB", 3, None, NEVER, ["O", 3], [None], {1: 2}), ([], ["O", "x"])),
     "frequencies": Kind((0.5, "ab", [0.5, "x"], NEVER, [None, 0.5]), ([0.5], [0.5, 1.5], [0.0, 0.5], [NAN, 0.5])),
     "pairs": Kind(
-        (3, "ab", None, NEVER, [3], [None], ["ab"], [(1, 2)], [("a", "b")], [(torch.ones(2), "b")]),
-        ([], [(torch.ones(2, 3), torch.ones(3, 3))], [(torch.ones(2, 3),)]),
+        (3, "ab", None, NEVER, [3], [None], ["ab"], [(1, 2)], [("a", "b")], [(torch.ones(2), "b")], [(torch.ones(2, 3),)]),
+        ([], [(torch.ones(2, 3), torch.ones(3, 3))]),
     ),
     "vocabulary": Kind((3, {"<unk>": 0}, NEVER, "<unk>", ["<unk>"], dict)),
     "device": Kind((1.5, [], NEVER), ("nowhere",)),
@@ -237,7 +247,7 @@ KINDS: dict[str, Kind] = {
     "report": Kind((3, "stable", [], NEVER, {})),
     "twin": Kind((3, "copy", NEVER, [], Made("a layer", lambda: nn.LSTM(1, 1)))),
     "packed": Kind((3, None, "state", [], NEVER), ({}, {"state": 3}, {1: 2})),
-    "carried": Kind((3, None, "state", NEVER, [3]), (tensor("ones(2)"),)),
+    "carried": Kind((3, None, "state", NEVER, [3], (tensor("ones(2)"),))),
 }
 
 

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_stable import certify, truncate, truncation_profile
-from lightning_stable.cells import UGRNN
-from lightning_stable.diagnostics import measure_state_gradients
+from lightning_stable import truncate
+from lightning_stable.truncation import pack_state
 from tests.constructors import defaults
 from tests.bad_values import EMPTY, KINDS, NO_TOKENS, Holder, Kind, made, problem, words
 
@@ -75,7 +73,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "lay_out_columns": lambda: {"stream": torch.arange(9), "columns": 2},
     "lyapunov_exponents": lambda: {"recurrent": layer(), "inputs": inputs()},
     "measure_state_gradients": lambda: {"recurrent": layer(), "inputs": inputs()},
-    "mutual_information": lambda: {"correct": 3, "total": 4},
+    "mutual_information": lambda: {"correct": 0, "total": 4},
     "pack_state": lambda: {"state": carried()},
     "pad": lambda: {"pairs": [(torch.ones(2, 3), torch.ones(2, 3))]},
     "project_": lambda: {"module": model(), "input_bound": 1.0},
@@ -90,7 +88,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "truncate_at_least": lambda: {"module": model(), "window": 2},
     "truncation_profile": lambda: {"recurrent": layer(), "inputs": inputs(), "max_window": 3},
     "unigram_perplexity": lambda: {"train_ids": torch.ones(2).long(), "test_ids": torch.ones(2).long(), "vocab_size": 3},
-    "unpack_state": lambda: {"packed": {}, "layer": truncate(layer(), 2)},
+    "unpack_state": lambda: {"packed": pack_state(carried()), "layer": truncate(layer(), 2)},
     "window_": lambda: {"module": model(), "window": 2},
 }
 GOOD |= {"Recorded": GOOD["Box"], "ChunkPrecision": GOOD["ChunkF1"], "ChunkRecall": GOOD["ChunkF1"]}
@@ -110,12 +108,12 @@ NAMES: dict[str, str] = {
         """
         batch_size chunk_length columns copied count delay embedding_size eval_batch_size every_n_epochs every_n_steps
         features hidden_size histograms_every_n_epochs input_size keys kernel_size kinds length limit max_iterations
-        max_lag max_window min_frequency num_batches num_layers output_size patterns state_size steps_per_epoch symbols
-        test_size total train_size valid_size vocab_size window world_size digits
+        max_bytes max_lag max_window min_frequency num_batches num_layers output_size patterns state_size steps_per_epoch symbols
+        test_size train_size valid_size vocab_size window world_size digits
         """.split(),
         "positive",
     ),
-    **dict.fromkeys("noise rank correct".split(), "nonnegative"),
+    **dict.fromkeys("noise rank correct total".split(), "nonnegative"),
     **dict.fromkeys(
         """
         batch_first bias bidirectional bucket causal checked derived every_step guaranteed recompute share shuffle
@@ -124,7 +122,7 @@ NAMES: dict[str, str] = {
         "boolean",
     ),
     **dict.fromkeys("dropout input_dropout drop_probability unknown_rate".split(), "share"),
-    **dict.fromkeys("height learning_rate timeout tolerance".split(), "positive number"),
+    **dict.fromkeys("height learning_rate max_seconds timeout tolerance".split(), "positive number"),
     **dict.fromkeys("radius state_bound".split(), "nonnegative number"),
     **dict.fromkeys("confidence coverage".split(), "inner share"),
     **dict.fromkeys("cell core format level loss norm vocab_from".split(), "choice"),
@@ -165,6 +163,7 @@ NAMES: dict[str, str] = {
     "twin": "twin",
     "vocab": "vocabulary",
 }
+MODELS = ("LanguageModel", "MusicModel", "SequenceRegressor", "SlotTagger", "build_core")
 # Where a name means another kind of thing than usual.
 SPECIAL: dict[tuple[str, str], str] = {
     ("ATISDataModule", "digits"): "boolean",
@@ -188,12 +187,12 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("pack_state", "state"): "carried",
     ("unpack_state", "layer"): "module",
     ("record_inputs", "module"): "module",
-    ("export", "example"): "inputs",
-    ("find_recurrences", "patterns"): "patterns",
-    ("recurrences_by_module", "patterns"): "patterns",
+    ("export", "example"): "example",
+    ("find_recurrences", "patterns"): "module patterns",
+    ("recurrences_by_module", "patterns"): "module patterns",
     ("SequenceRegressor", "loss"): "choice",
 }
-# Values that are meant after all, by callable and argument ("*": any callable).
+# Values that are meant after all, by callable and argument.
 MEANT: dict[tuple[str, str], tuple[Any, ...]] = {
     ("UGRNN", "dropout"): (1.0,),  # as torch's layers
     ("IntersectionRNN", "dropout"): (1.0,),
@@ -202,8 +201,9 @@ MEANT: dict[tuple[str, str], tuple[Any, ...]] = {
 }
 # How the value of one argument needs another.
 WITH: dict[tuple[str, str], dict[str, Any]] = {
-    ("*", "kernel_size"): {"core": "tcn"},
-    ("*", "rank"): {"world_size": 2},
+    **{(call, "kernel_size"): {"core": "tcn"} for call in MODELS},
+    ("BucketBatchSampler", "rank"): {"world_size": 2},
+    ("ColumnStream", "rank"): {"world_size": 2},
 }
 
 
@@ -259,7 +259,7 @@ CASES = walk()
 
 
 def bad_values(case: Case) -> list[tuple[Any, bool]]:
-    meant = [*MEANT.get((case.call, case.name), ()), *MEANT.get(("*", case.name), ())]
+    meant = MEANT.get((case.call, case.name), ())
     values = [(value, True) for value in case.kind.types] + [(value, False) for value in case.kind.values]
     return [
         (value, wrong_type)
@@ -269,7 +269,7 @@ def bad_values(case: Case) -> list[tuple[Any, bool]]:
 
 
 def told(case: Case, value: Any, wrong_type: bool) -> str | None:
-    good = GOOD.get(case.call, dict)() | WITH.get(("*", case.name), {})
+    good = GOOD.get(case.call, dict)() | WITH.get((case.call, case.name), {})
     bad = good | {case.name: made(value)}
     call = lambda: using(case.function, bad)  # noqa: E731
     found = problem(call, case.name, value, case.kind.also, wrong_type)
@@ -296,3 +296,31 @@ def nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 IDS = [f"{case.call}-{case.name}" for case in CASES]
+
+
+def test_the_walk_is_long_enough() -> None:
+    assert len(CASES) >= 200
+    assert sum(len(bad_values(case)) for case in CASES) >= 1500
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_bad_argument(case: Case) -> None:
+    """One bad value of every argument, another one for each callable."""
+    values = bad_values(case)
+    value, wrong_type = values[sum(map(ord, case.call + case.name)) % len(values)]
+    assert told(case, value, wrong_type) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_every_bad_argument(case: Case) -> None:
+    assert [answer for value, wrong_type in bad_values(case) if (answer := told(case, value, wrong_type))] == []
+
+
+@pytest.mark.parametrize("call", GOOD)
+def test_good_arguments_are_good(call: str) -> None:
+    """Or a bad value would be refused for another reason."""
+    function = next(case.function for case in CASES if case.call == call)
+    if call in ("export", "fetch", "read_metadata"):
+        return  # they read or write files
+    using(function, GOOD[call]())

@@ -140,15 +140,14 @@ def _within(window: int | None, options: Options) -> str:
 
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+    from lightning_stable.figures import save
+    from lightning_stable.files import write_text
+
     written, lines = [], ["module,window,max_error,mean_error,certified_bound"]
     for name, module in profiles.items():
         file = f"{name or 'model'}.png".replace("/", "-")  # keys of a ModuleDict may have slashes
-        written.append(folder / file)
-        module.profile.plot().savefig(written[-1], dpi=150)
+        written.append(save(module.profile.plot(), folder / file))
         columns = (module.profile.windows, module.profile.max_error, module.profile.mean_error, module.profile.bound)
         for row in zip(*(column.tolist() for column in columns), strict=True):
             lines.append(",".join((name, *map(str, row))))
-    written.append(folder / "profile.csv")
-    written[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return written
+    return [*written, write_text(folder / "profile.csv", "\n".join(lines) + "\n")]

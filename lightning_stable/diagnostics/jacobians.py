@@ -144,8 +144,12 @@ class _Run:
         if cell:
             start = stack.zeros(inputs[:1]) if state is None else (_cell_state(state),)
         else:
-            layout.check(recurrent, state, "inputs")
-            (start,) = layout.starts((stack,), state)
+            layout.check(recurrent, None, "inputs")
+            try:
+                layout.check(recurrent, state)
+                (start,) = layout.starts((stack,), state)
+            except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # torch's own, of many kinds
+                raise ValueError(f"`state` must be one that the module takes. Got {error}.") from error
         wanted = [part.shape for layer in stack.zeros(inputs[:1]) for part in layer]
         shapes = [part.shape for layer in start for part in layer]
         if shapes != wanted:
@@ -171,18 +175,32 @@ class _Run:
                 )
             (cotangent,) = pull(gradients)
         if state_gradients is not None:
-            (last,) = self.layout.starts((self.stack,), _to(state_gradients, dtype))
+            last = self._as_state(state_gradients)
             lanes = torch.arange(self.inputs.shape[1], device=self.inputs.device)
             for layer, gradients_of_layer in zip(cotangent, last, strict=True):
                 for part, gradient in zip(layer, gradients_of_layer, strict=True):
                     part[self.valid.sum(0) - 1, lanes] += gradient[0]
         return cotangent
 
+    def _as_state(self, values: Any) -> Any:
+        for part in values if isinstance(values, (tuple, list)) else (values,):
+            checks.real_tensor("state_gradients", part)
+        try:
+            (last,) = self.layout.starts((self.stack,), _to(values, self.inputs.dtype))
+            shapes = [part.shape for layer in last for part in layer]
+        except (IndexError, RuntimeError, ValueError):
+            shapes = []
+        wanted = [part[:1].shape for layer in self.before for part in layer]
+        if shapes != wanted:
+            raise ValueError("`state_gradients` must have the shape of the final state. Got others.")
+        return last
+
     def _as_inputs(self, values: Any) -> Tensor:
+        if isinstance(values, PackedSequence) != (self.layout.packed is not None):
+            raise TypeError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
         if self.layout.packed is not None:
             return self.layout.padded(values.data)
-        if not isinstance(values, Tensor):
-            raise ValueError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
+        checks.real_tensor("output_gradients", values)
         if not self.layout.batched:
             return values.unsqueeze(1)
         return values.transpose(0, 1) if self.layout.batch_first else values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, compare_batches, compare_streams
+from lightning_stable.files import replacing
 from lightning_stable.hooks import Hook
 from lightning_stable.quiet import silent
 from lightning_stable.recurrence import recurrences_by_module
@@ -115,7 +114,12 @@ def export(
     example = _checked_example(example_for(model) if example is None else example, recurrent)
     generator = torch.Generator().manual_seed(0)
     draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
-    _check_takes_tensors(recurrent, example[:1] if batch_first else example[:, :1])
+    one = example[:1] if batch_first else example[:, :1]
+    _check_takes_tensors(recurrent, one)
+    reference(one)  # before the long wait for a trace
+
+    if report is None:
+        report = certify(recurrent, input_bound=input_bound)
 
     form: BatchForm | StreamingForm = BatchForm(recurrent, window)
     if streaming:
@@ -129,7 +133,7 @@ def export(
 
     inputs, outputs = describe(program, axes, _NAMES)
     metadata = Metadata.of(
-        certify(recurrent, input_bound=input_bound) if report is None else report,
+        report,
         window,
         model=original_class(model).__name__,
         form="streaming" if streaming else "batch",
@@ -179,6 +183,8 @@ def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
         raise ValueError(
             f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {tuple(example.shape)}."
         )
+    if not torch.isfinite(example).all():
+        raise ValueError("`example` must be finite. Got NaN or Inf.")
     example = example.detach().cpu()
     return example.to(next(model.parameters()).dtype) if example.is_floating_point() else example
 
@@ -230,13 +236,8 @@ def _write(
     program: ExportedProgram, path: Path, metadata: Metadata, format: Format, compare: Callable[[Runner], float]
 ) -> float:
     """Write a file which takes its name once it is compared; return how far it is from the reference."""
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with replacing(path) as written:
         with silent():
             format.write(program, written, metadata)
             run = format.open(written)
-        difference = compare(run)
-        # Weights that lie beside the file come first: whoever finds the file finds it whole.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
-            os.replace(file, path.parent / file.name)
-    return difference
+        return compare(run)

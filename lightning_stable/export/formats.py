@@ -91,8 +91,9 @@ def checked_path(path: str | Path, format: str) -> Path:
     """
     format = checks.choice("format", format, list(FORMATS))
     path = checks.path("path", path)
-    if path.is_dir():
-        raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, a folder.")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, {what}.")
     if path.suffix != FORMATS[format].suffix:
         raise ValueError(f"`path` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
     if not path.parent.is_dir():

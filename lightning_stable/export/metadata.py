@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_stable import checks
+from lightning_stable.files import unpacked
 from lightning_stable.stability import StabilityReport
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.version import __version__
 
 PREFIX = "lightning_stable."
+_LARGEST = 1 << 24
 ARCHIVED = "lightning_stable.json"
 
 
@@ -94,7 +97,7 @@ def _of_archive(path: Path) -> Mapping[str, Any]:
     with zipfile.ZipFile(path) as archive:
         held = next((name for name in archive.namelist() if name.endswith("/" + ARCHIVED)), None)
         if held is not None:
-            entries = json.loads(archive.read(held))
+            entries = json.loads(unpacked(archive, held, _LARGEST))
     return entries
 
 

@@ -145,9 +145,7 @@ class SupNorm(Box):
     """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
 
     def __init__(self, bound: float | Tensor) -> None:
-        value = _exact("input_bound", bound)
-        if not (_finite(value) and (value >= 0).all()):
-            raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
+        value = _bound("bound", bound)
         super().__init__(-value, value)
 
 
@@ -389,6 +387,13 @@ def _ends(name: str, value: float | Tensor) -> Tensor:
     return found
 
 
+def _bound(name: str, value: float | Tensor) -> Tensor:
+    found = _ends(name, value)
+    if not (_finite(found) and (found >= 0).all()):
+        raise ValueError(f"`{name}` must be finite and nonnegative. Got {checks.shown(value)}.")
+    return found
+
+
 def _checked_label(label: str | None) -> str | None:
     return None if label is None else checks.label("label", label)
 
@@ -428,7 +433,7 @@ def as_input_set(value: object) -> InputSet:
     if isinstance(value, InputSet):
         return value
     if isinstance(value, (Real, Tensor)) and not isinstance(value, bool):
-        return SupNorm(value if isinstance(value, Tensor) else checks.number("input_bound", value, "[-inf, inf]"))
+        return SupNorm(_bound("input_bound", value))  # type: ignore[arg-type]
     raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
         f"those. Got {checks.shown(value)}."
