@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lightning_stable.commands._checkpoint import CheckpointOptions, guarantee_notes, marked
-from lightning_stable.options import Commands, Positive, add_command, between
+from lightning_stable.options import Commands, OutputFolder, Positive, add_command, between
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ class Options(CheckpointOptions):
     tolerance: Annotated[float, between("(0, inf)")] = field(default=1e-3, metadata={"metavar": "T"})
     coverage: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "SHARE"})
     confidence: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "P"})
-    out: Path = field(default=Path("profile"), metadata={"metavar": "DIR"})
+    out: OutputFolder = field(default=Path("profile"), metadata={"metavar": "DIR"})
 
 
 def add(commands: Commands) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from lightning_stable.cli import build_parser, main
 from lightning_stable.models import MusicModel
 from tests.bad_values import HANG, Hang, no_longer_than
-from tests.checkpoint_files import save_checkpoint
+from tests.checkpoint_files import as_cli
 
 HUGE = "1" + "0" * 400
 COUNT = ("0", "-1", "1.5", "three", "nan", "", HUGE, "1e3", "0x10", "None")
@@ -97,8 +98,13 @@ def words_of(command: str, action: argparse.Action, word: str) -> list[str]:
     return [command, *needed, f"{flag}={word}"]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_cli(MusicModel(3, cell="lstm", hidden_size=4, dropout=0.0), tmp_path_factory.mktemp("model"))
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("file").write_text("x")
@@ -116,7 +122,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).write_text(text)
     with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1 << 20))
-    save_checkpoint(MusicModel(3, cell="lstm", hidden_size=4, dropout=0.0), Path("good.ckpt"))
+    shutil.copy(checkpoint, "good.ckpt")
     torch.save(torch.zeros(2, 5, 3), "inputs.pt")
     return tmp_path
 
