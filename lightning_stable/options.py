@@ -148,6 +148,11 @@ def path(text: str) -> Path:
     return _checked(lambda: checks.path("value", text), "a path", text)
 
 
+def text(text: str) -> str:
+    """Parse a text that is not empty."""
+    return _checked(lambda: checks.text("value", text), "a text that is not empty", text)
+
+
 def existing_folder(text: str) -> Path:
     """Parse the path of a folder that is there."""
     found = path(text)
@@ -163,6 +168,7 @@ def output_folder(text: str) -> Path:
 
 
 Positive = Annotated[int, positive]
+Text = Annotated[str, text]
 Seed = Annotated[int, seed]
 ExistingFolder = Annotated[Path, existing_folder]
 OutputFolder = Annotated[Path, output_folder]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_stable.experiments.capacity.budgets import BudgetName
-from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed
+from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed, Text
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,5 @@ class CapacityOptions:
     trials: Positive | None = None
     steps: Positive | None = None
     resume: bool = False
-    storage: str | None = field(default=None, metadata={"metavar": "URL"})
+    storage: Text | None = field(default=None, metadata={"metavar": "URL"})
     data_dir: ExistingFolder | None = None
