@@ -312,6 +312,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the weights that are certified where the checkpoint holds copies of those before: of sharded models."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._hooks and self._attached.has_shards:
             checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
 

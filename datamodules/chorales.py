@@ -112,7 +112,8 @@ class ChoralesDataModule(SequenceDataModule):
     Raises:
         TypeError: If an argument, which the message names, has a wrong type.
         ValueError: If an argument, which the message names, is out of its range; in ``prepare_data``, if ``data_dir``
-            does not exist; in ``setup``, if the file is missing or wrong, or if no sequence of a split has a frame to predict.
+            does not exist; in ``setup``, if the file is missing or wrong, or if no sequence of a split has a frame to
+            predict.
         DownloadError: In ``prepare_data``, if the file can neither be found nor downloaded.
     """
 

@@ -54,7 +54,9 @@ def pad(pairs: Sequence[Pair], *, target_padding: float = 0.0) -> PaddedBatch:
         ValueError: If there is no sequence, or one is empty or not as long as its targets.
     """
     if isinstance(pairs, str) or not isinstance(pairs, Sequence) or not all(map(_is_pair, pairs)):
-        raise TypeError(f"`pairs` must be a sequence of pairs of tensors, (inputs, targets). Got {checks.shown(pairs)}.")
+        raise TypeError(
+            f"`pairs` must be a sequence of pairs of tensors, (inputs, targets). Got {checks.shown(pairs)}."
+        )
     target_padding = checks.number("target_padding", target_padding)
     sizes = [(len(inputs), len(targets)) for inputs, targets in pairs]
     if not sizes or any(time == 0 or time != targets for time, targets in sizes):

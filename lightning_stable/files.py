@@ -144,11 +144,14 @@ def _sweep(parent: Path) -> None:
 def _sync(path: Path) -> None:
     """Wait until a file or the names in a folder are on the disk, or a power failure could keep one without the other.
 
-    Some file systems cannot say so for folders.
+    Some systems cannot say so for folders.
     """
-    with suppress(OSError) if path.is_dir() else suppress():
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise

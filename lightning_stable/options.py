@@ -164,7 +164,8 @@ def existing_folder(text: str) -> Path:
 def output_folder(text: str) -> Path:
     """Parse the path of a folder that is there, or can be made."""
     found = path(text)
-    return _checked(lambda: check_folder(found) or found, "a folder, there or to be made, to write to", text)
+    _checked(lambda: check_folder(found), "a folder, there or to be made, to write to", text)
+    return found
 
 
 Positive = Annotated[int, positive]

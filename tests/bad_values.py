@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 
 def tensor(text: str) -> Made:
     scope = {"torch": torch, **{name: getattr(torch, name) for name in ("ones", "zeros", "full", "tensor", "empty")}}
-    return Made(text, lambda: eval(text, scope))  # noqa: S307
+    return Made(text, lambda: eval(text, scope))
 
 
 EMPTY, NO_TOKENS = tensor("zeros(0).long()"), tensor("ones(0)")
@@ -238,7 +238,19 @@ KINDS: dict[str, Kind] = {
     "labels": Kind(("OB", 3, None, NEVER, ["O", 3], [None], {1: 2}), ([], ["O", "x"])),
     "frequencies": Kind((0.5, "ab", [0.5, "x"], NEVER, [None, 0.5]), ([0.5], [0.5, 1.5], [0.0, 0.5], [NAN, 0.5])),
     "pairs": Kind(
-        (3, "ab", None, NEVER, [3], [None], ["ab"], [(1, 2)], [("a", "b")], [(torch.ones(2), "b")], [(torch.ones(2, 3),)]),
+        (
+            3,
+            "ab",
+            None,
+            NEVER,
+            [3],
+            [None],
+            ["ab"],
+            [(1, 2)],
+            [("a", "b")],
+            [(torch.ones(2), "b")],
+            [(torch.ones(2, 3),)],
+        ),
         ([], [(torch.ones(2, 3), torch.ones(3, 3))]),
     ),
     "vocabulary": Kind((3, {"<unk>": 0}, NEVER, "<unk>", ["<unk>"], dict)),

@@ -12,22 +12,46 @@ from torch import nn
 
 from lightning_stable import truncate
 from lightning_stable.truncation import pack_state
-from tests.constructors import defaults
 from tests.bad_values import EMPTY, KINDS, NO_TOKENS, Holder, Kind, made, problem, words
+from tests.constructors import defaults
 
 PACKAGES = """
     lightning_stable callbacks cells datamodules diagnostics export feedforward metrics models recurrence stability
     truncation
 """
 # Records and bases: they hold what they are made of and check nothing. And what only takes `**kwargs` of a base.
-UNCHECKED = set(
-    """
-    DownloadError LinearSystem PaddedBatch Vocabulary InputSet LayerCertificate StabilityReport StateGradients
-    TruncationProfile Windowed BatchForm StreamingForm Exported Metadata Budget Contraction GatedRecurrence Interval
-    Recurrence CoreModel ConvolutionalNet MicroAverage BitsPerCharacter FrameNLL MutualInformation Perplexity
-    LanguageModelingDataModule SequenceDataModule GeneratedDataModule FixedPatternsDataModule
-    """.split()
-)
+UNCHECKED = {
+    "DownloadError",
+    "LinearSystem",
+    "PaddedBatch",
+    "Vocabulary",
+    "InputSet",
+    "LayerCertificate",
+    "StabilityReport",
+    "StateGradients",
+    "TruncationProfile",
+    "Windowed",
+    "BatchForm",
+    "StreamingForm",
+    "Exported",
+    "Metadata",
+    "Budget",
+    "Contraction",
+    "GatedRecurrence",
+    "Interval",
+    "Recurrence",
+    "CoreModel",
+    "ConvolutionalNet",
+    "MicroAverage",
+    "BitsPerCharacter",
+    "FrameNLL",
+    "MutualInformation",
+    "Perplexity",
+    "LanguageModelingDataModule",
+    "SequenceDataModule",
+    "GeneratedDataModule",
+    "FixedPatternsDataModule",
+}
 
 
 def layer() -> nn.LSTM:
@@ -44,7 +68,10 @@ def inputs() -> torch.Tensor:
 
 
 GOOD: dict[str, Callable[[], dict[str, Any]]] = {
-    **dict.fromkeys(("ATISDataModule", "PennTreebankDataModule", "TextDataModule", "Text8DataModule"), lambda: {"data_dir": "folder"}),
+    **dict.fromkeys(
+        ("ATISDataModule", "PennTreebankDataModule", "TextDataModule", "Text8DataModule"),
+        lambda: {"data_dir": "folder"},
+    ),
     "ActiveEntries": lambda: {"count": 2},
     "Box": lambda: {"low": -1.0, "high": 1.0},
     "BucketBatchSampler": lambda: {"lengths": [3, 1], "batch_size": 1},
@@ -87,12 +114,18 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "truncate": lambda: {"module": model(), "window": 2},
     "truncate_at_least": lambda: {"module": model(), "window": 2},
     "truncation_profile": lambda: {"recurrent": layer(), "inputs": inputs(), "max_window": 3},
-    "unigram_perplexity": lambda: {"train_ids": torch.ones(2).long(), "test_ids": torch.ones(2).long(), "vocab_size": 3},
+    "unigram_perplexity": lambda: {
+        "train_ids": torch.ones(2).long(),
+        "test_ids": torch.ones(2).long(),
+        "vocab_size": 3,
+    },
     "unpack_state": lambda: {"packed": pack_state(carried()), "layer": truncate(layer(), 2)},
     "window_": lambda: {"module": model(), "window": 2},
 }
 GOOD |= {"Recorded": GOOD["Box"], "ChunkPrecision": GOOD["ChunkF1"], "ChunkRecall": GOOD["ChunkF1"]}
-GOOD |= dict.fromkeys(("UGRNN", "IntersectionRNN", "TCN", "GatedConvNet", "WaveNet"), lambda: {"input_size": 3, "hidden_size": 4})
+GOOD |= dict.fromkeys(
+    ("UGRNN", "IntersectionRNN", "TCN", "GatedConvNet", "WaveNet"), lambda: {"input_size": 3, "hidden_size": 4}
+)
 
 
 class Own(nn.LSTM):
@@ -105,37 +138,85 @@ def carried() -> Any:
 
 NAMES: dict[str, str] = {
     **dict.fromkeys(
-        """
-        batch_size chunk_length columns copied count delay embedding_size eval_batch_size every_n_epochs every_n_steps
-        features hidden_size histograms_every_n_epochs input_size keys kernel_size kinds length limit max_iterations
-        max_bytes max_lag max_window min_frequency num_batches num_layers output_size patterns state_size steps_per_epoch symbols
-        test_size train_size valid_size vocab_size window world_size digits
-        """.split(),
+        [
+            "batch_size",
+            "chunk_length",
+            "columns",
+            "copied",
+            "count",
+            "delay",
+            "embedding_size",
+            "eval_batch_size",
+            "every_n_epochs",
+            "every_n_steps",
+            "features",
+            "hidden_size",
+            "histograms_every_n_epochs",
+            "input_size",
+            "keys",
+            "kernel_size",
+            "kinds",
+            "length",
+            "limit",
+            "max_iterations",
+            "max_bytes",
+            "max_lag",
+            "max_window",
+            "min_frequency",
+            "num_batches",
+            "num_layers",
+            "output_size",
+            "patterns",
+            "state_size",
+            "steps_per_epoch",
+            "symbols",
+            "test_size",
+            "train_size",
+            "valid_size",
+            "vocab_size",
+            "window",
+            "world_size",
+            "digits",
+        ],
         "positive",
     ),
-    **dict.fromkeys("noise rank correct total".split(), "nonnegative"),
+    **dict.fromkeys(["noise", "rank", "correct", "total"], "nonnegative"),
     **dict.fromkeys(
-        """
-        batch_first bias bidirectional bucket causal checked derived every_step guaranteed recompute share shuffle
-        streaming strict tie_weights vary_length
-        """.split(),
+        [
+            "batch_first",
+            "bias",
+            "bidirectional",
+            "bucket",
+            "causal",
+            "checked",
+            "derived",
+            "every_step",
+            "guaranteed",
+            "recompute",
+            "share",
+            "shuffle",
+            "streaming",
+            "strict",
+            "tie_weights",
+            "vary_length",
+        ],
         "boolean",
     ),
-    **dict.fromkeys("dropout input_dropout drop_probability unknown_rate".split(), "share"),
-    **dict.fromkeys("height learning_rate max_seconds timeout tolerance".split(), "positive number"),
-    **dict.fromkeys("radius state_bound".split(), "nonnegative number"),
-    **dict.fromkeys("confidence coverage".split(), "inner share"),
-    **dict.fromkeys("cell core format level loss norm vocab_from".split(), "choice"),
-    **dict.fromkeys("data_dir figures path test train valid".split(), "path"),
-    **dict.fromkeys("low high bound".split(), "end of a box"),
-    **dict.fromkeys("logits targets".split(), "tensor"),
-    **dict.fromkeys("train_ids test_ids".split(), "ids"),
-    **dict.fromkeys("gamma beta example mask".split(), "tensor"),
-    **dict.fromkeys("module_type like".split(), "class of modules"),
-    **dict.fromkeys("output_gradients state_gradients".split(), "gradients"),
-    **dict.fromkeys("check factory predictions tokenizer".split(), "callable"),
-    **dict.fromkeys("gate_bias target_padding".split(), "finite number"),
-    **dict.fromkeys("monitor url sha256".split(), "text"),
+    **dict.fromkeys(["dropout", "input_dropout", "drop_probability", "unknown_rate"], "share"),
+    **dict.fromkeys(["height", "learning_rate", "max_seconds", "timeout", "tolerance"], "positive number"),
+    **dict.fromkeys(["radius", "state_bound"], "nonnegative number"),
+    **dict.fromkeys(["confidence", "coverage"], "inner share"),
+    **dict.fromkeys(["cell", "core", "format", "level", "loss", "norm", "vocab_from"], "choice"),
+    **dict.fromkeys(["data_dir", "figures", "path", "test", "train", "valid"], "path"),
+    **dict.fromkeys(["low", "high", "bound"], "end of a box"),
+    **dict.fromkeys(["logits", "targets"], "tensor"),
+    **dict.fromkeys(["train_ids", "test_ids"], "ids"),
+    **dict.fromkeys(["gamma", "beta", "example", "mask"], "tensor"),
+    **dict.fromkeys(["module_type", "like"], "class of modules"),
+    **dict.fromkeys(["output_gradients", "state_gradients"], "gradients"),
+    **dict.fromkeys(["check", "factory", "predictions", "tokenizer"], "callable"),
+    **dict.fromkeys(["gate_bias", "target_padding"], "finite number"),
+    **dict.fromkeys(["monitor", "url", "sha256"], "text"),
     "device": "device",
     "dtype": "dtype",
     "gate_bound": "rate",

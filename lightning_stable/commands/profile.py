@@ -20,8 +20,9 @@ class Options(CheckpointOptions):
     """The options of the command.
 
     Attributes:
-        data: A LightningCLI configuration (.yaml) whose 'data' section gives validation batches, or a file that
-            torch.save wrote of a tensor, which the model's forward takes as one batch; several are joined.
+        data: A LightningCLI configuration (.yaml) whose 'data' section gives validation batches (the class it names is
+            made, which runs its code), or a file that torch.save wrote of a tensor, which the model's forward takes as
+            one batch; several are joined.
         batches: Validation batches of a configuration.
         max_window: Longest window measured.
         tolerance: Error of a module's output, in the Euclidean norm, that a window may leave.

@@ -200,10 +200,10 @@ class _Run:
             raise TypeError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
         if self.layout.packed is not None:
             return self.layout.padded(values.data)
-        checks.real_tensor("output_gradients", values)
+        gradients = checks.real_tensor("output_gradients", values)
         if not self.layout.batched:
-            return values.unsqueeze(1)
-        return values.transpose(0, 1) if self.layout.batch_first else values
+            return gradients.unsqueeze(1)
+        return gradients.transpose(0, 1) if self.layout.batch_first else gradients
 
     def linear_step(self, position: int) -> tuple[Callable[[States], States], Callable[[States], States]]:
         """``J v`` and ``J^T v`` for the Jacobian of one step; sequences that are over stand still."""

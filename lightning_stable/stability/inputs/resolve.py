@@ -15,7 +15,14 @@ from lightning_stable.recurrence.base import Contraction, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.sharded import is_sharded, whole
 from lightning_stable.stability.inputs.derive import derive_input_sets
-from lightning_stable.stability.inputs.sets import ActiveEntries, Box, InputBound, InputSet, as_input_set, weakest_guarantee
+from lightning_stable.stability.inputs.sets import (
+    ActiveEntries,
+    Box,
+    InputBound,
+    InputSet,
+    as_input_set,
+    weakest_guarantee,
+)
 
 Sources = dict[str, InputSet]
 

@@ -105,7 +105,9 @@ class Box(InputSet):
         entries = max(self.low.numel(), self.high.numel())
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
-        if checks.boolean("checked", checked) and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
+        if checks.boolean("checked", checked) and not (
+            _finite(self.low) and _finite(self.high) and (self.low <= self.high).all()
+        ):
             raise ValueError(f"`low` must be at most `high`, and both finite. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
