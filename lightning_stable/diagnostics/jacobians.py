@@ -196,7 +196,8 @@ class _Run:
         return last
 
     def _as_inputs(self, values: Any) -> Tensor:
-        if isinstance(values, PackedSequence) != (self.layout.packed is not None):
+        is_packed = isinstance(values, PackedSequence)
+        if not (is_packed or isinstance(values, Tensor)) or (is_packed and self.layout.packed is None):
             raise TypeError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
         if self.layout.packed is not None:
             return self.layout.padded(values.data)
