@@ -116,7 +116,7 @@ class StateGradientCallback(RecordsClassPath, Portable):
             self._check(pl_module)
 
     def _check(self, model: LightningModule) -> None:
-        groups = fitting_recurrences(model, self.modules)
+        groups = fitting_recurrences(model, self.modules, self.input_bound)
         skipped = {name: reason for name, group in groups.items() if (reason := unmeasured(group))}
         if len(skipped) == len(groups):
             raise MisconfigurationException(

@@ -111,7 +111,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a model without a recurrence where a validation stands alone."""
         if trainer.state.fn != TrainerFn.FITTING:
-            fitting_recurrences(pl_module, self.modules)
+            fitting_recurrences(pl_module, self.modules, self.input_bound)
 
     @override
     def on_validation_batch_start(
@@ -187,7 +187,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a model without a recurrence; add the chart of the windows to the page in TensorBoard."""
-        modules = fitting_recurrences(pl_module, self.modules)
+        modules = fitting_recurrences(pl_module, self.modules, self.input_bound)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 

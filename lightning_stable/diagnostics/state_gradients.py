@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.diagnostics.jacobians import gradient_norms, lyapunov_exponents
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence.registry import recurrences_of
@@ -194,6 +195,7 @@ def measure_state_gradients(
         TypeError: As :func:`gradient_norms`.
         ValueError: As :func:`gradient_norms`.
     """
+    checks.label("name", name)
     from_loss = output_gradients is not None or state_gradients is not None
     norms = gradient_norms(
         recurrent, inputs, output_gradients, max_lag, state=state, state_gradients=state_gradients

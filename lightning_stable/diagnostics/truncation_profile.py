@@ -14,12 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
-from lightning_stable.diagnostics.finite import check_run
+from lightning_stable.diagnostics.finite import check_run, checked_inputs
 from lightning_stable.diagnostics.tolerance_limits import draws_needed, limit_rank
 from lightning_stable.diagnostics.tube_profile import tube_profile
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
-from lightning_stable.recurrence.registry import check_module
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.window_bounds import window_bounds
@@ -184,10 +183,10 @@ def truncation_profile(
             at all. Weights and inputs must be finite real numbers.
     """
     max_window = checks.integer("max_window", max_window)
-    check_module("recurrent", recurrent)
-    stacks = stacks_of(recurrent)
-    layout = Layout.of(recurrent, inputs)
-    layout.check(recurrent, None)
+    checks.label("name", name)
+    stacks = stacks_of(checks.module("recurrent", recurrent))
+    layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
+    layout.check(recurrent, None, "inputs")
     check_run(recurrences_of(recurrent), layout.inputs)
     with _at_rest(recurrent):
         whole = _whole(recurrent, stacks, layout)

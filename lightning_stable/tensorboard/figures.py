@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
+from lightning_stable import checks
+from lightning_stable.figures import save
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,9 +32,8 @@ def draw(trainer: Trainer, kind: str, name: str, plot: Callable[[], Figure], fol
         if add_figure is not None:
             add_figure(f"{kind}/{name}", plot(), trainer.global_step)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         file = f"{kind.replace('_', '-')}-{name}-step-{trainer.global_step}.png"
-        plot().savefig(folder / file.replace("/", "-"), dpi=150)  # keys of a ModuleDict may have slashes
+        save(plot(), folder / file.replace("/", "-"))  # keys of a ModuleDict may have slashes
 
 
 def check_folder(figures: object) -> Path | None:
@@ -39,7 +41,6 @@ def check_folder(figures: object) -> Path | None:
 
     Raises:
         TypeError: If ``figures`` is neither a path nor None.
+        ValueError: If it is a path that no folder can have.
     """
-    if figures is not None and not isinstance(figures, (str, Path)):
-        raise TypeError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
-    return None if figures is None else Path(figures)
+    return None if figures is None else checks.path("figures", figures)

@@ -338,7 +338,7 @@ def test_what_cannot_be_measured_is_skipped(tmp_path: Path) -> None:
         ({"num_batches": 1.5}, TypeError, "`num_batches` must be a positive integer. Got 1.5"),
         ({"every_n_epochs": True}, TypeError, "`every_n_epochs` must be a positive integer. Got True"),
         ({"loss": ""}, ValueError, "`loss` must not be empty. Got ''"),
-        ({"figures": 3}, (TypeError, ValueError), "`figures` must be the path of a folder, or None. Got 3"),
+        ({"figures": 3}, (TypeError, ValueError), "`figures` must be a path. Got 3"),
     ],
 )
 def test_wrong_argument(arguments: dict[str, Any], error: Any, message: str) -> None:
