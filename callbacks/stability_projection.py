@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._interruptible import Interruptible
 from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
 from lightning_stable.hooks import Hook, after_steps
@@ -27,7 +28,7 @@ from lightning_stable.trainers import check_strategy, logging_interval
 _SKIPPED = 1e-4
 
 
-class StabilityProjectionCallback(ModelProjectorCallback):
+class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
     r"""Keeps every recurrence of a model contracting: ``||phi(h, x) - phi(h', x)|| <= rate ||h - h'||``.
 
     Right after each real optimizer step the recurrent weights are moved, in place and on their device, to the nearest
@@ -62,8 +63,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         input_bound: What is known about the inputs of the recurrences, see :func:`lightning_stable.certify`. Plain
             RNNs need nothing. For a gated recurrence whose input set is neither given nor derived from the model, the
             range of the inputs seen in training is used, and the certificate's guarantee is ``"data"``.
-        every_n_steps: Project after every n-th optimizer step. Between projections the weights may leave the set;
-            validation, checkpoints and the end of an epoch project first.
+        every_n_steps: Project after every n-th optimizer step. Between projections the weights may leave the set.
+            Validations and checkpoints get projected ones then, and training goes on from its own: looking at a run
+            does not change it. The end of a fit projects for good.
         norm: Certificate, see :func:`lightning_stable.certify`; None takes the cell's default.
         method: Projection, see :func:`lightning_stable.project_`; None takes the cell's default.
         gate_bound: Largest value of LSTM's forget or GRU's update gate; None takes the cell's default.
@@ -74,8 +76,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         report: The latest :class:`~lightning_stable.stability.StabilityReport`; None before the first one, and after
             a run that failed.
         num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
-        followers: Functions that are called whenever the weights were projected between steps (validation,
-            checkpoints, the end of an epoch), until the fit ends.
+        followers: Second models beside the trainer's, which are projected with it between steps, until the fit ends.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -158,13 +159,21 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         if trainer.world_size == 1:
             # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
             # done: the user may read the weights on one of them.
-            hook = Hook(lambda *_: self._settle() if self._steps % self.every_n_steps else None)
-            self._hooks.append(pl_module.register_state_dict_pre_hook(hook))  # type: ignore[no-untyped-call]
+            # torch 2.3 has the hook under its private name alone.
+            name = "register_state_dict_post_hook"
+            register = getattr(pl_module, name, None) or pl_module._register_state_dict_hook
+            self._hooks.append(register(Hook(self._after_state_dict)))
+        self._attached.restore(self._unprojected)
+        self._unprojected = {}
+        self._hold_signals(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Project, certify and log, for callbacks that monitor the rate without a validation."""
-        pl_module.log_dict(self._metrics(self._settle()), logger=False, sync_dist=True, reduce_fx="max")
+        """Certify and log projected weights, for callbacks that monitor the rate without a validation."""
+        with self._settled():
+            metrics = self._metrics(self._certify())
+        pl_module.log_dict(metrics, logger=False, sync_dist=True, reduce_fx="max")
+        self._let_signals_pass()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,18 +185,24 @@ class StabilityProjectionCallback(ModelProjectorCallback):
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
         end_table(trainer, pl_module)
+        self._release_signals()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching the model: Lightning runs no teardown after an exception."""
         # Other processes may be alive: no collective operation here.
         self.report = None
+        self._look_away()
+        if self._hooks:
+            self._unprojected = self._attached.weights()
         self._unwatch()
+        self._release_signals()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching the model."""
         self._unwatch()
+        self._release_signals()
         flush(trainer)
 
     @property
@@ -221,6 +236,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         monitor.exact = self._steps == 0 or self._steps % interval == interval - 1
         self._steps_before, self._global_step, self._in_batch = self._steps, trainer.global_step, True
         self._versions_before = self._attached.versions()
+        self._begin_batch(trainer)
 
     @override
     def on_train_batch_end(
@@ -233,6 +249,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         if self._log_due:
             self._log_due = False
             log_after_step(trainer, pl_module, self, self._metrics(self._certify(leading_only=True)))
+        self._end_batch(trainer, pl_module)
 
     def _catch_up(self, trainer: Trainer) -> None:
         """Project what an optimizer moved without calling torch's step hooks, or after it called them."""
@@ -269,7 +286,8 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the weights for a validation of a fit; watch the model for one that stands alone."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._project_between_steps()
+            self._let_signals_pass(on=True)
+            self._look()
             self._attached.monitor.recording = False
             self._attached.monitor.checking = True
         else:  # trainer.validate: certify, never change weights
@@ -293,11 +311,23 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             show_spectra(trainer, self._attached, self.histograms_every_n_epochs)
 
     @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the weights that are trained."""
+        self._look_away()
+        self._hold_on()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Project and certify the weights that are saved, and return the certificate and what a resumed run needs."""
-        # Lightning asks for this while it makes a checkpoint and holds references to the weights.
-        if self._hooks:
-            self._settle()
+        """Certify the weights that are saved, and return the certificate and what a resumed run needs."""
+        if not self._hooks:
+            return self._state()
+        unprojected = self._attached.weights()
+        with self._attached.projected(), self._attached.premises_kept():
+            report = self._certify()
+            moved = self._attached.differing(unprojected)
+            return self._state() | {"report": report.to_dict(), "unprojected": moved}
+
+    def _state(self) -> dict[str, Any]:
         return {
             "report": None if self.report is None else self.report.to_dict(),
             "constraint": asdict(self.constraint),
@@ -307,13 +337,28 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             "projector": self._projector_state if self._projector is None else self._projector.state_dict(),
             "norms_before": dict(self._norms_before),
             "left_premises": self._left if self._projector is None else self._projector.left_premises,
+            "unprojected": dict(self._unprojected),
         }
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the weights that are certified where the checkpoint holds copies of those before: of sharded models."""
-        if self._hooks and self._attached.has_shards:
-            checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+        """Save copies of the weights that are certified in place of those that are trained."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if not self._hooks:
+            return
+        with self._attached.projected():
+            if self._attached.has_shards:
+                # What the checkpoint holds may be copies made before, and the values here are those of the moment.
+                whole = trainer.strategy.lightning_module_state_dict()
+                checkpoint["state_dict"] = {name: value.clone() for name, value in whole.items()}
+            else:
+                self._attached.copy_out(checkpoint["state_dict"])
+
+    def _after_state_dict(self, module: Any, state: dict[str, Any], *_: Any) -> None:
+        """Give out copies that are stable, as for a checkpoint of the weights only, where some were not projected."""
+        if self._steps % self.every_n_steps:
+            with self._attached.projected():
+                self._attached.copy_out(state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -323,7 +368,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
         self._projector_state = state_dict["projector"]
-        self._left = state_dict.get("left_premises", {})  # checkpoints of 0.1.0 know none
+        # Checkpoints of 0.1.0 know neither.
+        self._left = state_dict.get("left_premises", {})
+        self._unprojected = state_dict.get("unprojected", {})
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
             self._projector.load_state_dict(self._projector_state)
@@ -338,6 +385,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def _leave_run(self) -> None:
         super()._leave_run()
         self._distance, self._versions_before = None, []
+        vars(self).pop("_signals", None)
         self._norms_before = dict(self._norms_before)
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:

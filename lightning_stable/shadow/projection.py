@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -37,9 +38,7 @@ class TwinProjection:
 
     def __init__(self, projector: Projector, leader: ModelProjection, optimizer: Optimizer) -> None:
         self._projector, self._leader = projector, leader
-        self.steps = self._followed = leader.steps
-        # Whether the model was projected between steps while the twin was a step behind.
-        self._due = False
+        self.steps = leader.steps
         projector.monitor.recording = projector.monitor.checking = False
         projector.attach()
         self._hook = after_steps(optimizer, self._after_step)
@@ -51,10 +50,12 @@ class TwinProjection:
             self._projector.project(strict=False)
 
     def settle(self) -> None:
-        """Project between steps, as the model was; where the twin has yet to make the model's last step, after it."""
-        self._due = self._leader.steps > self._followed
-        if not self._due:
-            self._projector.project(strict=True)
+        """Project between steps, as the model was."""
+        self._projector.project(strict=True)
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Project inside the block alone, as the model is for a validation."""
+        return self._projector.projected()
 
     def begin_step(self) -> None:
         """Record inputs from now on: they are training inputs."""
@@ -63,13 +64,9 @@ class TwinProjection:
     def end_step(self) -> None:
         """Stop recording, now that the twin has caught up with the model."""
         self._projector.monitor.recording = False
-        self._followed = self._leader.steps
         if self._hook is None:
             self.steps = self._leader.steps
-        if self._due:
-            self._due = False
-            self._projector.project(strict=True)
-        elif self._wrapped and self.steps % self._leader.every_n_steps == 0:
+        if self._wrapped and self.steps % self._leader.every_n_steps == 0:
             self._projector.project(strict=False)  # what a wrapper of the optimizer did after its step
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Moments of a fit at which a signal may save or end it."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_stable.bases import Callback
+from lightning_stable.signals import HeldSignals
+from lightning_stable.trainers import callbacks_of
+
+
+class Interruptible(Callback):
+    """A callback with a state beside the model's, which a checkpoint must hold as it was at the same step.
+
+    Lightning resumes exactly from what was saved at the end of a batch that made a step: in the middle of one the data
+    loader is ahead of the weights, and gradients that are being accumulated are not saved. The last of these callbacks
+    on a trainer holds signals back until then, or until the end of the epoch. Validations are no part of a step.
+    """
+
+    _signals: HeldSignals | None = None  # of the one that holds them, while a fit trains
+    _step_before = 0  # the trainer's ``global_step`` as the batch began
+
+    def _hold_signals(self, trainer: Trainer) -> None:
+        self._release_signals()
+        if callbacks_of(trainer, Interruptible)[-1] is self:
+            self._signals = HeldSignals()
+            self._signals.attach()
+            self._signals.close()
+
+    def _begin_batch(self, trainer: Trainer) -> None:
+        self._step_before = trainer.global_step
+
+    def _end_batch(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._signals is not None:
+            accumulates = module.automatic_optimization and trainer.accumulate_grad_batches > 1
+            if trainer.global_step > self._step_before or not accumulates:
+                self._let_signals_pass()
+
+    def _let_signals_pass(self, *, on: bool = False) -> None:
+        """Run what waits; with ``on`` let signals pass until :meth:`_hold_on`."""
+        if self._signals is not None:
+            self._signals.open()
+            if not on:
+                self._signals.close()
+
+    def _hold_on(self) -> None:
+        if self._signals is not None:
+            self._signals.close()
+
+    def _release_signals(self) -> None:
+        if self._signals is not None:
+            signals = self._signals
+            del self._signals
+            signals.detach()
