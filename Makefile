@@ -5,18 +5,18 @@ BIN := $(VENV)/bin
 CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics test_checks.py test_copying.py test_linalg.py)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-core test-slow test-torchtext lint types docs bench clean
+.PHONY: demo test test-core test-slow test-torchtext test-thirdparty lint types docs bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
 test: $(STAMP)  ## the fast test suite, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not gpu and not thirdparty"
 
 test-core: $(STAMP)  ## a verdict on the core, within a minute
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -q -m "not slow and not gpu" $(CORE)
 
 test-slow: $(STAMP)  ## everything this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not thirdparty"
 
 TORCHTEXT := .venv-torchtext
 test-torchtext: $(TORCHTEXT)/.installed  ## the text data modules with the real torchtext, in its own environment (5 GB)
@@ -28,6 +28,19 @@ $(TORCHTEXT)/.installed: pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(TORCHTEXT)/constraints.txt
 	$(TORCHTEXT)/bin/python -m pip install --quiet --constraint $(TORCHTEXT)/constraints.txt --editable '.[torchtext]' pytest hypothesis
 	touch $(TORCHTEXT)/.installed
+
+THIRDPARTY := .venv-thirdparty
+test-thirdparty: $(THIRDPARTY)/.installed  ## models of other packages, in an environment of their own (2 GB)
+	OMP_NUM_THREADS=1 $(THIRDPARTY)/bin/python -m pytest tests/thirdparty
+
+# The torch of constraints.txt first, as these packages would bring another build of it.
+$(THIRDPARTY)/.installed: pyproject.toml constraints.txt tests/thirdparty/requirements.txt
+	$(PYTHON) -m venv $(THIRDPARTY)
+	$(THIRDPARTY)/bin/python -m pip install --quiet --upgrade pip
+	$(THIRDPARTY)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(THIRDPARTY)/bin/python -m pip install --quiet --constraint constraints.txt --requirement tests/thirdparty/requirements.txt --editable . pytest
+	$(THIRDPARTY)/bin/python -m pip install --quiet --no-deps kraken==7.1.1
+	touch $(THIRDPARTY)/.installed
 
 lint: $(STAMP)  ## style, and the arrows between the rooms
 	$(BIN)/ruff check .
@@ -44,7 +57,7 @@ bench: $(STAMP)  ## ratios, both sides interleaved, one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(TORCHTEXT) runs build dist *.egg-info
+	rm -rf $(VENV) $(TORCHTEXT) $(THIRDPARTY) runs build dist *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed. Got %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'

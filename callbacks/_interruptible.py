@@ -13,16 +13,15 @@ class Interruptible(Callback):
     """A callback with a state beside the model's, which a checkpoint must hold as it was at the same step.
 
     Lightning resumes exactly from what was saved at the end of a batch that made a step: in the middle of one the data
-    loader is ahead of the weights, and gradients that are being accumulated are not saved. The last of these callbacks
-    on a trainer holds signals back until then, or until the end of the epoch. Validations are no part of a step.
+    loader is ahead of the weights, gradients that are being accumulated are not saved, and of a validation parts are left
+    out. The last of these callbacks on a trainer holds signals back until then, or until the end of the epoch.
     """
 
     _signals: HeldSignals | None = None  # of the one that holds them, while a fit trains
     _step_before = 0  # the trainer's ``global_step`` as the batch began
 
     def _hold_signals(self, trainer: Trainer) -> None:
-        self._release_signals()
-        if callbacks_of(trainer, Interruptible)[-1] is self:
+        if self._signals is None and callbacks_of(trainer, Interruptible)[-1] is self:
             self._signals = HeldSignals()
             self._signals.attach()
             self._signals.close()
@@ -31,20 +30,16 @@ class Interruptible(Callback):
         self._step_before = trainer.global_step
 
     def _end_batch(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._signals is not None:
-            accumulates = module.automatic_optimization and trainer.accumulate_grad_batches > 1
-            if trainer.global_step > self._step_before or not accumulates:
-                self._let_signals_pass()
+        accumulates = module.automatic_optimization and trainer.accumulate_grad_batches > 1
+        stepped = trainer.global_step > self._step_before or not accumulates
+        # Resumed from the last batch of an epoch, Lightning leaves out the validation after it.
+        if stepped and not trainer.is_last_batch:
+            self._let_signals_pass()
 
-    def _let_signals_pass(self, *, on: bool = False) -> None:
-        """Run what waits; with ``on`` let signals pass until :meth:`_hold_on`."""
+    def _let_signals_pass(self) -> None:
+        """Run the handlers that wait."""
         if self._signals is not None:
             self._signals.open()
-            if not on:
-                self._signals.close()
-
-    def _hold_on(self) -> None:
-        if self._signals is not None:
             self._signals.close()
 
     def _release_signals(self) -> None:

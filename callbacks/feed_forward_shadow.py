@@ -155,11 +155,22 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         check_model(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold signals back."""
+        self._hold_signals(trainer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
-        twin = Twin(trainer, pl_module, self.window, self.source)
+        if _INTERRUPTED in self._restored:
+            raise MisconfigurationException(
+                "FeedForwardShadowCallback cannot go on from a checkpoint that was made while a step of its twin "
+                "was under way, by an error in it or a second signal. Resume from one before, or without this "
+                f"callback. Got the twin interrupted in batch {self._restored[_INTERRUPTED]}."
+            )
+        twin = Twin(trainer, pl_module, self.window, self.source, self._restored)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
         self._run = ShadowRun(trainer, pl_module, twin, self.predictions, lambda: _not_recording(projecting))
@@ -169,12 +180,6 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
                 twin.projections[callback.state_key] = TwinProjection(projector, callback, twin.optimizer)
                 callback.followers.append(twin.projections[callback.state_key])
         if self._restored:
-            if _INTERRUPTED in self._restored:
-                raise MisconfigurationException(
-                    "FeedForwardShadowCallback cannot go on from a checkpoint that was made while a step of its twin "
-                    "was under way, by an error in it or a second signal. Resume from one before, or without this "
-                    f"callback. Got the twin interrupted in batch {self._restored[_INTERRUPTED]}."
-                )
             twin.load_state_dict(self._restored)
             self._restored = {}
         twin.hook("on_train_start")
@@ -209,8 +214,10 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            self._state = _state_of(run)
-            run.detach()
+            try:
+                self._state = _state_of(run)
+            finally:  # hooks of the model's are called for it
+                run.detach()
 
     @override
     def _leave_run(self) -> None:
@@ -267,7 +274,6 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         """Begin a validation of the twin; there is no twin in the sanity check and in ``trainer.validate``."""
         if self._run is not None:
             self._run.start_validation()
-            self._let_signals_pass(on=True)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -314,7 +320,6 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         """Set the twin back to training."""
         if self._run is not None:
             self._run.twin.end_validation()
-        self._hold_on()
 
     # -------------------------------------------------------------- checkpoints
     @override

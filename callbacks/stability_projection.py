@@ -152,6 +152,11 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
             board.show(rate_chart(layer.name for layer in report.layers))
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold signals back."""
+        self._hold_signals(trainer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimizers' steps and checkpoints of the weights only."""
         hooks = (after_steps(optimizer, self._after_step) for optimizer in trainer.optimizers)
@@ -286,7 +291,6 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the weights for a validation of a fit; watch the model for one that stands alone."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._let_signals_pass(on=True)
             self._look()
             self._attached.monitor.recording = False
             self._attached.monitor.checking = True
@@ -314,7 +318,6 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the weights that are trained."""
         self._look_away()
-        self._hold_on()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -235,8 +235,10 @@ def gathered_model(module: nn.Module) -> Iterator[Shards]:
     of the model may be on its way. A collective operation if there are shards.
 
     Raises:
+        TypeError: If ``module`` is no module.
         ValueError: If the model is wrapped in FullyShardedDataParallel.
     """
+    check_module("module", module)
     shards = Shards(module, recurrent_modules(module).values())
     with shards.gathered(), as_written(module):
         yield shards

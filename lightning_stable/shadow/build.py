@@ -106,9 +106,7 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
     """
     twin.setup("fit")
     twin.configure_model()
-    _give_window(twin, window)
-    trainer.precision_plugin.convert_module(twin)
-    twin.to(model.device)
+    complete(twin, model, trainer, window)
     _check_shapes_known(model)
     ours, theirs = _tensors(model), _tensors(twin)
     _check_same(ours, theirs)
@@ -116,10 +114,21 @@ def prepare_given(twin: LightningModule, model: LightningModule, trainer: Traine
         for name, value in ours.items():
             theirs[name].copy_(value)
             theirs[name].requires_grad_(value.requires_grad)
+    twin.on_fit_start()
+
+
+def complete(twin: LightningModule, model: LightningModule, trainer: Trainer, window: int) -> None:
+    """Make all layers of a twin, of which some may be new, windowed and what those of the model are.
+
+    Raises:
+        MisconfigurationException: If a layer has no windowed form.
+    """
+    _give_window(twin, window)
+    trainer.precision_plugin.convert_module(twin)
+    twin.to(model.device)
     modes = {name: m.training for name, m in model.named_modules()}
     for name, module in twin.named_modules():
         module.training = modes.get(name, module.training)
-    twin.on_fit_start()
 
 
 def _give_window(twin: LightningModule, window: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +14,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_stable.shadow import step as twin_step
-from lightning_stable.shadow.build import TwinSource, prepare_given, twin_from, windowed_copy
+from lightning_stable.shadow.build import TwinSource, complete, prepare_given, twin_from, windowed_copy
+from lightning_stable.shadow.checkpoint import added, surroundings, together
 from lightning_stable.shadow.logs import TwinLog
 from lightning_stable.shadow.optimizers import ScheduleMirror, follow_groups, parameter_count
 from lightning_stable.shadow.projection import TwinProjection
@@ -33,6 +35,7 @@ class Twin:
         model: The model, with its weights as they are trained.
         window: Number of inputs that the twin's recurrent layers see.
         source: See :class:`~lightning_stable.callbacks.FeedForwardShadowCallback`.
+        saved: What :meth:`state_dict` returned in an earlier run, to continue from; empty to start at the model.
 
     Attributes:
         module: The second LightningModule.
@@ -47,7 +50,14 @@ class Twin:
         MisconfigurationException: If a twin cannot be made, or is not of the model's architecture.
     """
 
-    def __init__(self, trainer: Trainer, model: LightningModule, window: int, source: TwinSource) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        window: int,
+        source: TwinSource,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
         self._model_trainer, self._model, self._device = trainer, model, model.device
         if not trainer.optimizers or not trainer.optimizers[0].param_groups:
             raise MisconfigurationException(
@@ -70,6 +80,8 @@ class Twin:
             try:
                 if source is not None:
                     prepare_given(self.module, model, trainer, window)
+                if saved:
+                    self._restore(saved, window)
                 self.initial = {name: value.detach().clone() for name, value in model.named_parameters()}
                 self.trainer.set_up_optimizers()
                 self.optimizer = self.trainer.optimizers[0]
@@ -82,7 +94,7 @@ class Twin:
                 self.follow()
                 self.trainer.distribute()
                 # A run that is resumed from a checkpoint without a twin has steps behind it.
-                if trainer.optimizers[0].state:
+                if trainer.optimizers[0].state and not saved:
                     self.optimizer.load_state_dict(copy.deepcopy(trainer.optimizers[0].state_dict()))
                     self.schedules.take_over()
             except BaseException:
@@ -214,13 +226,15 @@ class Twin:
     # -------------------------------------------------------------- checkpoints
     def state_dict(self) -> dict[str, Any]:
         """Return all that training continues from, in plain containers and tensors."""
-        checkpoint: dict[str, Any] = {"state_dict": self.module.state_dict()}
+        optimizer, schedules = self.optimizer.state_dict(), self.schedules.state_dict()
+        given = surroundings(self.module, optimizer, schedules["schedulers"])
+        checkpoint = {**together(given, {}), "state_dict": self.module.state_dict()}
         with isolated(self._device):
             self.module.on_save_checkpoint(checkpoint)  # what a user adds to a model's checkpoint
         return {
-            "checkpoint": checkpoint,
-            "optimizer": self.optimizer.state_dict(),
-            **self.schedules.state_dict(),
+            "checkpoint": added(checkpoint, given),
+            "optimizer": optimizer,
+            **schedules,
             "scaler": self.trainer.precision_plugin.state_dict(),
             "initial": self.initial,
             # A metric object may compute something else.
@@ -228,11 +242,16 @@ class Twin:
             "projections": {key: projection.state_dict() for key, projection in self.projections.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned."""
-        with isolated(self._device):
-            self.module.on_load_checkpoint(state["checkpoint"])
-        self.module.load_state_dict(state["checkpoint"]["state_dict"], strict=self.module.strict_loading)
+    def _restore(self, saved: Mapping[str, Any], window: int) -> None:
+        """Load the weights, before there is an optimizer for them: the hook may make whole layers, as a model's may."""
+        given = surroundings(self.module, saved["optimizer"], saved["schedulers"])
+        checkpoint = together(given, saved["checkpoint"])
+        self.module.on_load_checkpoint(checkpoint)
+        complete(self.module, self._model, self._model_trainer, window)
+        self.module.load_state_dict(checkpoint["state_dict"], strict=self.module.strict_loading)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned, but for the weights, which the twin began with."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedules.load_state_dict(state)
         if state["scaler"]:

@@ -6,7 +6,8 @@ below the window. They travel with the state that the layer returns, so that cod
 (unpack, detach, hand back with the next chunk) works as it stands.
 
 The windows follow a state that is copied or moved, and a choice or a reset of whole sequences. A state changed in any
-other way is refused when it is handed back.
+other way is refused when it is handed back. Sequences of a PackedSequence end at different inputs: what is kept of
+them is aligned at their ends.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Memory:
 
     Attributes:
         layer: The windowed layer this belongs to; no other can continue it.
-        seen: Inputs since the start of the sequence.
-        recent: The last ``min(seen, window - 1)`` inputs, shape ``(time, batch, features)``; None where ``rows`` do
-            not follow from them.
+        seen: Inputs since the start of the sequence, of the longest one.
+        recent: The last ``min(seen, window - 1)`` inputs of every sequence, shape ``(time, batch, features)``; None
+            where ``rows`` do not follow from them.
         masks: Dropout masks between the layers at these inputs; empty without dropout.
         rows: The unfinished windows that began from zero, the youngest first; None as long as they follow from
             ``recent``. While ``seen < window`` the state itself is the oldest one.
+        reaching: Which inputs in ``recent`` are the first of their sequence or lie before it, shape ``(time, batch)``:
+            windows that begin there are the state itself. None where all sequences are equally long.
         batch: Dimension of the batch in the visible state; None without one.
         lost: What the windows could not follow; empty if they can be continued.
         border: The call that returned the state; its parts belong together.
@@ -54,6 +57,7 @@ class Memory:
     recent: Tensor | None = None
     masks: tuple[Tensor, ...] = ()
     rows: States | None = None
+    reaching: Tensor | None = None
     batch: int | None = None
     lost: str = ""
     border: object = field(default_factory=object, repr=False)
@@ -62,7 +66,8 @@ class Memory:
         """Return the memory with a function applied to each of its tensors."""
         recent = None if self.recent is None else change(self.recent)
         rows = None if self.rows is None else tuple(tuple(change(part) for part in state) for state in self.rows)
-        return replace(self, recent=recent, masks=tuple(map(change, self.masks)), rows=rows)
+        reaching = None if self.reaching is None else change(self.reaching).bool()
+        return replace(self, recent=recent, masks=tuple(map(change, self.masks)), rows=rows, reaching=reaching)
 
     def forget(self, lost: str) -> Memory:
         """Return what remains after a change that the unfinished windows cannot follow."""
@@ -185,8 +190,13 @@ def _after(
         rows = _chosen_sequences(memory.batch, name, args)
         if rows is not None and args[0] is source:
             return memory.apply(lambda tensor: tensor[:, rows])
+        if name == "repeat_interleave" and _dimension(args, kwargs) in (memory.batch, memory.batch - source.dim()):
+            repeats = args[1] if len(args) > 1 else kwargs["repeats"]
+            return memory.apply(lambda tensor: tensor.repeat_interleave(repeats, 1))
         # A second state would bring windows of its own.
         others = (v for v in (*args, *kwargs.values()) if isinstance(v, CarriedState) and v is not source)
+        if name == "masked_scatter" and args[0] is source:  # what it scatters is in the result by now
+            name, func, args, kwargs = "where", torch.where, (args[1], result, source), {}
         if name.strip("_") in _EDITING and all(other.memory is None for other in others):
             return memory.edit(source.part, _on_rows(source, func, args, kwargs))
     return memory.forget(f"`{name}`") if _resembles(result, source) else None
@@ -212,6 +222,12 @@ def _chosen_sequences(batch: int, name: str, args: tuple[Any, ...]) -> Any:
     rows = key[-1]
     # A single number would take the dimension away.
     return rows if isinstance(rows, (slice, list)) or (isinstance(rows, Tensor) and rows.dim() == 1) else None
+
+
+def _dimension(args: tuple[Any, ...], kwargs: Any) -> int | None:
+    """The dimension of ``repeat_interleave``."""
+    dimension: int | None = args[2] if len(args) > 2 else kwargs.get("dim")
+    return dimension
 
 
 def _on_rows(
@@ -283,8 +299,9 @@ def memory_of(states: Sequence[Tensor], layer: Continuing) -> Memory | None:
         raise ValueError(
             f"Carry the state of a windowed {kind} as it was returned; the unfinished "
             "windows at the border follow it when it is detached, cloned, moved or cast, when whole sequences are "
-            "chosen (`state[:, rows]`, `index_select`) or reset (`state * mask`, `torch.where`, `masked_fill`), and "
-            f"at no other change. Got {lost}. Start from zeros (None) or from a plain tensor instead."
+            "chosen (`state[:, rows]`, `index_select`, `repeat_interleave`) or reset (`state * mask`, `torch.where`, "
+            f"`masked_fill`, `masked_scatter`), and at no other change. Got {lost}. Start from zeros (None) or from a "
+            "plain tensor instead."
         )
     if all(memory.rows is None for memory in ours):
         return ours[0]
@@ -324,6 +341,7 @@ def pack_state(state: Any) -> dict[str, Any]:
             "recent": kept.recent,
             "masks": list(kept.masks),
             "rows": None if kept.rows is None else [list(state) for state in kept.rows],
+            "reaching": kept.reaching,
             "batch": kept.batch,
         }
     return packed

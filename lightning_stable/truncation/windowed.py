@@ -91,8 +91,7 @@ class WindowedLayer(Windowed):
 
         Raises:
             ValueError: If ``hx`` was returned by this layer and cannot be continued: it was changed in a way that the
-                windows cannot follow, it belongs to a PackedSequence, or the module is bidirectional (whose windows
-                need inputs of the next chunk).
+                windows cannot follow, or the module is bidirectional (whose windows need inputs of the next chunk).
         """
         if self._stored:
             stored: tuple[Any, Any] = super().forward(input, hx)
@@ -105,8 +104,8 @@ class WindowedLayer(Windowed):
                 masks = self._masks_of_native(layout)
                 output, state = super().forward(input, hx)
                 rows = None
-                if memory is not None and memory.recent is None:  # edited windows do not follow from inputs
-                    assert memory.rows is not None
+                if memory is not None and memory.recent is None and layout.lengths is None:
+                    assert memory.rows is not None  # edited windows do not follow from inputs
                     rows = _saving_nothing(
                         _continued, stacks_of(self)[0], layout.inputs, memory.rows, self.window, masks
                     )
@@ -150,7 +149,7 @@ class WindowedLayer(Windowed):
         unfinished = _unfinished(stack, _in_order(memory, layout), start, window)
         begun_before = _starts_of_rows(stack, inputs, unfinished, window)
         visited = evaluate_rows(stack, inputs, window, starts=begun_before, masks=masks, recompute=recompute)
-        rows = _saving_nothing(_continued, stack, inputs, unfinished, window, masks)
+        rows = _saving_nothing(_continued, stack, inputs, unfinished, window, masks, layout.lengths)
         return stack.output(visited), [layout.last(visited)], rows
 
     def _masks(self, stacks: tuple[Stack, ...], layout: Layout) -> list[Tensor]:
@@ -172,21 +171,26 @@ class WindowedLayer(Windowed):
         rows: States | None,
         masks: list[Tensor],
     ) -> Any:
-        if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
-            reason = "a state of a PackedSequence" if layout.packed is not None else "a state of a bidirectional layer"
-            after = Memory(self, lost=reason)
+        batch = 1 if layout.batched else None
+        if bool(getattr(self, "bidirectional", False)):
+            after = Memory(self, lost="a state of a bidirectional layer")
         elif rows is not None:
-            after = Memory(self, seen, rows=rows, batch=1 if layout.batched else None)
+            young = seen <= self.window and memory is not None and memory.reaching is not None
+            reaching = _reaching(memory, layout.inputs)[-min(seen, self.window - 1) :] if young else None
+            after = Memory(self, seen, rows=rows, reaching=reaching, batch=batch)
+        elif memory is not None and memory.recent is None and layout.lengths is not None:
+            after = Memory(self, lost="a state of a PackedSequence that went on from an edited state")
         else:
-            after = _young(self, layout.inputs, memory, seen, masks, 1 if layout.batched else None)
+            memory = None if memory is None else _in_order(memory, layout)
+            after = _young(self, layout.inputs, memory, seen, masks, batch, layout.lengths)
             # The windows that a next chunk will continue, with the weights of now: a step may change them before.
             if self.training and seen + layout.time > self.window:
                 after = replace(after, rows=_saving_nothing(_begun, stacks_of(self)[0], after, self.window))
-        return _carried(state, after)
+        return _carried(state, _back_in_order(after, layout))
 
     def _masks_of_native(self, layout: Layout) -> list[Tensor]:
         """The dropout masks that the module's own ``forward`` is about to draw."""
-        if layout.packed is not None or bool(getattr(self, "bidirectional", False)):
+        if bool(getattr(self, "bidirectional", False)):
             return []  # nothing of it is carried on
         device = layout.inputs.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -254,14 +258,48 @@ def _carried(state: Any, memory: Memory) -> Any:
 
 
 def _young(
-    layer: Windowed, inputs: Tensor, memory: Memory | None, seen: int, masks: list[Tensor], batch: int | None
+    layer: Windowed,
+    inputs: Tensor,
+    memory: Memory | None,
+    seen: int,
+    masks: list[Tensor],
+    batch: int | None,
+    lengths: Tensor | None = None,
 ) -> Memory:
     """The memory after inputs that needed no unfinished window yet: they follow from the inputs themselves."""
+    ragged = lengths is not None or (memory is not None and memory.reaching is not None)
+    reaching = _reaching(memory, inputs) if ragged else None
+    earlier = 0
     if memory is not None and memory.recent is not None:
+        earlier = len(memory.recent)
         masks = _joined_masks(memory, inputs, masks)
         inputs = torch.cat((memory.recent, inputs))
     first = max(0, len(inputs) - layer.window + 1)
-    return Memory(layer, seen, recent=inputs[first:], masks=tuple(mask[first:] for mask in masks), batch=batch)
+    if lengths is None:
+        reaching = None if reaching is None else reaching[first:]
+        recent, masks = inputs[first:], [mask[first:] for mask in masks]
+    else:
+        assert reaching is not None
+        # The last ones of every sequence, aligned at its end; what lies before its beginning is no input of it.
+        positions = torch.arange(first - len(inputs), 0, device=inputs.device)[:, None] + earlier + lengths
+        found, lanes = positions.clamp(min=0), torch.arange(inputs.shape[1], device=inputs.device)
+        reaching = reaching[found, lanes] | (positions < 0)
+        recent, masks = inputs[found, lanes], [mask[found, lanes] for mask in masks]
+    return Memory(layer, seen, recent=recent, masks=tuple(masks), reaching=reaching, batch=batch)
+
+
+def _reaching(memory: Memory | None, inputs: Tensor) -> Tensor:
+    """Which of the inputs kept from earlier and of these are the first of their sequence or lie before it."""
+    reaching = inputs.new_zeros(inputs.shape[:2], dtype=torch.bool)
+    if memory is None:
+        reaching[:1] = True
+        return reaching
+    before = memory.reaching
+    if before is None:
+        assert memory.recent is not None
+        before = reaching.new_zeros(len(memory.recent), inputs.shape[1])
+        before[:1] = memory.seen == len(memory.recent)
+    return torch.cat((before, reaching))
 
 
 def _joined_masks(memory: Memory, inputs: Tensor, masks: list[Tensor]) -> list[Tensor]:
@@ -288,6 +326,14 @@ def _in_order(memory: Memory, layout: Layout) -> Memory:
     return memory.apply(lambda tensor: tensor.index_select(1, order))
 
 
+def _back_in_order(memory: Memory, layout: Layout) -> Memory:
+    """The memory with the sequences in the order in which the module was given them."""
+    if layout.packed is None or layout.packed.unsorted_indices is None:
+        return memory
+    order = layout.packed.unsorted_indices
+    return memory.apply(lambda tensor: tensor.index_select(1, order))
+
+
 def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> States:
     """The unfinished windows at a border, the youngest first; ``start`` is the visible state, one row."""
     rows = memory.rows
@@ -295,6 +341,10 @@ def _unfinished(stack: Stack, memory: Memory, start: States, window: int) -> Sta
         # Where the state was detached, the windows are as well.
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(part.requires_grad for part in start[0])):
             rows = _begun(stack, memory, window)
+    if memory.reaching is not None:
+        # Windows that reach over the beginning of a sequence are the run from its start.
+        whole = memory.reaching.flip(0)[: len(rows[0][0]), :, None]
+        rows = _where(whole, start, rows)
     # At the beginning of a sequence the oldest is the run from the start itself.
     return concatenate(rows, start) if memory.seen < window else rows
 
@@ -306,11 +356,33 @@ def _starts_of_rows(stack: Stack, inputs: Tensor, unfinished: States, window: in
     return take(ages, (window - 1 - rows).clamp(max=ages[0][0].shape[0] - 1))
 
 
-def _continued(stack: Stack, inputs: Tensor, unfinished: States, window: int, masks: list[Tensor]) -> States:
-    """The unfinished windows at the end of the inputs."""
-    going_on = take(unfinished, slice(0, max(0, window - 1 - len(inputs))))
-    first = max(0, len(inputs) - window + 1)
-    return advance(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
+def _continued(
+    stack: Stack, inputs: Tensor, unfinished: States, window: int, masks: list[Tensor], lengths: Tensor | None = None
+) -> States:
+    """The unfinished windows at the end of the inputs, of every sequence at its own end."""
+    if lengths is None:
+        going_on = take(unfinished, slice(0, max(0, window - 1 - len(inputs))))
+        first = max(0, len(inputs) - window + 1)
+        return advance(stack, inputs[first:], going_on, [mask[first:] for mask in masks])
+    count = min(window - 1, len(unfinished[0][0]) + len(inputs))
+    ages = torch.arange(count, device=inputs.device)
+    rows, at_end = unfinished, None
+    for time in range(len(inputs)):
+        now = slice(time, time + 1)
+        rows = take(advance(stack, inputs[now], rows, [mask[now] for mask in masks]), slice(0, count))
+        # The oldest one stands for all that would be older.
+        padded = take(rows, ages.clamp(max=len(rows[0][0]) - 1))
+        ended = (lengths == time + 1)[:, None]
+        at_end = padded if at_end is None else _where(ended, padded, at_end)
+    assert at_end is not None
+    return at_end
+
+
+def _where(condition: Tensor, chosen: States, other: States) -> States:
+    return tuple(
+        tuple(torch.where(condition, *parts) for parts in zip(*layers, strict=True))
+        for layers in zip(chosen, other, strict=True)
+    )
 
 
 def _saving_nothing(function: Callable[..., States], *arguments: Any) -> States:

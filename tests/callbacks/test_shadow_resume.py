@@ -31,7 +31,7 @@ from tests.callbacks.shadows import (
     state,
     two_schedulers,
 )
-from tests.helpers import equal, sequences, trainer, weights
+from tests.helpers import FEATURES, equal, sequences, trainer, weights
 
 
 def test_a_checkpoint_in_the_middle_of_a_batch(tmp_path: Path) -> None:
@@ -153,6 +153,58 @@ def test_resumed_equals_uninterrupted(
         assert not equal(state(first.twin), state(resumed[1]))
     assert not equal(state(resumed[2].twin), state(resumed[3].twin))
     assert not resumed[0].callback_metrics["shadow/k=1/val_weight_distance_relative"].isnan()
+
+
+class Rebuilt(Noisy):
+    """Its hooks read the whole checkpoint, and make its recurrent layer anew."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__(num_layers=layers)
+        self.save_hyperparameters()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        L.seed_everything(batch_idx, verbose=False)
+        super().on_train_batch_start(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"].update(units=self.core.hidden_size)
+        checkpoint["steps"] = checkpoint["global_step"], len(checkpoint["optimizer_states"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        arguments = checkpoint["hyper_parameters"]
+        self.steps = checkpoint["steps"]
+        self.core = nn.LSTM(FEATURES, arguments["units"], arguments["layers"], batch_first=True, dropout=0.2)
+
+
+def test_hooks_of_the_twin_see_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A layer that they make anew is trained, and has the window."""
+
+    def run(epochs: int, ckpt: Path | None = None) -> tuple[L.Trainer, Any, FeedForwardShadowCallback]:
+        model, ours = Rebuilt(), FeedForwardShadowCallback(2)
+        fitting = trainer(tmp_path, ours, projection(), max_epochs=epochs)
+        fitting.fit(model, Loader(6), sequences(2), ckpt_path=ckpt)
+        return fitting, model, ours
+
+    run(1)[0].save_checkpoint(tmp_path / "first.ckpt")
+    _, model, ours = run(2)
+    _, resumed, twins = run(2, tmp_path / "first.ckpt")
+    assert resumed.steps == twins.twin.steps == (6, 1)
+    assert isinstance(twins.twin.core, Windowed)
+    assert not isinstance(resumed.core, Windowed)
+    assert equal(weights(resumed), weights(model))
+    assert equal(weights(twins.twin), weights(ours.twin))
+
+
+def test_a_hook_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Failing(Noisy):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            raise KeyError("as planned")
+
+    model, ours = Failing(), FeedForwardShadowCallback(1)
+    with pytest.raises(KeyError, match="as planned"):
+        fit(model, tmp_path, ours)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert "log" not in vars(ours.twin)
 
 
 def test_callbacks_have_states_of_their_own(tmp_path: Path) -> None:

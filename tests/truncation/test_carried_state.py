@@ -121,7 +121,8 @@ REFUSED: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "parts put together": ("`__getitem__`", lambda state: torch.stack([state[0]])),
     "unbound": ("`unbind`", lambda state: torch.stack(state.unbind(0))),
     "iterated": ("`unbind`", lambda state: torch.stack(list(state))),
-    "repeated": ("`repeat_interleave`", lambda state: state.repeat_interleave(2, 1)),
+    "repeated": ("`repeat`", lambda state: state.repeat(1, 2, 1)),
+    "layers repeated": ("`repeat_interleave`", lambda state: state.repeat_interleave(2, 0)),
     "a layer": ("`__getitem__`", lambda state: state[[0]]),
     "turned and back": ("`transpose`", lambda state: state.transpose(0, 1).contiguous().transpose(0, 1)),
     "a property": ("`mT`", lambda state: state.mT.mT),
@@ -178,6 +179,8 @@ CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
     "list": lambda state: state[:, [1, 0, 1]],
     "index_select": lambda state: state.index_select(1, ROWS),
     "index_select from the end": lambda state: torch.index_select(state, -2, ROWS),
+    "repeated": lambda state: state.repeat_interleave(2, 1)[:, [2, 0, 3]],
+    "repeated, by name": lambda state: torch.repeat_interleave(state, repeats=2, dim=-2)[:, [2, 0, 3]],
     "in two steps": lambda state: state[:, [1, 0]].detach()[:, torch.tensor([0, 1, 0])],
 }
 
@@ -210,6 +213,7 @@ RESET: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda state: torch.where(DONE, torch.zeros_like(state), state),
     "where with a number": lambda state: torch.where(DONE[None], 0.0, state),
     "masked_fill": lambda state: state.masked_fill(DONE, 0),
+    "masked_scatter": lambda state: state.masked_scatter(DONE, torch.zeros_like(state)),
     "by name": lambda state: torch.mul(input=state, other=~DONE),
 }
 
@@ -243,12 +247,14 @@ def test_a_scaled_state_scales_every_window(window: int, border: int, part: int)
         same([found[t - border]], [module(x[max(low, border) : t + 1], state)[0][-1]])
 
 
-def test_a_given_start_of_single_sequences() -> None:
+@pytest.mark.parametrize("by", ["where", "masked_scatter"])
+def test_a_given_start_of_single_sequences(by: str) -> None:
     """Reset to a state of the user's own, not to zero."""
     module, x = net("gru"), sequence()
     twin, start = truncate(module, 3), start_state(module, BATCH)
     _, hx = twin(x[:5])
-    found, _ = twin(x[5:], torch.where(DONE, start, hx))
+    hx = torch.where(DONE, start, hx) if by == "where" else hx.masked_scatter(DONE, start[:, :1])
+    found, _ = twin(x[5:], hx)
     same([found[:2, 0]], [twin(x[5:], start)[0][:2, 0]])
     same([found[2:, 0]], [twin(x[5:])[0][2:, 0]])  # no longer reaching over the border
     same([found[:, 1]], [twin(x)[0][5:, 1]])
@@ -286,12 +292,12 @@ def test_parts_of_different_states_are_refused() -> None:
     twin(x, (h_1.detach(), c_1.clone()))
 
 
-@pytest.mark.parametrize("window", [2, 20])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_states_of_packed_sequences_are_refused(name: str, window: int) -> None:
-    twin, x = truncate(net(name), window), sequence()
-    _, state = twin(pack_padded_sequence(x, torch.tensor([T, 4])))
-    with pytest.raises(ValueError, match="Got a state of a PackedSequence"):
+def test_an_edited_state_goes_on_in_a_packed_sequence_once() -> None:
+    twin, x = truncate(net("gru"), 20), sequence()
+    _, state = twin(x[:2])
+    packed = pack_padded_sequence(x[2:], torch.tensor([4, 3]))
+    _, state = twin(packed, state * 0.5)
+    with pytest.raises(ValueError, match="Got a state of a PackedSequence that went on from an edited state"):
         twin(x, state)
 
 

@@ -123,6 +123,73 @@ def test_a_packed_sequence_continues_a_batch(name: str, first: int, window: int)
         same([part[:, lane] for part in flat(last)], [part[:, 0] for part in flat(end)])
 
 
+@given(
+    name=st.sampled_from(["rnn", "lstm", "proj", "gru", "intersection"]),
+    layers=st.integers(1, 2),
+    calls=st.lists(st.lists(st.integers(1, 5), min_size=3, max_size=3) | st.integers(1, 5), min_size=2, max_size=4),
+    window=st.sampled_from([1, 2, 3, 4, 6, 20]),
+    training=st.booleans(),
+    detach=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_chunks_of_any_lengths_are_one_sequence_each(
+    name: str, layers: int, calls: list[Any], window: int, training: bool, detach: bool
+) -> None:
+    """Every call takes one length for all, or a PackedSequence with one for each."""
+    module = net(name, units=4, num_layers=layers)
+    twin, x, ends = truncate(module, window).train(training), sequence(20, 3), [0, 0, 0]
+    start = hx = None if name == "intersection" else start_state(module, 3)
+    for call in calls:
+        lengths = call if isinstance(call, list) else [call] * 3
+        chunk = x.new_zeros(max(lengths), 3, x.shape[-1])
+        for lane, length in enumerate(lengths):
+            chunk[:length, lane] = x[ends[lane] : ends[lane] + length, lane]
+        packed = pack_padded_sequence(chunk, torch.tensor(lengths), enforce_sorted=False)
+        output, hx = twin(packed if isinstance(call, list) else chunk, each(hx, Tensor.detach) if detach else hx)
+        output = pad_packed_sequence(output)[0] if isinstance(call, list) else output
+        for lane, length in enumerate(lengths):
+            alone = each(start, lambda part, lane=lane: part[:, lane : lane + 1])
+            before, ends[lane] = ends[lane], ends[lane] + length
+            expected, end = restarted(module, x[: ends[lane], lane : lane + 1], window, alone)
+            same([output[:length, lane]], [expected[before:, 0]])
+            same([part[:, lane] for part in flat(hx)], [part[:, 0] for part in flat(end)])
+
+
+@pytest.mark.parametrize("window", [2, 4, 20])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_an_encoder_of_any_lengths_hands_its_state_to_a_decoder(name: str, window: int) -> None:
+    """Sequences without an input start with the decoder; the others are chosen twice, and learn over the border."""
+    module = net(name, num_layers=2)
+    twin, x, lengths = truncate(module, window), sequence(9, 3).requires_grad_(), [4, 0, 2]
+    packed = pack_padded_sequence(x[:4], torch.tensor(lengths).clamp(min=1), enforce_sorted=False)
+    _, state = twin(packed)
+    empty = torch.tensor(lengths)[:, None] == 0
+    state = each(state, lambda part: part.masked_scatter(empty, torch.zeros(1)[0].double().expand(part.shape)))
+    found, _ = twin(x[4:].repeat_interleave(2, 1), each(state, lambda part: part.repeat_interleave(2, 1)))
+    expected = [
+        restarted(module, torch.cat((x[:length, lane], x[4:, lane]))[:, None], window)[0][length:, 0]
+        for lane, length in enumerate(lengths)
+    ]
+    same([found[:, 0::2]], [torch.stack(expected, 1)])
+    same([found[:, 1::2]], [torch.stack(expected, 1)])
+    sources, theirs = [x, *twin.parameters()], [x, *module.parameters()]
+    same(gradients([found[:, 0::2]], sources), gradients([torch.stack(expected, 1)], theirs))
+
+
+@pytest.mark.parametrize("window", [3, 20])
+def test_dropout_of_a_packed_chunk_is_drawn_once(window: int) -> None:
+    """The windows that go on over the border have the masks that the outputs had."""
+    twin, x = truncate(net("gru", num_layers=2, dropout=0.5), window).train(), sequence(6, 1)
+
+    def run(packed: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        chunk = pack_padded_sequence(x[:4], torch.tensor([4])) if packed else x[:4]
+        output, state = twin(chunk)
+        return [pad_packed_sequence(output)[0] if packed else output, twin(x[4:], state)[0]]
+
+    same(run(packed=True), run(packed=False))
+
+
 @pytest.mark.parametrize(("window", "detach"), [(1, True), (2, False), (4, True), (7, False), (7, True)])
 @pytest.mark.parametrize("name", ["rnn", "lstm", "proj", "gru", "intersection"])
 def test_an_output_depends_on_its_window_over_borders(name: str, window: int, detach: bool) -> None:
