@@ -185,7 +185,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         twin.hook("on_train_start")
         for board in boards_of(trainer):
             board.show(comparison_charts(self.name))
-        self._hold_signals(trainer)
+        self._begin_training(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -194,13 +194,14 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
             self._run.catch_up()
             self._run.twin.hook("on_train_end")
         end_table(trainer, pl_module)
-        self._release_signals()
+        self._let_signals_pass()
+        self._end_training()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model as it was: Lightning runs no teardown after an exception."""
         self._finish()
-        self._release_signals()
+        self._end_training()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -208,7 +209,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         if self._run is not None:
             self._run.twin.hook("teardown", stage)
         self._finish()
-        self._release_signals()
+        self._end_training()
         flush(trainer)
 
     def _finish(self) -> None:
@@ -222,7 +223,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
     @override
     def _leave_run(self) -> None:
         self.twin, self._run, self._state, self._restored = None, None, {}, {}
-        vars(self).pop("_signals", None)
+        self._forget_training()
 
     # ---------------------------------------------------------------- training
     @override
@@ -244,6 +245,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Train the twin on this batch, and log where a log line is due."""
+        self._compare_processes(trainer, batch_idx)
         if self._run is None:
             return
         for shadow in callbacks_of(trainer, FeedForwardShadowCallback):

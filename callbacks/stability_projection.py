@@ -170,7 +170,7 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
             self._hooks.append(register(Hook(self._after_state_dict)))
         self._attached.restore(self._unprojected)
         self._unprojected = {}
-        self._hold_signals(trainer)
+        self._begin_training(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +190,8 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
         end_table(trainer, pl_module)
-        self._release_signals()
+        self._let_signals_pass()
+        self._end_training()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -201,13 +202,13 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
         if self._hooks:
             self._unprojected = self._attached.weights()
         self._unwatch()
-        self._release_signals()
+        self._end_training()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching the model."""
         self._unwatch()
-        self._release_signals()
+        self._end_training()
         flush(trainer)
 
     @property
@@ -248,6 +249,7 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Project what was moved past torch's hooks; certify and log where a log line is due."""
+        self._compare_processes(trainer, batch_idx)
         self._attached.expects_forwards = True
         self._catch_up(trainer)
         self._in_batch = False
@@ -388,7 +390,7 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
     def _leave_run(self) -> None:
         super()._leave_run()
         self._distance, self._versions_before = None, []
-        vars(self).pop("_signals", None)
+        self._forget_training()
         self._norms_before = dict(self._norms_before)
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:

@@ -16,8 +16,8 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 class HeldSignals:
     """Holds signals back whose handlers are Python functions, until :meth:`open`; of each kind the second one passes.
 
-    A handler may save a checkpoint (Lightning's, for SLURM) or raise (KeyboardInterrupt), and Python runs it between any
-    two instructions: also where a part of the weights has made its step and the rest has not.
+    A handler may save a checkpoint (Lightning's, for SLURM) or raise (KeyboardInterrupt), and Python runs it between
+    any two instructions: also where a part of the weights has made its step and the rest has not.
 
     Nothing is held back outside of the main thread, which alone runs handlers.
     """
@@ -32,18 +32,20 @@ class HeldSignals:
         if threading.current_thread() is not threading.main_thread():
             return
         for name in _NAMES:
-            number = getattr(signal, name, None)  # Windows has not all of them
-            handler = None if number is None else signal.getsignal(number)
+            if not hasattr(signal, name):  # Windows has not all of them
+                continue
+            number: int = getattr(signal, name)
+            handler = signal.getsignal(number)
             if callable(handler):
                 self._handlers[number] = handler
                 signal.signal(number, self._handle)
 
     def detach(self) -> None:
-        """Give the handlers their places back, and run those that wait."""
+        """Give the handlers their places back; what still waits is dropped."""
         for number, handler in self._handlers.items():
             if signal.getsignal(number) == self._handle:  # nobody has taken the place since
                 signal.signal(number, handler)
-        self.open()
+        self._handlers, self._waiting = {}, []
 
     def close(self) -> None:
         """Hold signals back from now on."""

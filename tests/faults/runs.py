@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -49,11 +50,12 @@ HOOKS = (
 INSIDE = ("training_step", "validation_step", "optimizer_step", "lr_scheduler_step")
 PLACES = (*HOOKS, *INSIDE, *(f"twin {name}" for name in INSIDE), "transfer_batch_to_device", "checkpoint write")
 SIGNALS = ("SIGUSR1", "SIGTERM", "SIGINT", "SIGKILL")
+FULL = "full disk"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a run sends itself at the n-th visit of a place, from 0 on."""
+    """A signal that a run sends itself at the n-th visit of a place, from 0 on; or its disk is full from then on."""
 
     signal: str
     place: str
@@ -73,7 +75,10 @@ class Visits:
         count = self.counts[place]
         self.counts[place] += 1
         if self.fault is not None and (self.fault.place, self.fault.visit) == (place, count):
-            os.kill(os.getpid(), getattr(signal, self.fault.signal))
+            if self.fault.signal == FULL:  # no file grows beyond a few bytes any more
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            else:
+                os.kill(os.getpid(), getattr(signal, self.fault.signal))
 
 
 class Places(L.Callback):
@@ -196,7 +201,6 @@ def fit(folder: Path, fault: Fault | None = None, ckpt: Path | None = None, **se
         "optimizer": run.optimizers[0].state_dict(),
         "ranges": ours["input_ranges"],
         "counts": (run.global_step, run.current_epoch, ours["steps"], ours["num_projections"]),
-        "generator": torch.get_rng_state(),
         "visits": visit.counts,
     }
 
@@ -218,8 +222,14 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def forked(
-    folder: Path, fault: Fault | None = None, ckpt: Path | None = None, *, kill_after: float | None = None,
-    number: int = signal.SIGKILL, limit: float = 120.0, **settings: Any
+    folder: Path,
+    fault: Fault | None = None,
+    ckpt: Path | None = None,
+    *,
+    kill_after: float | None = None,
+    number: int = signal.SIGKILL,
+    limit: float = 120.0,
+    **settings: Any,
 ) -> tuple[int, dict[str, Any] | None]:
     """Train in a fork of this process; return how it ended, negative for a signal, and what it returned if it did.
 
@@ -237,10 +247,10 @@ def forked(
     if child == 0:
         code = 1
         try:
-            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for each in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(each, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ.update(SLURM_JOB_ID="1", SLURM_NTASKS="1", TMPDIR=str(folder), PATH=f"{folder}:{os.environ['PATH']}")
+            os.environ.update(SLURM_JOB_ID="1", SLURM_NTASKS="1", TMPDIR=str(folder))
             log = os.open(folder / "log.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             import tempfile

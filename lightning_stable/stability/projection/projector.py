@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lightning_stable import linalg
 from lightning_stable.precision import full_precision
@@ -170,7 +171,7 @@ class Projector:
             if not self._shards:
                 # The values come back, so that a graph that needs them does not have to know.
                 for value, _ in before:
-                    stack.enter_context(torch.autograd._unsafe_preserve_version_counter(value))
+                    stack.enter_context(_unsafe_preserve_version_counter(value))
             self.project(strict=True)
             try:
                 yield
