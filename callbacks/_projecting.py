@@ -63,6 +63,7 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         self._projector: Projector | None = None
         self._hooks: list[RemovableHandle] = []
         self._looking: AbstractContextManager[None] | None = None  # while a validation sees projected weights
+        self._trained: dict[str, Tensor] = {}  # the weights before, meanwhile
         self._forget()
 
     @property
@@ -139,7 +140,7 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         self._left = copy.deepcopy(self._left if self._projector is None else self._projector.left_premises)
         self._projector, self._projector_state = None, {}
         self._hooks, self.followers, self._looking = [], [], None
-        self._unprojected = {}
+        self._unprojected, self._trained = {}, {}
         self._warned = set(self._warned)
         self.report = None if self.report is None else self.report.without_windows()
 
@@ -185,12 +186,13 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
 
     def _look(self) -> None:
         self._look_away()
+        self._trained = self._attached.weights()
         self._looking = self._settled()
         self._looking.__enter__()
 
     def _look_away(self) -> None:
         if self._looking is not None:
-            looking, self._looking = self._looking, None
+            looking, self._looking, self._trained = self._looking, None, {}
             looking.__exit__(None, None, None)
 
     def _certify(self, *, leading_only: bool = False) -> StabilityReport:

@@ -326,7 +326,7 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
         """Certify the weights that are saved, and return the certificate and what a resumed run needs."""
         if not self._hooks:
             return self._state()
-        unprojected = self._attached.weights()
+        unprojected = self._trained if self._looking is not None else self._attached.weights()
         with self._attached.projected(), self._attached.premises_kept():
             report = self._certify()
             moved = self._attached.differing(unprojected)

@@ -192,3 +192,46 @@ def test_checkpoints_are_stable_for_all_inputs_seen(tmp_path: Path) -> None:
     assert saved["report"]["rate"] == pytest.approx(report.rate)
     assert saved["unprojected"]
     assert live[0] > 0.9
+
+
+def test_a_checkpoint_made_in_a_validation_holds_the_trained_weights(tmp_path: Path) -> None:
+    """A callback before ours saves while projected weights are in place."""
+
+    class Saves(L.Callback):
+        def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            if not trainer.sanity_checking:
+                trainer.save_checkpoint(tmp_path / "validation.ckpt")
+
+        on_validation_end = on_validation_batch_start
+
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            self.trained = weights(pl_module)
+
+    saves = Saves()
+    trainer(tmp_path, saves, projection(every_n_steps=1000)).fit(Recurrent(), sequences(), sequences())
+    content = torch.load(tmp_path / "validation.ckpt", weights_only=True)
+    saved = content["callbacks"]["StabilityProjectionCallback(modules=None)"]["unprojected"]
+    assert torch.equal(saved["core.l0/weight_hh"], saves.trained["core.weight_hh_l0"])
+    assert not torch.equal(saved["core.l0/weight_hh"], content["state_dict"]["core.weight_hh_l0"])
+
+
+def test_a_checkpoint_forgets_no_broken_premise(tmp_path: Path) -> None:
+    """What was found for the certificate of a checkpoint is found again for the next one."""
+
+    class Replaces(Recurrent):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+            if batch_idx == 0:  # something else in place of a parameter, for one forward
+                stored = self.core.weight_hh_l0
+                self.core.weight_hh_l0 = torch.nn.Parameter(stored.detach().clone())
+                self(batch)
+                self.core.weight_hh_l0 = stored
+            return super().training_step(batch, batch_idx)
+
+    class Saves(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    for looks in ([], [Saves()]):
+        ours = projection()
+        trainer(tmp_path, *looks, ours).fit(Replaces(), sequences())
+        assert ours.report.guarantee == "none"

@@ -49,7 +49,7 @@ class Figures:
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.exact[name]} of {count} resumed runs equal" for name, count in self.cases.items()]
-        return "\n".join([*lines, *self.failures])
+        return "\n".join(lines)
 
 
 def references(folder: Path) -> list[tuple[dict[str, Any], float]]:
@@ -98,6 +98,7 @@ def run(cases: Iterable[Case], found: list[tuple[dict[str, Any], float]], worker
             figures.exact[name] += not problem
             if problem:
                 figures.failures.append(f"{case}: {problem}")
+                print(figures.failures[-1], flush=True)
     return figures
 
 

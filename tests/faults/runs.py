@@ -197,7 +197,8 @@ def fit(folder: Path, fault: Fault | None = None, ckpt: Path | None = None, **se
     ours = projection.state_dict()
     return {
         "weights": {name: value.detach().clone() for name, value in model.state_dict().items()},
-        "twin": shadow.state_dict(),
+        # But for what it logged last: resumed from the last batch of an epoch, Lightning leaves out the validation.
+        "twin": {name: value for name, value in shadow.state_dict().items() if name != "values"},
         "optimizer": run.optimizers[0].state_dict(),
         "ranges": ours["input_ranges"],
         "counts": (run.global_step, run.current_epoch, ours["steps"], ours["num_projections"]),

@@ -185,10 +185,11 @@ class Projector:
     def premises_kept(self) -> Iterator[None]:
         """Certify inside the block, and leave what the next certificate rests on as it was."""
         left, boxes, starts = self.left_premises, dict(self._boxes), dict(self.monitor.starts)
+        replaced = dict(self.monitor.replaced)
         try:
             yield
         finally:
-            self._left, self._boxes, self.monitor.starts = left, boxes, starts
+            self._left, self._boxes, self.monitor.starts, self.monitor.replaced = left, boxes, starts, replaced
 
     def weights(self) -> dict[str, Tensor]:
         """Return copies of the recurrent weights, by recurrence and role; of sharded ones there are none."""
