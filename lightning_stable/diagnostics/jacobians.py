@@ -44,13 +44,14 @@ def gradient_norms(
         inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         output_gradients: ``d loss / d output``, laid out as the module's output (a tensor or a PackedSequence); None
             takes random unit directions in the state at every ``t`` instead, unless ``state_gradients`` are given.
-        max_lag: Largest lag, at least 1.
+        max_lag: Largest lag, at least 1. Lags that no sequence is long enough for are left out.
         state: The state before the first input, as the module takes it; zeros if None.
         state_gradients: ``d loss / d final state``, as the module returns that state, where the loss reads it.
         seed: Seeds the random directions; the global random state is not used.
 
     Returns:
         Norms of shape ``(max_lag + 1, time, batch)``, by ``t``, packed sequences in sorted order; NaN for ``t < lag``.
+        ``max_lag`` is at most ``time - 1`` there.
 
     Raises:
         TypeError: If ``max_lag`` is no integer or ``recurrent`` no module.
@@ -66,9 +67,10 @@ def gradient_norms(
         cotangent = run.cotangent(output_gradients, state_gradients)
     _, pull = _pulled_back(lambda states: run.stack.step(run.inputs, states), run.before)
     time = len(run.inputs)
-    norms = run.inputs.new_full((max_lag + 1, *run.inputs.shape[:2]), torch.nan)
+    lags = min(max_lag + 1, time)
+    norms = run.inputs.new_full((lags, *run.inputs.shape[:2]), torch.nan)
     none = _zeros(take(run.after, slice(0, 1)))
-    for lag in range(min(max_lag + 1, time)):
+    for lag in range(lags):
         if lag:  # what belongs to the state before a step belongs to the step before
             cotangent = concatenate(take(pull(cotangent)[0], slice(1, None)), none)
         norms[lag, lag:] = _norm(cotangent)[: time - lag]

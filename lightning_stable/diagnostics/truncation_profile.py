@@ -40,6 +40,9 @@ _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5}
 class TruncationProfile:
     """Difference between a recurrent layer and its windowed forms, over the windows ``1 .. max_window``.
 
+    No window is longer than the longest sequence: with that many inputs the windowed form is the recurrence, and
+    ``max_window`` below is the smaller of the two.
+
     Attributes:
         windows: Shape ``(max_window,)``.
         max_error: Largest Euclidean norm of the difference of the outputs over batch and time, same shape.
@@ -172,7 +175,8 @@ def truncation_profile(
             or not.
         inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
             ``(time, batch, features)``.
-        max_window: Longest window, at least 1.
+        max_window: Longest window, at least 1. Windows longer than the longest sequence have no error: they are left
+            out.
         input_bound: What is known about the inputs, for the certified bound, see :func:`lightning_stable.certify`;
             None takes the range of ``inputs`` where a cell needs one.
         name: Name of the layer, for the title of the plot.
@@ -188,6 +192,7 @@ def truncation_profile(
     layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
     layout.check(recurrent, None, "inputs")
     check_run(recurrences_of(recurrent), layout.inputs)
+    max_window = min(max_window, layout.time)
     with _at_rest(recurrent):
         whole = _whole(recurrent, stacks, layout)
         valid = layout.valid
