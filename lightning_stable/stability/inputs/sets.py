@@ -432,6 +432,8 @@ def _real(name: str, value: Tensor) -> Tensor:
     Raises:
         ValueError: If its numbers are neither, or integers too large to be exact.
     """
+    if isinstance(value, Tensor) and value.is_meta:
+        return value  # of a model without values, and refused where values are checked
     if checks.real_tensor(name, value).is_floating_point():
         return value
     # Negated or scaled as integers they could wrap around.
