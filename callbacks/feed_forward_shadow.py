@@ -17,6 +17,7 @@ from lightning_stable.callbacks._class_path import RecordsClassPath
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.callbacks.truncation_penalty import TruncationPenaltyCallback
 from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
@@ -164,6 +165,9 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
                 projector = callback.projector_for(trainer, twin.module, ranges=callback.input_ranges)
                 twin.projections[callback.state_key] = TwinProjection(projector, callback, twin.optimizer)
                 callback.followers.append(twin.projections[callback.state_key].settle)
+        # Lightning's precision plugins call callbacks before backward passes and steps, and these have no other hooks.
+        for penalty in callbacks_of(trainer, TruncationPenaltyCallback):
+            twin.trainer.callbacks.append(penalty.for_twin(twin.module))
         if self._restored:
             twin.load_state_dict(self._restored)
             self._restored = {}
@@ -195,6 +199,8 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
+            for penalty in run.twin.trainer.callbacks:
+                penalty.leave()
             try:
                 self._state = run.twin.state_dict()
             finally:  # hooks of the model's are called for it

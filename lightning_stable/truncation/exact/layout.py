@@ -45,7 +45,7 @@ class Layout:
         if isinstance(values, PackedSequence):
             # Without its indices it stays in sorted order.
             inputs, lengths = pad_packed_sequence(PackedSequence(values.data, values.batch_sizes))
-            return cls(inputs, lengths.to(inputs.device), True, False, values)
+            return cls(inputs, lengths.to(inputs.device, non_blocking=True), True, False, values)
         if not isinstance(values, Tensor) or values.dim() not in (2, 3):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"`input` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}.")
