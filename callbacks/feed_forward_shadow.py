@@ -62,10 +62,11 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
 
     What hooks of the twin log is kept apart and nothing of it reaches another logger. Hooks of other callbacks are not
     called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
-    model's alone. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
+    model's alone. The exception is :class:`TruncationPenaltyCallback`, which adds the twin's own penalty to the twin's
+    gradients. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
     a model changes its batches in place, the twin sees the first of them as it was left, with a warning. Under
     ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here. ``self.trainer`` of the
-    twin has the twin's own strategy, optimizers and metrics, and neither callbacks nor loggers.
+    twin has the twin's own strategy, optimizers and metrics, no loggers, and of callbacks those penalties alone.
 
     A checkpoint holds the twin, and a resumed run goes on exactly. One thing it cannot hold: of a state in a registered
     buffer, which depends on how far the model has come, the unfinished windows are not saved. The resumed twin goes on

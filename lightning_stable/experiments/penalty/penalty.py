@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -76,7 +77,7 @@ def plot(rows: Sequence[Row], path: Path, options: PenaltyOptions) -> Path:
         by_window = iter(_BY_WINDOW)
         for (method, window), own in curves:
             means = sorted((_mean(each) for _, each in _grouped(own, "weight")), key=lambda mean: mean["weight"] or 0)
-            places = [min(mean["most"], 2 * LONGEST) for mean in means]
+            places = [mean["most"] or 2 * LONGEST for mean in means]
             label = method if window is None else f"penalty, window {window:g}"
             colour = _COLOURS.get(method) or next(by_window, _BY_WINDOW[-1])
             panel.plot(places, [mean["loss"] for mean in means], "o-", color=colour, label=label)
@@ -94,10 +95,10 @@ def _key(row: Row) -> tuple[object, ...]:
     return tuple(row[field.name] for field in fields(Setting))
 
 
-def _grouped(rows: Sequence[Row], *names: str) -> list[tuple[tuple[object, ...], list[Row]]]:
+def _grouped(rows: Sequence[Row], *names: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
     """The rows by the values of some columns; None comes before numbers, and no penalty before one."""
 
-    def key(row: Row) -> tuple[object, ...]:
+    def key(row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)
 
     def order(row: Row) -> tuple[object, ...]:
@@ -111,7 +112,8 @@ def _mean(rows: Sequence[Row]) -> Row:
     losses = [row["loss"] for row in rows]
     mean = sum(losses) / len(losses)
     spread = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1))
-    windows = {key: sum(row[key] for row in rows) / len(rows) for key in ("half", "most", "all")}
+    found = {key: [row[key] for row in rows] for key in ("half", "most", "all")}
+    windows = {key: None if None in values else sum(values) / len(values) for key, values in found.items()}
     return {**rows[0], **windows, "loss": mean, "spread": spread, "seeds": len(rows)}
 
 
@@ -121,5 +123,5 @@ def _line(row: Row) -> str:
     return f"{row['task']} {row['cell']} {row['method']} {kind}: loss {row['loss']:.4f}, windows {needed}"
 
 
-def _shown(window: float) -> str:
-    return f"{window:g}" if math.isfinite(window) else f"> {LONGEST}"
+def _shown(window: float | None) -> str:
+    return f"> {LONGEST}" if window is None else f"{window:g}"

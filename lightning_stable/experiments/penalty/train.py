@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
@@ -72,7 +72,7 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
     data.setup("fit")
     data.setup("test")
     seed_everything(setting.seed, verbose=False)
-    model: LightningModule
+    model: Any
     if text:
         # Dropout before the recurrence would make the certificate cover every mask.
         sizes = {"hidden_size": options.units, "embedding_size": options.units}
@@ -121,14 +121,14 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
 
 @torch.no_grad()
 def windows(core: nn.Module, sequences: list[Tensor], tolerance: float) -> Row:
-    """Return the windows that half of the sequences need, nine in ten, and all; infinite above ``LONGEST``."""
+    """Return the windows that half of the sequences need, nine in ten, and all; None above ``LONGEST``."""
     core.eval()
     errors, size = sequence_errors(core, pack_sequence(sequences, enforce_sorted=False), LONGEST)
     needed = windows_needed(errors, tolerance * size).sort().values.tolist()
 
-    def enough(share: float) -> float:
-        window = needed[math.ceil(share * len(needed)) - 1]
-        return float(window) if window <= LONGEST else math.inf
+    def enough(share: float) -> int | None:
+        window: int = needed[math.ceil(share * len(needed)) - 1]
+        return window if window <= LONGEST else None
 
     return {"half": enough(0.5), "most": enough(0.9), "all": enough(1.0), "sequences": len(needed)}
 
