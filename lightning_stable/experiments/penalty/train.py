@@ -75,7 +75,7 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
     model: Any
     if text:
         # Dropout before the recurrence would make the certificate cover every mask.
-        sizes = {"hidden_size": options.units, "embedding_size": options.units}
+        sizes: dict[str, Any] = {"hidden_size": options.units, "embedding_size": options.units}
         model = LanguageModel(len(data.vocab), cell=setting.cell, **sizes, input_dropout=0.0)
     else:
         model = MusicModel(
