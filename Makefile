@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics test_checks.py test_copying.py test_linalg.py)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-core test-slow test-torchtext test-thirdparty lint types docs bench clean
+.PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty lint types docs bench clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
@@ -17,6 +17,10 @@ test-core: $(STAMP)  ## a verdict on the core, within a minute
 
 test-slow: $(STAMP)  ## everything this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not thirdparty"
+
+test-faults: $(STAMP)  ## interrupts runs everywhere, resumes them and prints how many end equal (under 20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/faults/test_ranks.py
 
 TORCHTEXT := .venv-torchtext
 test-torchtext: $(TORCHTEXT)/.installed  ## the text data modules with the real torchtext, in its own environment (5 GB)

@@ -37,22 +37,34 @@ def checked_input_bound(input_bound: InputBound) -> InputBound:
         ValueError: If it is a bound that no input can have.
     """
     if input_bound is not None:
+        if isinstance(input_bound, Mapping) and (others := [key for key in input_bound if not isinstance(key, str)]):
+            raise TypeError(f"`input_bound` must have the names of recurrences as keys. Got {others[0]!r}.")
         for bound in input_bound.values() if isinstance(input_bound, Mapping) else (input_bound,):
             as_input_set(bound)
     return float(input_bound) if isinstance(input_bound, Real) else input_bound
 
 
-def fitting_recurrences(model: nn.Module, modules: list[str] | None) -> dict[str, list[Recurrence]]:
+def fitting_recurrences(
+    model: nn.Module, modules: list[str] | None, input_bound: InputBound = None
+) -> dict[str, list[Recurrence]]:
     """Return the recurrences of the model of a run, by the name of their module.
 
     Raises:
-        MisconfigurationException: If there is none, a pattern matches none, or recurrent weights are parametrized.
+        MisconfigurationException: If there is none, a pattern matches none, a bound is for none of them, or recurrent
+            weights are parametrized.
     """
     try:
         with gathered_model(model):
-            return recurrences_by_module(model, modules)
+            found = recurrences_by_module(model, modules)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
+    names = found.keys() | {recurrence.name for group in found.values() for recurrence in group}
+    for key in input_bound if isinstance(input_bound, Mapping) else ():
+        if key not in names:
+            raise MisconfigurationException(
+                f"`input_bound` names no recurrence. Got key {key!r}; there are {sorted(names)}."
+            )
+    return found
 
 
 def bound_inside(input_bound: InputBound, module_name: str) -> InputBound:

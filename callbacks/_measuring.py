@@ -41,44 +41,62 @@ def of_all_processes(
     device: torch.device,
     names: Iterable[str],
     profiles: Mapping[str, TruncationProfile],
-    windows: int,
 ) -> dict[str, TruncationProfile]:
     """Return this process's profiles with the sequences of all processes, each once.
 
     All processes must call it. A sampler that gives every process equally many sequences repeats some of them at the
-    end; where they were all profiled, the repeated ones are left out.
+    end; where they were all profiled, the repeated ones are left out. A process with shorter sequences has fewer
+    windows, and no error with more.
 
     Args:
         trainer: The trainer.
         device: Where processes exchange tensors.
         names: Names of all modules that may have been profiled, the same in all processes.
         profiles: Profiles by the name of the module.
-        windows: The longest window.
     """
     own = {}
     for name in names:
-        errors = profiles[name].sequence_error if name in profiles else torch.empty(windows, 0, dtype=torch.float64)
+        errors = profiles[name].sequence_error if name in profiles else torch.empty(0, 0, dtype=torch.float64)
         own[name] = errors[:, : errors.shape[1] - _repeated(trainer, errors.shape[1])]
-    counts = torch.tensor([errors.shape[1] for errors in own.values()], device=device)
-    every_count: Tensor = trainer.strategy.all_gather(counts)
-    every_count = every_count.view(-1, len(own)).cpu()
-    padded = torch.zeros(len(own), windows, int(every_count.max()), dtype=torch.float64)
+    shapes = torch.tensor([tuple(errors.shape) for errors in own.values()], device=device)
+    every_shape: Tensor = trainer.strategy.all_gather(shapes)
+    every_shape = every_shape.view(-1, len(own), 2).cpu()
+    windows, most = every_shape.amax((0, 1)).tolist()
+    padded = torch.zeros(len(own), windows, most, dtype=torch.float64)
     for row, errors in zip(padded, own.values(), strict=True):
-        row[:, : errors.shape[1]] = errors
+        row[: errors.shape[0], : errors.shape[1]] = errors
     every: Tensor = trainer.strategy.all_gather(padded.to(device))
     every = every.view(-1, *padded.shape).cpu()
-    nothing = torch.full((windows,), torch.nan, dtype=torch.float64)
-    tubes = torch.stack([profiles[name].tube if name in profiles else nothing for name in own])
+    tubes = torch.full((len(own), windows), torch.nan, dtype=torch.float64)
+    for row, name in zip(tubes, own, strict=True):
+        if name in profiles:
+            row[: len(profiles[name].tube)] = profiles[name].tube
     every_tube: Tensor = trainer.strategy.all_gather(tubes.to(device))
     every_tube = every_tube.view(-1, *tubes.shape).cpu()
     largest = every_tube.masked_fill(every_tube.isnan(), -torch.inf).amax(0)
     found = {}
     for index, name in enumerate(own):
-        joined = torch.cat([part[index, :, : count[index]] for part, count in zip(every, every_count, strict=True)], 1)
+        longest = int(every_shape[:, index, 0].max())
+        parts = zip(every, every_shape[:, index, 1].tolist(), strict=True)
+        joined = torch.cat([part[index, :longest, :count] for part, count in parts], 1)
         if name in profiles:
-            tube = largest[index].masked_fill(largest[index].isneginf(), torch.nan)
-            found[name] = replace(profiles[name], sequence_error=joined, max_error=joined.amax(1), tube=tube)
+            tube = largest[index, :longest].masked_fill(largest[index, :longest].isneginf(), torch.nan)
+            found[name] = _with_sequences(profiles[name], joined, tube)
     return found
+
+
+def _with_sequences(profile: TruncationProfile, errors: Tensor, tube: Tensor) -> TruncationProfile:
+    """Return a profile with the errors of more sequences, some of which may be longer."""
+    more = len(errors) - len(profile.windows)
+    return replace(
+        profile,
+        windows=torch.arange(1, len(errors) + 1),
+        sequence_error=errors,
+        max_error=errors.amax(1),
+        mean_error=torch.nn.functional.pad(profile.mean_error, (0, more)),
+        tube=tube,
+        bound=torch.nn.functional.pad(profile.bound, (0, more), value=torch.nan),
+    )
 
 
 def _repeated(trainer: Trainer, count: int) -> int:

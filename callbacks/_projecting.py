@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
 
 import torch
 from lightning.pytorch import Trainer
@@ -26,6 +27,16 @@ from lightning_stable.trainers import callbacks_of
 _AUTOCAST_MARGIN = {"bf16-mixed": 2.0**-8, "16-mixed": 2.0**-10}
 
 
+class Follower(Protocol):
+    """A second model beside the trainer's, which is projected between steps whenever the trainer's is."""
+
+    def settle(self) -> None:
+        """Project it."""
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Project it inside the block alone."""
+
+
 class ModelProjectorCallback(RecordsClassPath, Portable):
     """A callback with a projector of the trainer's model; its subclass says when to project.
 
@@ -39,18 +50,20 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         modules: The patterns as a list; None for all modules.
         input_bound: What is known about the inputs.
         report: The latest certificate; None before the first one, and after a run that failed.
-        followers: Functions that are called whenever the weights were projected between steps (validation,
-            checkpoints, the end of an epoch); a second model beside the trainer's adds its own, until the fit ends.
+        followers: Second models beside the trainer's, which are projected with it between steps; see
+            :class:`Follower`. The fit's end forgets them.
     """
 
     def __init__(self, constraint: Constraint, modules: str | Iterable[str] | None, input_bound: InputBound) -> None:
         self.constraint = constraint
         self.modules = module_patterns(modules)
         self.input_bound = checked_input_bound(input_bound)
-        self.followers: list[Callable[[], None]] = []
+        self.followers: list[Follower] = []
         # There is a projector, and hooks of the optimizers, only while a model is watched.
         self._projector: Projector | None = None
         self._hooks: list[RemovableHandle] = []
+        self._looking: AbstractContextManager[None] | None = None  # while a validation sees projected weights
+        self._trained: dict[str, Tensor] = {}  # the weights before, meanwhile
         self._forget()
 
     @property
@@ -119,13 +132,15 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         self._input_ranges: dict[str, Tensor] = {}
         self._projector_state: State = {}
         self._left: Left = {}
+        self._unprojected: dict[str, Tensor] = {}  # from a checkpoint, or of a run that failed
         self._warned: set[str] = set()
 
     def _leave_run(self) -> None:
         self._input_ranges = {name: seen.detach().to("cpu", copy=True) for name, seen in self.input_ranges.items()}
         self._left = copy.deepcopy(self._left if self._projector is None else self._projector.left_premises)
         self._projector, self._projector_state = None, {}
-        self._hooks, self.followers = [], []
+        self._hooks, self.followers, self._looking = [], [], None
+        self._unprojected, self._trained = {}, {}
         self._warned = set(self._warned)
         self.report = None if self.report is None else self.report.without_windows()
 
@@ -139,6 +154,7 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         return self._projector
 
     def _unwatch(self) -> None:
+        self._look_away()
         for handle in self._hooks:
             handle.remove()
         self._hooks, self.followers = [], []
@@ -150,14 +166,34 @@ class ModelProjectorCallback(RecordsClassPath, Portable):
         self._projector = None
 
     def _settle(self) -> StabilityReport:
-        """Project what steps since the last projection have moved, verified in float64, and certify."""
-        self._project_between_steps()
-        return self._certify()
-
-    def _project_between_steps(self) -> None:
+        """Project the weights for good, verified in float64, and certify them: before training and after it."""
         self._attached.project(strict=True)
         for follower in self.followers:
-            follower()
+            follower.settle()
+        return self._certify()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Project what steps since the last projection have moved, verified in float64, inside the block alone.
+
+        Whoever looks at the weights between steps sees stable ones, and training goes on from its own.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._attached.projected())
+            for follower in self.followers:
+                stack.enter_context(follower.settled())
+            yield
+
+    def _look(self) -> None:
+        self._look_away()
+        self._trained = self._attached.weights()
+        self._looking = self._settled()
+        self._looking.__enter__()
+
+    def _look_away(self) -> None:
+        if self._looking is not None:
+            looking, self._looking, self._trained = self._looking, None, {}
+            looking.__exit__(None, None, None)
 
     def _certify(self, *, leading_only: bool = False) -> StabilityReport:
         self.report = self._attached.certify(leading_only=leading_only)

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_stable import checks
 from lightning_stable.callbacks._class_path import RecordsClassPath
+from lightning_stable.callbacks._interruptible import Interruptible
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
@@ -24,8 +25,11 @@ from lightning_stable.tensorboard import Entries, begin_table, boards_of, compar
 from lightning_stable.tensorboard.board import THEORY, last_step
 from lightning_stable.trainers import callbacks_of, check_strategy, lightning_class
 
+# In a state that cannot be gone on from: the batch in which the twin's step was cut off.
+_INTERRUPTED = "interrupted"
 
-class FeedForwardShadowCallback(RecordsClassPath, Portable):
+
+class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
     r"""Trains a truncated twin beside the model: does it need to be recurrent, and how much context does it use?
 
     The twin is the model with every recurrent layer replaced by its windowed form, which sees the last ``window``
@@ -153,10 +157,21 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         check_model(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold signals back."""
+        self._hold_signals(trainer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the twin."""
         # Whatever sets or restores weights has done so by now.
         self._finish()
+        if _INTERRUPTED in self._restored:
+            raise MisconfigurationException(
+                "FeedForwardShadowCallback cannot go on from a checkpoint that was made while a step of its twin "
+                "was under way, by an error in it or a second signal. Resume from one before, or without this "
+                f"callback. Got the twin interrupted in batch {self._restored[_INTERRUPTED]}."
+            )
         twin = Twin(trainer, pl_module, self.window, self.source, self._restored)
         self.twin = twin.module
         projecting = callbacks_of(trainer, StabilityProjectionCallback)
@@ -165,7 +180,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
             for callback in projecting:
                 projector = callback.projector_for(trainer, twin.module, ranges=callback.input_ranges)
                 twin.projections[callback.state_key] = TwinProjection(projector, callback, twin.optimizer)
-                callback.followers.append(twin.projections[callback.state_key].settle)
+                callback.followers.append(twin.projections[callback.state_key])
         # Lightning's precision plugins call callbacks before backward passes and steps, and these have no other hooks.
         for penalty in callbacks_of(trainer, TruncationPenaltyCallback):
             twin.trainer.callbacks.append(penalty.for_twin(twin.module))
@@ -175,6 +190,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         twin.hook("on_train_start")
         for board in boards_of(trainer):
             board.show(comparison_charts(self.name))
+        self._begin_training(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,11 +199,14 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
             self._run.catch_up()
             self._run.twin.hook("on_train_end")
         end_table(trainer, pl_module)
+        self._let_signals_pass()
+        self._end_training()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model as it was: Lightning runs no teardown after an exception."""
         self._finish()
+        self._end_training()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -195,6 +214,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         if self._run is not None:
             self._run.twin.hook("teardown", stage)
         self._finish()
+        self._end_training()
         flush(trainer)
 
     def _finish(self) -> None:
@@ -203,13 +223,14 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
             for penalty in run.twin.trainer.callbacks:
                 penalty.leave()
             try:
-                self._state = run.twin.state_dict()
+                self._state = _state_of(run)
             finally:  # hooks of the model's are called for it
                 run.detach()
 
     @override
     def _leave_run(self) -> None:
         self.twin, self._run, self._state, self._restored = None, None, {}, {}
+        self._forget_training()
 
     # ---------------------------------------------------------------- training
     @override
@@ -224,12 +245,14 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         """Note what the twin will need of this batch."""
         if self._run is not None:
             self._run.start_batch(batch, batch_idx)
+        self._begin_batch(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Train the twin on this batch, and log where a log line is due."""
+        self._compare_processes(trainer, batch_idx)
         if self._run is None:
             return
         for shadow in callbacks_of(trainer, FeedForwardShadowCallback):
@@ -244,6 +267,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
             pl_module.log_dict(metrics, logger=False)
             self._show(trainer, values)
+        self._end_batch(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -251,6 +275,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         if self._run is not None:
             self._run.catch_up()
             self._run.twin.end_epoch("train", "on_train_epoch_end")
+        self._let_signals_pass()
 
     # -------------------------------------------------------------- validation
     @override
@@ -312,7 +337,7 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
         if self._run is None:
             return self._restored or self._state
         self._run.catch_up()
-        return self._run.twin.state_dict()
+        return _state_of(self._run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -344,6 +369,10 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable):
     def _prefix(self, trainer: Trainer) -> str:
         alone = sum(callback.name == self.name for callback in callbacks_of(trainer, FeedForwardShadowCallback)) == 1
         return self.name if alone else f"{self.name}/k={self.window}"
+
+
+def _state_of(run: ShadowRun) -> dict[str, Any]:
+    return run.twin.state_dict() if run.interrupted is None else {_INTERRUPTED: run.interrupted}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_stable import checks
+from lightning_stable.callbacks._interruptible import Interruptible
 from lightning_stable.callbacks._projecting import ModelProjectorCallback
 from lightning_stable.callbacks._projection_logs import log_after_step, metrics_of, show_spectra, show_target
 from lightning_stable.hooks import Hook, after_steps
@@ -27,7 +28,7 @@ from lightning_stable.trainers import check_strategy, logging_interval
 _SKIPPED = 1e-4
 
 
-class StabilityProjectionCallback(ModelProjectorCallback):
+class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
     r"""Keeps every recurrence of a model contracting: ``||phi(h, x) - phi(h', x)|| <= rate ||h - h'||``.
 
     Right after each real optimizer step the recurrent weights are moved, in place and on their device, to the nearest
@@ -62,8 +63,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         input_bound: What is known about the inputs of the recurrences, see :func:`lightning_stable.certify`. Plain
             RNNs need nothing. For a gated recurrence whose input set is neither given nor derived from the model, the
             range of the inputs seen in training is used, and the certificate's guarantee is ``"data"``.
-        every_n_steps: Project after every n-th optimizer step. Between projections the weights may leave the set;
-            validation, checkpoints and the end of an epoch project first.
+        every_n_steps: Project after every n-th optimizer step. Between projections the weights may leave the set.
+            Validations and checkpoints get projected ones then, and training goes on from its own: looking at a run
+            does not change it. The end of a fit projects for good.
         norm: Certificate, see :func:`lightning_stable.certify`; None takes the cell's default.
         method: Projection, see :func:`lightning_stable.project_`; None takes the cell's default.
         gate_bound: Largest value of LSTM's forget or GRU's update gate; None takes the cell's default.
@@ -76,8 +78,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         num_projections: Projections made after optimizer steps of the latest fit, resumed ones included.
         refinements: Validations of the latest fit, resumed ones included: the norms ``full`` and ``tight`` are fitted
             to the weights there.
-        followers: Functions that are called whenever the weights were projected between steps (validation,
-            checkpoints, the end of an epoch), until the fit ends.
+        followers: Second models beside the trainer's, which are projected with it between steps, until the fit ends.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -154,6 +155,11 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             board.show(rate_chart(layer.name for layer in report.layers))
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold signals back."""
+        self._hold_signals(trainer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimizers' steps and checkpoints of the weights only."""
         hooks = (after_steps(optimizer, self._after_step) for optimizer in trainer.optimizers)
@@ -161,13 +167,21 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         if trainer.world_size == 1:
             # A checkpoint of the weights only asks no callback for its state. With several processes this cannot be
             # done: the user may read the weights on one of them.
-            hook = Hook(lambda *_: self._settle() if self._steps % self.every_n_steps else None)
-            self._hooks.append(pl_module.register_state_dict_pre_hook(hook))  # type: ignore[no-untyped-call]
+            # torch 2.3 has the hook under its private name alone.
+            name = "register_state_dict_post_hook"
+            register = getattr(pl_module, name, None) or pl_module._register_state_dict_hook
+            self._hooks.append(register(Hook(self._after_state_dict)))
+        self._attached.restore(self._unprojected)
+        self._unprojected = {}
+        self._begin_training(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Project, certify and log, for callbacks that monitor the rate without a validation."""
-        pl_module.log_dict(self._metrics(self._settle()), logger=False, sync_dist=True, reduce_fx="max")
+        """Certify and log projected weights, for callbacks that monitor the rate without a validation."""
+        with self._settled():
+            metrics = self._metrics(self._certify())
+        pl_module.log_dict(metrics, logger=False, sync_dist=True, reduce_fx="max")
+        self._let_signals_pass()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,18 +193,25 @@ class StabilityProjectionCallback(ModelProjectorCallback):
                 "modules. Pass `input_bound`, or call the modules instead of their functions."
             )
         end_table(trainer, pl_module)
+        self._let_signals_pass()
+        self._end_training()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching the model: Lightning runs no teardown after an exception."""
         # Other processes may be alive: no collective operation here.
         self.report = None
+        self._look_away()
+        if self._hooks:
+            self._unprojected = self._attached.weights()
         self._unwatch()
+        self._end_training()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching the model."""
         self._unwatch()
+        self._end_training()
         flush(trainer)
 
     @property
@@ -224,18 +245,21 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         monitor.exact = self._steps == 0 or self._steps % interval == interval - 1
         self._steps_before, self._global_step, self._in_batch = self._steps, trainer.global_step, True
         self._versions_before = self._attached.versions()
+        self._begin_batch(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Project what was moved past torch's hooks; certify and log where a log line is due."""
+        self._compare_processes(trainer, batch_idx)
         self._attached.expects_forwards = True
         self._catch_up(trainer)
         self._in_batch = False
         if self._log_due:
             self._log_due = False
             log_after_step(trainer, pl_module, self, self._metrics(self._certify(leading_only=True)))
+        self._end_batch(trainer, pl_module)
 
     def _catch_up(self, trainer: Trainer) -> None:
         """Project what an optimizer moved without calling torch's step hooks, or after it called them."""
@@ -275,7 +299,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             # A resumed run makes no sanity check, and should go on alike.
             refining = self._attached.refines and not trainer.sanity_checking
             self.refinements += refining
-            self._project_between_steps()
+            self._look()
             if refining:
                 self._attached.refine()
             self._attached.monitor.recording = False
@@ -301,11 +325,22 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             show_spectra(trainer, self._attached, self.histograms_every_n_epochs)
 
     @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the weights that are trained."""
+        self._look_away()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Project and certify the weights that are saved, and return the certificate and what a resumed run needs."""
-        # Lightning asks for this while it makes a checkpoint and holds references to the weights.
-        if self._hooks:
-            self._settle()
+        """Certify the weights that are saved, and return the certificate and what a resumed run needs."""
+        if not self._hooks:
+            return self._state()
+        unprojected = self._trained if self._looking is not None else self._attached.weights()
+        with self._attached.projected(), self._attached.premises_kept():
+            report = self._certify()
+            moved = self._attached.differing(unprojected)
+            return self._state() | {"report": report.to_dict(), "unprojected": moved}
+
+    def _state(self) -> dict[str, Any]:
         return {
             "report": None if self.report is None else self.report.to_dict(),
             "constraint": asdict(self.constraint),
@@ -316,14 +351,28 @@ class StabilityProjectionCallback(ModelProjectorCallback):
             "projector": self._projector_state if self._projector is None else self._projector.state_dict(),
             "norms_before": dict(self._norms_before),
             "left_premises": self._left if self._projector is None else self._projector.left_premises,
+            "unprojected": dict(self._unprojected),
         }
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the weights that are certified where the checkpoint holds copies of those before: of sharded models."""
+        """Save copies of the weights that are certified in place of those that are trained."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._hooks and self._attached.has_shards:
-            checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+        if not self._hooks:
+            return
+        with self._attached.projected():
+            if self._attached.has_shards:
+                # What the checkpoint holds may be copies made before, and the values here are those of the moment.
+                whole = trainer.strategy.lightning_module_state_dict()
+                checkpoint["state_dict"] = {name: value.clone() for name, value in whole.items()}
+            else:
+                self._attached.copy_out(checkpoint["state_dict"])
+
+    def _after_state_dict(self, module: Any, state: dict[str, Any], *_: Any) -> None:
+        """Give out copies that are stable, as for a checkpoint of the weights only, where some were not projected."""
+        if self._steps % self.every_n_steps:
+            with self._attached.projected():
+                self._attached.copy_out(state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -334,7 +383,9 @@ class StabilityProjectionCallback(ModelProjectorCallback):
         self._input_ranges = dict(state_dict["input_ranges"])
         self._norms_before = dict(state_dict["norms_before"])
         self._projector_state = state_dict["projector"]
+        # Checkpoints of 0.1.0 know neither.
         self._left = state_dict.get("left_premises", {})
+        self._unprojected = state_dict.get("unprojected", {})
         if self._projector is not None:  # some strategies restore after on_fit_start, the weights too
             self._projector.remember(self._input_ranges)
             self._projector.load_state_dict(self._projector_state)
@@ -349,6 +400,7 @@ class StabilityProjectionCallback(ModelProjectorCallback):
     def _leave_run(self) -> None:
         super()._leave_run()
         self._distance, self._versions_before = None, []
+        self._forget_training()
         self._norms_before = dict(self._norms_before)
 
     def _metrics(self, report: StabilityReport) -> dict[str, float]:

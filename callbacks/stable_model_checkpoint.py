@@ -98,7 +98,7 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         """Refuse a model without a recurrence; a projection callback refuses it itself."""
         super().on_fit_start(trainer, pl_module)
         if not callbacks_of(trainer, StabilityProjectionCallback):
-            fitting_recurrences(pl_module, None)
+            fitting_recurrences(pl_module, None, self.input_bound)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -32,7 +32,7 @@ from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.stability.inputs.sets import InputBound
-from lightning_stable.tensorboard import check_folder, draw
+from lightning_stable.tensorboard import check_folder, check_writable, draw
 from lightning_stable.trainers import check_strategy
 
 
@@ -67,7 +67,7 @@ class StateGradientCallback(RecordsClassPath, Portable):
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; when a run starts, if ``figures`` cannot be written to.
         MisconfigurationException: When a fit or a validation starts, if no recurrence can be measured or the strategy
             shards parameters; at validation, if ``loss`` names nothing or the model cannot be copied.
 
@@ -99,8 +99,9 @@ class StateGradientCallback(RecordsClassPath, Portable):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters."""
+        """Refuse strategies that shard parameters, and a folder that no figures can be written to."""
         if stage in ("fit", "validate"):
+            check_writable(self.figures)
             check_strategy(trainer, "StateGradientCallback", "whole parameters, for a copy of the model to share")
             self._parts = {}
 
@@ -116,7 +117,7 @@ class StateGradientCallback(RecordsClassPath, Portable):
             self._check(pl_module)
 
     def _check(self, model: LightningModule) -> None:
-        groups = fitting_recurrences(model, self.modules)
+        groups = fitting_recurrences(model, self.modules, self.input_bound)
         skipped = {name: reason for name, group in groups.items() if (reason := unmeasured(group))}
         if len(skipped) == len(groups):
             raise MisconfigurationException(

@@ -23,7 +23,7 @@ from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.precision import full_precision
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.stability.inputs.sets import InputBound
-from lightning_stable.tensorboard import boards_of, check_folder, draw, flush, window_chart
+from lightning_stable.tensorboard import boards_of, check_folder, check_writable, draw, flush, window_chart
 from lightning_stable.tensorboard.board import STATISTICAL, THEORY, TUBE, last_step
 from lightning_stable.trainers import check_strategy
 
@@ -68,7 +68,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; when a run starts, if ``figures`` cannot be written to.
         MisconfigurationException: When a fit or a validation starts, if the model has no recurrence or
             the strategy shards parameters.
 
@@ -103,15 +103,16 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that shard parameters."""
+        """Refuse strategies that shard parameters, and a folder that no figures can be written to."""
         if stage in ("fit", "validate"):
+            check_writable(self.figures)
             check_strategy(trainer, "TruncationProfileCallback", "whole recurrent layers, to run them with windows")
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a model without a recurrence where a validation stands alone."""
         if trainer.state.fn != TrainerFn.FITTING:
-            fitting_recurrences(pl_module, self.modules)
+            fitting_recurrences(pl_module, self.modules, self.input_bound)
 
     @override
     def on_validation_batch_start(
@@ -142,7 +143,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
         measured = {name: profile for name, profile in profiles.items() if profile is not None}
         if self.coverage is not None and not trainer.sanity_checking:
             names = recurrences_by_module(pl_module, self.modules)
-            measured = of_all_processes(trainer, pl_module.device, names, measured, self.max_window)
+            measured = of_all_processes(trainer, pl_module.device, names, measured)
         if not trainer.is_global_zero:
             return
         for name, profile in measured.items():
@@ -187,7 +188,7 @@ class TruncationProfileCallback(RecordsClassPath, Portable):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a model without a recurrence; add the chart of the windows to the page in TensorBoard."""
-        modules = fitting_recurrences(pl_module, self.modules)
+        modules = fitting_recurrences(pl_module, self.modules, self.input_bound)
         for board in boards_of(trainer):
             board.show(window_chart(modules))
 

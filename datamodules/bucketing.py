@@ -53,9 +53,11 @@ class BucketBatchSampler(Sampler[list[int]]):
     ) -> None:
         super().__init__()
         if not isinstance(lengths, Sequence) or isinstance(lengths, str):
-            raise TypeError(f"`lengths` must be a sequence of integers. Got {lengths!r}.")
+            raise TypeError(f"`lengths` must be a sequence of integers. Got {checks.shown(lengths)}.")
         if not lengths:
             raise ValueError(f"`lengths` must hold at least one sequence. Got {lengths!r}.")
+        for length in lengths:
+            checks.integer("lengths", length, 0)
         self.lengths = torch.as_tensor(lengths, dtype=torch.float64)
         self.batch_size = checks.integer("batch_size", batch_size)
         self.bucket = checks.boolean("bucket", bucket)

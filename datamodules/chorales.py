@@ -111,8 +111,9 @@ class ChoralesDataModule(SequenceDataModule):
 
     Raises:
         TypeError: If an argument, which the message names, has a wrong type.
-        ValueError: If an argument, which the message names, is out of its range; in ``setup``, if the file is missing
-            or wrong, or if no sequence of a split has a frame to predict.
+        ValueError: If an argument, which the message names, is out of its range; in ``prepare_data``, if ``data_dir``
+            does not exist; in ``setup``, if the file is missing or wrong, or if no sequence of a split has a frame to
+            predict.
         DownloadError: In ``prepare_data``, if the file can neither be found nor downloaded.
     """
 
@@ -133,7 +134,9 @@ class ChoralesDataModule(SequenceDataModule):
         self.path = (cache_dir() if data_dir is None else checks.path("data_dir", data_dir)) / self.source.file
 
     def prepare_data(self) -> None:
-        """Download the file, unless it is there."""
+        """Download the file, unless it is there, into the cache or into a folder that exists."""
+        if self.path.parent != cache_dir() and not self.path.parent.is_dir():
+            raise ValueError(f"`data_dir` must be a folder that exists; check the path. Got {str(self.path.parent)!r}.")
         fetch(URL + self.source.file, self.path, self.source.sha256, check=read_rolls)
 
     def read(self) -> dict[Split, list[Pair]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_stable import checks
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -36,6 +38,10 @@ class PaddedBatch(NamedTuple):
         return PaddedBatch(inputs, targets, self.lengths, mask)
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
+
+
 def pad(pairs: Sequence[Pair], *, target_padding: float = 0.0) -> PaddedBatch:
     """Collate pairs ``(inputs, targets)``, each of shape ``(time, ...)``.
 
@@ -44,8 +50,14 @@ def pad(pairs: Sequence[Pair], *, target_padding: float = 0.0) -> PaddedBatch:
         target_padding: Value of ``targets`` behind the end of a sequence; inputs are padded with zeros.
 
     Raises:
+        TypeError: If the pairs are no pairs of tensors, or the padding is no number.
         ValueError: If there is no sequence, or one is empty or not as long as its targets.
     """
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence) or not all(map(_is_pair, pairs)):
+        raise TypeError(
+            f"`pairs` must be a sequence of pairs of tensors, (inputs, targets). Got {checks.shown(pairs)}."
+        )
+    target_padding = checks.number("target_padding", target_padding)
     sizes = [(len(inputs), len(targets)) for inputs, targets in pairs]
     if not sizes or any(time == 0 or time != targets for time, targets in sizes):
         raise ValueError(

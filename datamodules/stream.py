@@ -34,9 +34,7 @@ def lay_out_columns(stream: Tensor, columns: int) -> Tensor:
         ValueError: If the stream is not one-dimensional or ``columns`` is not positive.
     """
     columns = checks.integer("columns", columns)
-    if not isinstance(stream, Tensor):
-        raise TypeError(f"`stream` must be a tensor of token ids. Got {stream!r}.")
-    if stream.dim() != 1:
+    if checks.tensor("stream", stream).dim() != 1:
         raise ValueError(f"`stream` must be one-dimensional; flatten it first. Got shape {tuple(stream.shape)}.")
     length = stream.numel() // columns
     return stream[: columns * length].view(columns, length)

@@ -42,13 +42,16 @@ class TextDataModule(LanguageModelingDataModule):
     ) -> None:
         super().__init__(**kwargs)
         files: dict[Split, str | PathLike[str] | None] = {"train": train, "valid": valid, "test": test}
+        folder = None if data_dir is None else checks.path("data_dir", data_dir)
+        for split, file in files.items():
+            if file is not None:
+                checks.path(split, file)
         if [file is None for file in files.values()] != [data_dir is not None] * len(SPLITS):
             raise ValueError(
                 "Either `data_dir` or all of `train`, `valid` and `test` must be passed. "
                 f"Got data_dir={data_dir!r}, train={train!r}, valid={valid!r}, test={test!r}."
             )
-        if data_dir is not None:
-            folder = checks.path("data_dir", data_dir)
+        if folder is not None:
             files = {split: folder / f"{split}.txt" for split in SPLITS}
         self._paths = {split: checks.path(split, file) for split, file in files.items()}
 

@@ -15,6 +15,7 @@ from lightning_stable import checks
 from lightning_stable.datamodules.language_modeling import LanguageModelingDataModule
 from lightning_stable.datamodules.splits import SPLITS, Split
 from lightning_stable.datamodules.vocabulary import Alphabet
+from lightning_stable.files import unpacked
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz"
 SIZES: dict[Split, int] = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
@@ -82,18 +83,21 @@ def read_text8(folder: Path) -> Tensor:
     """
     plain, packed = folder / "text8", folder / "text8.zip"
     if plain.is_file():
-        path, content = plain, plain.read_bytes()
+        path = plain
+        with plain.open("rb") as file:
+            content = file.read(sum(SIZES.values()) + 1)
     elif packed.is_file():
         path = packed
         try:
             with zipfile.ZipFile(packed) as archive:
-                content = archive.read("text8")
-        except (zipfile.BadZipFile, KeyError) as error:
+                content = unpacked(archive, "text8", sum(SIZES.values()))
+        except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError) as error:
             raise ValueError(f"`data_dir` must hold a whole text8.zip. Got {str(path)!r}: {error}.") from error
     else:
         raise ValueError(f"`data_dir` must hold text8 or text8.zip; put one there. Got {str(folder)!r} without them.")
     if len(content) != sum(SIZES.values()):
-        raise ValueError(f"text8 has {sum(SIZES.values())} characters. Got {len(content)} in {str(path)!r}.")
+        found = len(content) if path == packed else path.stat().st_size
+        raise ValueError(f"text8 has {sum(SIZES.values())} characters. Got {found} in {str(path)!r}.")
     codes = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     ids = torch.full((256,), 255, dtype=torch.uint8)
     ids[list(SYMBOLS.encode())] = torch.arange(len(SYMBOLS), dtype=torch.uint8)

@@ -40,9 +40,7 @@ class DictVocabulary:
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        if isinstance(tokens, str) or not isinstance(tokens, Sequence):
-            raise TypeError(f"`tokens` must be a sequence of tokens. Got {tokens!r}.")
-        self._itos = list(tokens)
+        self._itos = checks.strings("tokens", tokens)
         self._stoi = {token: index for index, token in enumerate(self._itos)}
         if UNKNOWN not in self._stoi:
             raise ValueError(f"`tokens` must hold the unknown token {UNKNOWN!r}; add it. Got {len(self._itos)} others.")

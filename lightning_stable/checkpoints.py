@@ -62,9 +62,27 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     checkpoint = _whole(path, who, _with_code) if trust else _whole(path, who, _without_code, TRUST)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"The checkpoint must be one that a Trainer saved. Got no 'state_dict' in {str(path)!r}.")
+    _check_entries(checkpoint, path)
     if unread := unread_in(checkpoint["state_dict"]):
         raise ValueError(f"The weights must be tensors and plain values. Got {unread[0]} in {str(path)!r}. {TRUST}")
     return checkpoint
+
+
+def _check_entries(checkpoint: Checkpoint, path: Path) -> None:
+    """Check the kinds of the entries that are read here; what was left unread is told where it is needed."""
+    kinds = {
+        "callbacks": Mapping,
+        LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: Mapping,
+        LightningModule.CHECKPOINT_HYPER_PARAMS_NAME: str,
+    }
+    wrong = [
+        f"{type(value).__name__} as {name!r}"
+        for name, kind in kinds.items()
+        if not isinstance(value := checkpoint.get(name), (kind, type(None))) and not unread_in(value)
+    ]
+    wrong += [f"the name {key!r} in 'state_dict'" for key in checkpoint["state_dict"] if not isinstance(key, str)]
+    if wrong:
+        raise ValueError(f"The checkpoint must be one that a Trainer saved. Got {wrong[0]} in {str(path)!r}.")
 
 
 def _without_code(path: Path) -> Any:
@@ -128,6 +146,9 @@ def _check_sums(path: Path) -> None:
         is_archive = file.read(4) == b"PK\x03\x04"  # what torch.load looks at
     if is_archive:
         with zipfile.ZipFile(path) as archive:
+            # torch.save compresses nothing, and a small file could unpack to more than there is memory.
+            if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                raise zipfile.BadZipFile(f"{packed[0]} is compressed")
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
 
@@ -163,11 +184,12 @@ def load_model(
         ValueError: If the class is unknown, cannot be imported or cannot be made with these arguments, or if the
             weights do not fit it.
     """
-    hyperparameters = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+    hyperparameters = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     lost = unread_in(hyperparameters)
     hyperparameters = dict(hyperparameters) if isinstance(hyperparameters, Mapping) else {}
     hyperparameters.pop("_instantiator", None)
-    named = hyperparameters.pop("_class_path", None) or recorded_class_path(checkpoint)
+    named = hyperparameters.pop("_class_path", None)
+    named = recorded_class_path(checkpoint) if named is None else named
     model_class = _own_class(named) if class_path is None else import_class(class_path)
     keywords = _arguments(model_class, hyperparameters, checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME))
     keywords |= arguments or {}
@@ -304,4 +326,24 @@ def _arguments(model_class: type[LightningModule], hyperparameters: dict[str, An
 def _projection_states(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
     for state in (checkpoint.get("callbacks") or {}).values():
         if isinstance(state, dict) and {"report", "constraint", "input_ranges"} <= state.keys():
+            if not (_is_report(state["report"]) and _is_ranges(state["input_ranges"])):
+                raise ValueError(
+                    "The state of a StabilityProjectionCallback in a checkpoint must be as the callback saved it. "
+                    f"Got {checks.shown(state)}."
+                )
             yield state
+
+
+def _is_report(value: Any) -> bool:
+    layers = value.get("layers") if isinstance(value, dict) else ()
+    needed = {"name", "input_bound"}
+    return value is None or (
+        isinstance(layers, list) and all(isinstance(layer, dict) and needed <= layer.keys() for layer in layers)
+    )
+
+
+def _is_ranges(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(seen, Tensor) and seen.dim() == 2 and len(seen) == 2
+        for name, seen in value.items()
+    )

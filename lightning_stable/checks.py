@@ -7,14 +7,36 @@ argument and what was given. Numbers of NumPy are accepted and become Python's o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # which the help of a command does without
+    import torch
+    from torch import Tensor
+
+_LONGEST_VALUE = 100
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: as Python prints it, on one line of at most about 100 characters."""
+    try:
+        text = repr(value)
+    except Exception:  # a user's own, or an integer of more digits than Python prints
+        text = f"a {type(value).__name__} that cannot be printed"
+    if len(text) <= _LONGEST_VALUE and "\n" not in text:
+        return text
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 
 
 def integer(name: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
     """Return an integer of at least ``minimum`` and at most ``maximum``; a bool is none.
+
+    Without a maximum it must fit into 64 bits, as whatever counts with it does.
 
     Raises:
         TypeError: If the value is no integer.
@@ -26,10 +48,12 @@ def integer(name: str, value: object, minimum: int = 1, maximum: int | None = No
         wanted = {0: "a nonnegative integer", 1: "a positive integer"}.get(minimum, f"an integer of at least {minimum}")
     # bool is an int in Python, and `batch_size: true` in a configuration is a mistake.
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be {wanted}. Got {value!r}.")
+        raise TypeError(f"`{name}` must be {wanted}. Got {shown(value)}.")
     found = int(value)
-    if found < minimum or (maximum is not None and found > maximum):
-        raise ValueError(f"`{name}` must be {wanted}. Got {value!r}.")
+    if maximum is None and found > sys.maxsize:
+        wanted += f", at most {sys.maxsize}"
+    if found < minimum or found > (sys.maxsize if maximum is None else maximum):
+        raise ValueError(f"`{name}` must be {wanted}. Got {shown(value)}.")
     return found
 
 
@@ -42,7 +66,7 @@ def number(name: str, value: object, interval: str = "(-inf, inf)") -> float:
     """
     low, high = map(float, interval[1:-1].split(","))
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number in {interval}. Got {value!r}.")
+        raise TypeError(f"`{name}` must be a number in {interval}. Got {shown(value)}.")
     try:
         found = float(value)
     except OverflowError:  # an int beyond the largest float
@@ -50,7 +74,7 @@ def number(name: str, value: object, interval: str = "(-inf, inf)") -> float:
     above = found >= low if interval[0] == "[" else found > low
     below = found <= high if interval[-1] == "]" else found < high
     if not (above and below):
-        raise ValueError(f"`{name}` must be a number in {interval}. Got {value!r}.")
+        raise ValueError(f"`{name}` must be a number in {interval}. Got {shown(value)}.")
     return found
 
 
@@ -61,7 +85,7 @@ def boolean(name: str, value: object) -> bool:
         TypeError: If the value is anything else.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False. Got {value!r}.")
+        raise TypeError(f"`{name}` must be True or False. Got {shown(value)}.")
     return value
 
 
@@ -73,10 +97,32 @@ def text(name: str, value: object) -> str:
         ValueError: If it is empty.
     """
     if not isinstance(value, str):
-        raise TypeError(f"`{name}` must be a string. Got {value!r}.")
+        raise TypeError(f"`{name}` must be a string. Got {shown(value)}.")
     if not value:
-        raise ValueError(f"`{name}` must not be empty. Got {value!r}.")
+        raise ValueError(f"`{name}` must not be empty. Got {shown(value)}.")
     return value
+
+
+def label(name: str, value: object) -> str:
+    """Return a string, which may be empty.
+
+    Raises:
+        TypeError: If the value is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a string. Got {shown(value)}.")
+    return value
+
+
+def strings(name: str, value: object) -> list[str]:
+    """Return the strings of a sequence.
+
+    Raises:
+        TypeError: If the value is no sequence of strings.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(part, str) for part in value):
+        raise TypeError(f"`{name}` must be a sequence of strings. Got {shown(value)}.")
+    return list(value)
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> str:
@@ -87,9 +133,9 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
         ValueError: If it is none of the choices.
     """
     if not isinstance(value, str):
-        raise TypeError(f"`{name}` must be one of {list(choices)}. Got {value!r}.")
+        raise TypeError(f"`{name}` must be one of {list(choices)}. Got {shown(value)}.")
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}. Got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {list(choices)}. Got {shown(value)}.")
     return value
 
 
@@ -104,7 +150,7 @@ def patterns(name: str, value: object) -> list[str] | None:
     given = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     found = [pattern for pattern in given if isinstance(pattern, str)]
     if len(found) < len(given):
-        raise TypeError(f"`{name}` must be a name pattern, several of them, or None. Got {value!r}.")
+        raise TypeError(f"`{name}` must be a name pattern, several of them, or None. Got {shown(value)}.")
     return found
 
 
@@ -126,7 +172,117 @@ def path(name: str, value: object) -> Path:
         ValueError: If it is empty, which would stand for the working directory.
     """
     if not isinstance(value, (str, PathLike)):
-        raise TypeError(f"`{name}` must be a path. Got {value!r}.")
+        raise TypeError(f"`{name}` must be a path. Got {shown(value)}.")
     if value == "":
-        raise ValueError(f"`{name}` must not be empty. Got {value!r}.")
+        raise ValueError(f"`{name}` must not be empty. Got {shown(value)}.")
+    if "\0" in str(fspath(value)):
+        raise ValueError(f"`{name}` must be a path that a file can have. Got {shown(value)}.")
     return Path(value)
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """Return what can be called.
+
+    Raises:
+        TypeError: If the value is anything else.
+    """
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function. Got {shown(value)}.")
+    found: Callable[..., Any] = value
+    return found
+
+
+def module(name: str, value: object) -> torch.nn.Module:
+    """Return a module.
+
+    Raises:
+        TypeError: If the value is anything else.
+    """
+    from torch import nn
+
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        got = f"the class {value.__name__}; call it to make a module"
+        raise TypeError(f"`{name}` must be a torch.nn.Module. Got {got}.")
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"`{name}` must be a torch.nn.Module. Got {shown(value)}.")
+    return value
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """Return a tensor that has its entries: dense, and not on the meta device.
+
+    Raises:
+        TypeError: If the value is no tensor.
+        ValueError: If it is sparse, nested, or on the meta device.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor. Got {shown(value)}.")
+    if value.is_nested or value.layout is not torch.strided or value.is_meta:
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout)
+        raise ValueError(f"`{name}` must be a dense tensor with entries. Got a {kind} one.")
+    return value
+
+
+def real_tensor(name: str, value: object) -> Tensor:
+    """Return a dense tensor of integers, or of floating-point numbers of at least 16 bits.
+
+    Raises:
+        TypeError: If the value is no tensor.
+        ValueError: If its entries are anything else.
+    """
+    import torch
+
+    found, precise = tensor(name, value), (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if found.is_complex() or found.is_quantized or (found.is_floating_point() and found.dtype not in precise):
+        raise ValueError(f"`{name}` must be real numbers of at least 16 bits. Got {found.dtype}.")
+    return found
+
+
+def ids(name: str, value: object) -> Tensor:
+    """Return a dense, one-dimensional tensor of integers.
+
+    Raises:
+        TypeError: If the value is no tensor.
+        ValueError: If it has another shape, or holds other numbers.
+    """
+    found = tensor(name, value)
+    if found.is_floating_point() or found.is_complex() or found.dim() != 1:
+        raise ValueError(
+            f"`{name}` must be a one-dimensional tensor of integers. Got {found.dtype} of shape {tuple(found.shape)}."
+        )
+    return found
+
+
+def device(name: str, value: Any) -> torch.device:
+    """Return a device.
+
+    Raises:
+        TypeError: If the value is neither a device nor the name of one.
+        ValueError: If there is no device of this name.
+    """
+    import torch
+
+    if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
+        raise TypeError(f"`{name}` must be a device or its name. Got {shown(value)}.")
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"`{name}` must be the name of a device. Got {shown(value)}.") from error
+
+
+def real_dtype(name: str, value: object) -> torch.dtype:
+    """Return a dtype of floating-point numbers of at least 16 bits.
+
+    Raises:
+        TypeError: If the value is no dtype.
+        ValueError: If it is another dtype.
+    """
+    import torch
+
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"`{name}` must be a torch.dtype. Got {shown(value)}.")
+    if value not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"`{name}` must be a dtype of real numbers of at least 16 bits. Got {value}.")
+    return value

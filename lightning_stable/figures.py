@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_stable.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -85,7 +87,7 @@ def plot_decay(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG and return its path; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    """Write a figure as a PNG and return its path, see :func:`~lightning_stable.files.replacing`."""
+    with replacing(path) as written:
+        figure.savefig(written, dpi=150)
     return path

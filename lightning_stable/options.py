@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import NoneType
 from typing import (
     TYPE_CHECKING,
@@ -25,6 +26,7 @@ from typing import (
 )
 
 from lightning_stable import checks
+from lightning_stable.files import check_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 OptionsT = TypeVar("OptionsT", bound="DataclassInstance")
 _WIDTH = 100
+_LARGEST_SEED = 2**32 - 1
 
 
 def add_command(
@@ -135,7 +138,41 @@ def between(interval: str) -> Callable[[str], float]:
     return lambda text: _checked(lambda: checks.number("value", float(text), interval), f"a number in {interval}", text)
 
 
+def seed(text: str) -> int:
+    """Parse a seed of a whole program, which Lightning, NumPy and Python take as well as torch."""
+    return _checked(lambda: checks.integer("value", int(text), 0, _LARGEST_SEED), f"in 0 .. {_LARGEST_SEED}", text)
+
+
+def path(text: str) -> Path:
+    """Parse a path that a file can have."""
+    return _checked(lambda: checks.path("value", text), "a path", text)
+
+
+def text(text: str) -> str:
+    """Parse a text that is not empty."""
+    return _checked(lambda: checks.text("value", text), "a text that is not empty", text)
+
+
+def existing_folder(text: str) -> Path:
+    """Parse the path of a folder that is there."""
+    found = path(text)
+    if not found.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a folder that exists. Got {text}")
+    return found
+
+
+def output_folder(text: str) -> Path:
+    """Parse the path of a folder that is there, or can be made."""
+    found = path(text)
+    _checked(lambda: check_folder(found), "a folder, there or to be made, to write to", text)
+    return found
+
+
 Positive = Annotated[int, positive]
+Text = Annotated[str, text]
+Seed = Annotated[int, seed]
+ExistingFolder = Annotated[Path, existing_folder]
+OutputFolder = Annotated[Path, output_folder]
 
 ValueT = TypeVar("ValueT")
 
@@ -144,7 +181,11 @@ def _checked(parse: Callable[[], ValueT], wanted: str, text: str) -> ValueT:
     try:
         return parse()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be {wanted}. Got {text}") from None
+        raise argparse.ArgumentTypeError(f"must be {wanted}. Got {_short(text)}") from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]} ..."
 
 
 def _type_arguments(hint: Any) -> dict[str, Any]:
@@ -158,4 +199,6 @@ def _type_arguments(hint: Any) -> dict[str, Any]:
         return {"choices": parts}
     if origin is tuple:
         return {"nargs": "+"} | _type_arguments(parts[0])
+    if hint is Path:
+        return {"type": path}
     return {"action": "store_true"} if hint is bool else {"type": hint}

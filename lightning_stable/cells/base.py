@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lightning_stable import checks
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -48,7 +50,14 @@ class MixingRNN(nn.RNNBase):
         *,
         gate_bias: float = 1.0,
     ) -> None:
-        # torch checks the arguments; its parameters, which have one block of rows, are replaced.
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            checks.integer(name, size)
+        for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
+            checks.boolean(name, flag)
+        dropout, gate_bias = checks.number("dropout", dropout, "[0, 1]"), checks.number("gate_bias", gate_bias)
+        device = None if device is None else checks.device("device", device)
+        dtype = None if dtype is None else checks.real_dtype("dtype", dtype)
+        # Its parameters, which have one block of rows, are replaced.
         super().__init__(
             "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )

@@ -4,6 +4,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from lightning_stable import checks
+
 _RNN = TypeVar("_RNN", bound=nn.RNN)
 
 
@@ -19,10 +21,11 @@ def irnn_(module: _RNN) -> _RNN:
         The module.
 
     Raises:
+        TypeError: If it is no module.
         ValueError: If the module is anything else.
     """
-    if not isinstance(module, nn.RNN) or module.nonlinearity != "relu":
-        raise ValueError(f"`module` must be nn.RNN with nonlinearity='relu'. Got {module!r}.")
+    if not isinstance(checks.module("module", module), nn.RNN) or module.nonlinearity != "relu":
+        raise ValueError(f"`module` must be nn.RNN with nonlinearity='relu'. Got {checks.shown(module)}.")
     for name, parameter in module.named_parameters():
         if name.startswith("weight_hh"):
             nn.init.eye_(parameter)

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lightning_stable.checkpoints import read_tensor, search_here
 from lightning_stable.commands._checkpoint import parse_input_bound
+from lightning_stable.commands.lightning import reason
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
 from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.recurrence import find_recurrences
@@ -85,8 +86,13 @@ def load_data(path: Path) -> Tensor | LightningDataModule:
     # As LightningCLI does: arguments are checked against their types, nested classes are made.
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(classes("", "LightningDataModule"), "data")
-    with search_here():
-        module: LightningDataModule = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    try:
+        with search_here():
+            module: LightningDataModule = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    except Exception as error:  # of jsonargparse, or of the class itself
+        raise ValueError(
+            f"`--data` must be a configuration whose data module can be made. Got {str(path)!r}: {reason(str(error))}"
+        ) from error
     return module
 
 

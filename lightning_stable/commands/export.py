@@ -86,7 +86,7 @@ def run(options: Options) -> int:
 
     kind = options.format or ("torch-export" if options.out and options.out.suffix == ".pt2" else "onnx")
     if options.out is not None:
-        checked_path(options.out, kind)  # before the checkpoint is read
+        checked_path(options.out, kind, "--out")  # before the checkpoint is read
     model, checkpoint = options.load()
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     ending = (".streaming" if options.streaming else "") + FORMATS[kind].suffix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from typing import Any
 
@@ -18,6 +19,9 @@ _AROUND_A_REASON = (
     "Given value",
     "Subtypes:",
 )
+# How it says that a configuration is none, and what a value was.
+_NO_CONFIG = ("Problems parsing config", "Unexpected config")
+_VALUE = "Given value: "
 
 
 def add(commands: Commands) -> None:
@@ -51,16 +55,22 @@ def run(arguments: list[str]) -> int:
             save_config_kwargs={"config_filename": "resolved_config.yaml", "overwrite": True},
         )
     except (argparse.ArgumentError, ValueError) as error:
-        if isinstance(error, ValueError) and _AROUND_A_REASON[0] not in str(error):
+        ours = isinstance(error, ValueError) and _AROUND_A_REASON[0] not in str(error)
+        if ours and not str(error).startswith(_NO_CONFIG):
             raise
         raise ValueError(reason(str(error))) from error
     return 0
 
 
 def reason(message: str) -> str:
-    """Return what an error of jsonargparse says, without the lines about what it tried."""
+    """Return what an error of jsonargparse says, with the value it was given, without the lines about what it tried."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(_AROUND_A_REASON))
+    said = " ".join(line for line in lines if line and not line.startswith(_AROUND_A_REASON))
+    if said.startswith(_NO_CONFIG):
+        return f"`--config` must be a YAML file of arguments. Got: {said}"
+    value = next((line.removeprefix(_VALUE) for line in lines if line.startswith(_VALUE)), "")
+    is_told = not value or "Got " in said or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said)
+    return said if is_told else f"{said}. Got {value}."
 
 
 def _parser_options(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lightning_stable.commands._checkpoint import CheckpointOptions, guarantee_notes, marked
-from lightning_stable.options import Commands, Positive, add_command, between
+from lightning_stable.options import Commands, OutputFolder, Positive, add_command, between
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,8 +20,9 @@ class Options(CheckpointOptions):
     """The options of the command.
 
     Attributes:
-        data: A LightningCLI configuration (.yaml) whose 'data' section gives validation batches, or a file that
-            torch.save wrote of a tensor, which the model's forward takes as one batch; several are joined.
+        data: A LightningCLI configuration (.yaml) whose 'data' section gives validation batches (the class it names is
+            made, which runs its code), or a file that torch.save wrote of a tensor, which the model's forward takes as
+            one batch; several are joined.
         batches: Validation batches of a configuration.
         max_window: Longest window measured.
         tolerance: Error of a module's output, in the Euclidean norm, that a window may leave.
@@ -36,7 +37,7 @@ class Options(CheckpointOptions):
     tolerance: Annotated[float, between("(0, inf)")] = field(default=1e-3, metadata={"metavar": "T"})
     coverage: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "SHARE"})
     confidence: Annotated[float, between("(0, 1)")] = field(default=0.95, metadata={"metavar": "P"})
-    out: Path = field(default=Path("profile"), metadata={"metavar": "DIR"})
+    out: OutputFolder = field(default=Path("profile"), metadata={"metavar": "DIR"})
 
 
 def add(commands: Commands) -> None:
@@ -149,16 +150,17 @@ def _within(window: int | None, options: Options) -> str:
 
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+    from lightning_stable.figures import save
+    from lightning_stable.files import write_text
+
     written, lines = [], ["module,window,max_error,mean_error,tube,certified_bound"]
     for name, module in profiles.items():
-        file = f"{name or 'model'}.png".replace("/", "-")  # keys of a ModuleDict may have slashes
-        written.append(folder / file)
-        profile = module.profile
-        profile.plot().savefig(written[-1], dpi=150)
+        profile, file = (
+            module.profile,
+            f"{name or 'model'}.png".replace("/", "-"),
+        )  # keys of a ModuleDict may have slashes
+        written.append(save(profile.plot(), folder / file))
         columns = (profile.windows, profile.max_error, profile.mean_error, profile.tube, profile.bound)
         for row in zip(*(column.tolist() for column in columns), strict=True):
             lines.append(",".join((name, *map(str, row))))
-    written.append(folder / "profile.csv")
-    written[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return written
+    return [*written, write_text(folder / "profile.csv", "\n".join(lines) + "\n")]

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.stability.certify import check_finite
+
+
+def checked_inputs(inputs: Any) -> Tensor | PackedSequence:
+    """Return inputs as they are.
+
+    Raises:
+        TypeError: If they are neither a tensor nor a PackedSequence.
+        ValueError: If they are not dense, or no real numbers.
+    """
+    if isinstance(inputs, PackedSequence):
+        checks.real_tensor("inputs", inputs.data)
+        return inputs
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"`inputs` must be a tensor or a PackedSequence. Got {checks.shown(inputs)}.")
+    return checks.real_tensor("inputs", inputs)
 
 
 def check_run(recurrences: Sequence[Recurrence], inputs: Tensor, *states: Tensor) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_stable import checks
-from lightning_stable.diagnostics.finite import check_run
+from lightning_stable.diagnostics.finite import check_run, checked_inputs
 from lightning_stable.recurrence.base import Recurrence
-from lightning_stable.recurrence.registry import check_module, recurrences_of
+from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.truncation.exact.layout import Layout
 from lightning_stable.truncation.exact.rows import head_rows
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, stacks_of, take
@@ -44,20 +44,21 @@ def gradient_norms(
         inputs: As in :func:`~lightning_stable.diagnostics.measure_state_gradients`.
         output_gradients: ``d loss / d output``, laid out as the module's output (a tensor or a PackedSequence); None
             takes random unit directions in the state at every ``t`` instead, unless ``state_gradients`` are given.
-        max_lag: Largest lag, at least 1.
+        max_lag: Largest lag, at least 1. Lags that no sequence is long enough for are left out.
         state: The state before the first input, as the module takes it; zeros if None.
         state_gradients: ``d loss / d final state``, as the module returns that state, where the loss reads it.
         seed: Seeds the random directions; the global random state is not used.
 
     Returns:
         Norms of shape ``(max_lag + 1, time, batch)``, by ``t``, packed sequences in sorted order; NaN for ``t < lag``.
+        ``max_lag`` is at most ``time - 1`` there.
 
     Raises:
         TypeError: If ``max_lag`` is no integer or ``recurrent`` no module.
         ValueError: If ``max_lag`` is not positive, the module is not recurrent, or is bidirectional or windowed,
             inputs, states or gradients do not fit it, or weights, inputs or states are NaN, infinite or complex.
     """
-    max_lag = checks.integer("max_lag", max_lag)
+    max_lag, seed = checks.integer("max_lag", max_lag), checks.seed("seed", seed)
     run = _Run.of(recurrent, inputs, state)
     if output_gradients is None and state_gradients is None:
         cotangent = _normed(_random(run.after, seed))[0]
@@ -66,9 +67,10 @@ def gradient_norms(
         cotangent = run.cotangent(output_gradients, state_gradients)
     _, pull = _pulled_back(lambda states: run.stack.step(run.inputs, states), run.before)
     time = len(run.inputs)
-    norms = run.inputs.new_full((max_lag + 1, *run.inputs.shape[:2]), torch.nan)
+    lags = min(max_lag + 1, time)
+    norms = run.inputs.new_full((lags, *run.inputs.shape[:2]), torch.nan)
     none = _zeros(take(run.after, slice(0, 1)))
-    for lag in range(min(max_lag + 1, time)):
+    for lag in range(lags):
         if lag:  # what belongs to the state before a step belongs to the step before
             cotangent = concatenate(take(pull(cotangent)[0], slice(1, None)), none)
         norms[lag, lag:] = _norm(cotangent)[: time - lag]
@@ -100,7 +102,7 @@ def lyapunov_exponents(
         TypeError: If ``max_iterations`` is no integer or ``recurrent`` no module.
         ValueError: If ``max_iterations`` is not positive, or as :func:`gradient_norms`.
     """
-    max_iterations = checks.integer("max_iterations", max_iterations)
+    max_iterations, seed = checks.integer("max_iterations", max_iterations), checks.seed("seed", seed)
     run = _Run.of(recurrent, inputs, state)
     steps = [run.linear_step(position) for position in range(len(run.inputs))]
     lengths = run.valid.sum(0)
@@ -132,11 +134,11 @@ class _Run:
     @classmethod
     def of(cls, recurrent: nn.Module, values: Any, state: Any) -> _Run:
         stack = _stack_of(recurrent)
-        if isinstance(values, (Tensor, PackedSequence)):
-            parts = state if isinstance(state, (tuple, list)) else (state,)
-            check_run(recurrences_of(recurrent), values.data, *(part for part in parts if isinstance(part, Tensor)))
+        checked_inputs(values)
+        parts = state if isinstance(state, (tuple, list)) else () if state is None else (state,)
+        check_run(recurrences_of(recurrent), values.data, *(checks.real_tensor("state", part) for part in parts))
         dtype = next(recurrent.parameters()).dtype
-        layout = Layout.of(recurrent, values.to(dtype) if isinstance(values, (Tensor, PackedSequence)) else values)
+        layout = Layout.of(recurrent, values.to(dtype), "inputs")
         inputs, cell = layout.inputs, not stack.layers[0].takes_sequences
         if not len(inputs):
             raise ValueError(f"`inputs` must have at least one step. Got shape {tuple(inputs.shape)}.")
@@ -144,8 +146,12 @@ class _Run:
         if cell:
             start = stack.zeros(inputs[:1]) if state is None else (_cell_state(state),)
         else:
-            layout.check(recurrent, state)
-            (start,) = layout.starts((stack,), state)
+            layout.check(recurrent, None, "inputs")
+            try:
+                layout.check(recurrent, state)
+                (start,) = layout.starts((stack,), state)
+            except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # torch's own, of many kinds
+                raise ValueError(f"`state` must be one that the module takes. Got {error}.") from error
         wanted = [part.shape for layer in stack.zeros(inputs[:1]) for part in layer]
         shapes = [part.shape for layer in start for part in layer]
         if shapes != wanted:
@@ -171,21 +177,36 @@ class _Run:
                 )
             (cotangent,) = pull(gradients)
         if state_gradients is not None:
-            (last,) = self.layout.starts((self.stack,), _to(state_gradients, dtype))
+            last = self._as_state(state_gradients)
             lanes = torch.arange(self.inputs.shape[1], device=self.inputs.device)
             for layer, gradients_of_layer in zip(cotangent, last, strict=True):
                 for part, gradient in zip(layer, gradients_of_layer, strict=True):
                     part[self.valid.sum(0) - 1, lanes] += gradient[0]
         return cotangent
 
+    def _as_state(self, values: Any) -> Any:
+        for part in values if isinstance(values, (tuple, list)) else (values,):
+            checks.real_tensor("state_gradients", part)
+        try:
+            (last,) = self.layout.starts((self.stack,), _to(values, self.inputs.dtype))
+            shapes = [part.shape for layer in last for part in layer]
+        except (IndexError, RuntimeError, ValueError):
+            shapes = []
+        wanted = [part[:1].shape for layer in self.before for part in layer]
+        if shapes != wanted:
+            raise ValueError("`state_gradients` must have the shape of the final state. Got others.")
+        return last
+
     def _as_inputs(self, values: Any) -> Tensor:
+        is_packed = isinstance(values, PackedSequence)
+        if not (is_packed or isinstance(values, Tensor)) or (is_packed and self.layout.packed is None):
+            raise TypeError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
         if self.layout.packed is not None:
             return self.layout.padded(values.data)
-        if not isinstance(values, Tensor):
-            raise ValueError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
+        gradients = checks.real_tensor("output_gradients", values)
         if not self.layout.batched:
-            return values.unsqueeze(1)
-        return values.transpose(0, 1) if self.layout.batch_first else values
+            return gradients.unsqueeze(1)
+        return gradients.transpose(0, 1) if self.layout.batch_first else gradients
 
     def linear_step(self, position: int) -> tuple[Callable[[States], States], Callable[[States], States]]:
         """``J v`` and ``J^T v`` for the Jacobian of one step; sequences that are over stand still."""
@@ -211,7 +232,7 @@ def _pulled_back(function: Callable[[States], Any], states: States) -> tuple[Any
 
 
 def _stack_of(recurrent: nn.Module) -> Stack:
-    check_module("recurrent", recurrent)
+    checks.module("recurrent", recurrent)
     recurrences = recurrences_of(recurrent)
     if reason := unmeasured(recurrences):
         raise ValueError(f"State gradients are measured on recurrent modules with one direction. Got {reason}.")

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.diagnostics.jacobians import gradient_norms, lyapunov_exponents
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence.registry import recurrences_of
@@ -61,17 +63,16 @@ class StateGradients:
         """Return measurements on several batches as one, with the largest certified rate and the weakest guarantee.
 
         Raises:
-            ValueError: If there are none, or they go to different lags.
+            ValueError: If there are none.
         """
-        if len({len(part.norms) for part in parts}) != 1:
-            raise ValueError(
-                "`parts` must be measurements to the same lag, at least one. Got the lags "
-                f"{[len(part.norms) - 1 for part in parts]}."
-            )
+        if not parts:
+            raise ValueError("`parts` must be measurements, at least one. Got none.")
+        lags = max(len(part.norms) for part in parts)
+        padded = [pad(part.norms, (0, 0, 0, lags - len(part.norms)), value=torch.nan) for part in parts]
         worst = max(parts, key=lambda part: part.certified_rate if part.certified_rate < math.inf else math.inf)
         return replace(
             worst,
-            norms=torch.cat([part.norms for part in parts], dim=1),
+            norms=torch.cat(padded, dim=1),
             exponents=torch.cat([part.exponents for part in parts]),
             guarantee=weakest_guarantee(part.guarantee for part in parts),
         )
@@ -183,7 +184,7 @@ def measure_state_gradients(
         inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
             ``(time, batch, features)``.
         output_gradients: ``d loss / d output``, see :func:`gradient_norms`; None takes random directions.
-        max_lag: Largest lag, at least 1.
+        max_lag: Largest lag, at least 1. Lags that no sequence is long enough for are left out.
         state: As in :func:`gradient_norms`.
         state_gradients: As in :func:`gradient_norms`.
         input_bound: What is known about the inputs, see :func:`lightning_stable.certify`; None takes the range of
@@ -194,6 +195,7 @@ def measure_state_gradients(
         TypeError: As :func:`gradient_norms`.
         ValueError: As :func:`gradient_norms`.
     """
+    checks.label("name", name)
     from_loss = output_gradients is not None or state_gradients is not None
     norms = gradient_norms(
         recurrent, inputs, output_gradients, max_lag, state=state, state_gradients=state_gradients

@@ -14,12 +14,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lightning_stable import checks
 from lightning_stable.copying import evaluating
-from lightning_stable.diagnostics.finite import check_run
+from lightning_stable.diagnostics.finite import check_run, checked_inputs
 from lightning_stable.diagnostics.tolerance_limits import draws_needed, limit_rank
 from lightning_stable.diagnostics.tube_profile import tube_profile
 from lightning_stable.figures import plot_decay
 from lightning_stable.recurrence import recurrences_of
-from lightning_stable.recurrence.registry import check_module
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.stability.window_bounds import window_bounds
@@ -40,6 +39,9 @@ _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5}
 @dataclass(frozen=True)
 class TruncationProfile:
     """Difference between a recurrent layer and its windowed forms, over the windows ``1 .. max_window``.
+
+    No window is longer than the longest sequence: with that many inputs the windowed form is the recurrence, and
+    ``max_window`` below is the smaller of the two.
 
     Attributes:
         windows: Shape ``(max_window,)``.
@@ -173,7 +175,8 @@ def truncation_profile(
             or not.
         inputs: The inputs as the module takes them: batched or not, or a PackedSequence; for a cell, shape
             ``(time, batch, features)``.
-        max_window: Longest window, at least 1.
+        max_window: Longest window, at least 1. Windows longer than the longest sequence have no error: they are left
+            out.
         input_bound: What is known about the inputs, for the certified bound, see :func:`lightning_stable.certify`;
             None takes the range of ``inputs`` where a cell needs one.
         name: Name of the layer, for the title of the plot.
@@ -184,8 +187,10 @@ def truncation_profile(
             at all. Weights and inputs must be finite real numbers.
     """
     max_window = checks.integer("max_window", max_window)
-    check_module("recurrent", recurrent)
-    layout = Layout.of(recurrent, inputs)
+    checks.label("name", name)
+    checks.module("recurrent", recurrent)
+    layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
+    max_window = min(max_window, layout.time)
     errors, by_sequence, size = _measured(recurrent, layout, max_window)
     mean = torch.stack([error[layout.valid].mean() for error in errors]).double().cpu()
     sources = _sources(recurrent, layout, input_bound)
@@ -212,16 +217,17 @@ def sequence_errors(recurrent: nn.Module, inputs: Any, max_window: int) -> tuple
     Args:
         recurrent: As for :func:`truncation_profile`.
         inputs: As for :func:`truncation_profile`.
-        max_window: Longest window.
+        max_window: Longest window; one as long as the longest sequence is exact, and longer ones are left out.
     """
-    _, by_sequence, size = _measured(recurrent, Layout.of(recurrent, inputs), max_window)
+    layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
+    _, by_sequence, size = _measured(recurrent, layout, min(max_window, layout.time))
     return by_sequence, size
 
 
 def _measured(recurrent: nn.Module, layout: Layout, max_window: int) -> tuple[list[Tensor], Tensor, float]:
     """The errors at every position by window, the largest of every sequence, and the mean norm of the outputs."""
     stacks = stacks_of(recurrent)
-    layout.check(recurrent, None)
+    layout.check(recurrent, None, "inputs")
     check_run(recurrences_of(recurrent), layout.inputs)
     with _at_rest(recurrent):
         whole = _whole(recurrent, stacks, layout)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_stable import checks
 from lightning_stable.copying import copied
 from lightning_stable.export.bounds import bounded
 from lightning_stable.export.examples import example_for, random_batch
@@ -24,12 +23,13 @@ from lightning_stable.export.forms import BatchForm, StreamingForm, first_tensor
 from lightning_stable.export.metadata import Metadata
 from lightning_stable.export.trace import describe, trace
 from lightning_stable.export.verify import BATCH_SIZES, check_bounds, compare_batches, compare_streams
+from lightning_stable.files import replacing
 from lightning_stable.hooks import Hook
 from lightning_stable.quiet import silent
 from lightning_stable.recurrence import recurrences_by_module
 from lightning_stable.recurrence.enclosed import Premises
 from lightning_stable.recurrence.forms import original_class
-from lightning_stable.recurrence.registry import check_module, is_recurrent, recurrent_modules
+from lightning_stable.recurrence.registry import is_recurrent, recurrent_modules
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.truncation import Windowed, truncate
 
@@ -108,8 +108,14 @@ def export(
             file does not agree with the truncated model.
         ModuleNotFoundError: If a package for ONNX is missing; the extra ``export`` brings them.
     """
-    check_module("model", model)
+    checks.module("model", model)
     path = checked_path(path, format)
+    window = None if window is None else checks.integer("window", window)
+    checks.boolean("streaming", streaming)
+    if batch_first is not None:
+        checks.boolean("batch_first", batch_first)
+    if report is not None and not isinstance(report, StabilityReport):
+        raise TypeError(f"`report` must be a StabilityReport, or None. Got {checks.shown(report)}.")
     FORMATS[format].check()
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     window = _window_of(model) if window is None else window
@@ -119,7 +125,9 @@ def export(
     example = _checked_example(example_for(model) if example is None else example, recurrent)
     generator = torch.Generator().manual_seed(0)
     draw = partial(random_batch, example, batch_first=batch_first, generator=generator)
-    _check_takes_tensors(recurrent, example[:1] if batch_first else example[:, :1])
+    one = example[:1] if batch_first else example[:, :1]
+    _check_takes_tensors(recurrent, one)
+    reference(one)  # before the long wait for a trace
 
     report = certify(recurrent, input_bound=input_bound) if report is None else report
     every_step = streaming and _has_time(reference, draw, (window + 2, window + 3), int(batch_first))
@@ -194,9 +202,13 @@ def _check_takes_tensors(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _checked_example(example: Tensor, model: nn.Module) -> Tensor:
-    if not isinstance(example, Tensor) or example.dim() < 2 or 0 in example.shape:
-        got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise ValueError(f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {got}.")
+    checks.real_tensor("example", example)
+    if example.dim() < 2 or 0 in example.shape:
+        raise ValueError(
+            f"`example` must be a batch of sequences, a tensor of at least 2 dimensions. Got {tuple(example.shape)}."
+        )
+    if not torch.isfinite(example).all():
+        raise ValueError("`example` must be finite. Got NaN or Inf.")
     example = example.detach().cpu()
     return example.to(next(model.parameters()).dtype) if example.is_floating_point() else example
 
@@ -253,13 +265,8 @@ def _write(
     program: ExportedProgram, path: Path, metadata: Metadata, format: Format, compare: Callable[[Runner], float]
 ) -> float:
     """Write a file which takes its name once it is compared; return how far it is from the reference."""
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with replacing(path) as written:
         with silent():
             format.write(program, written, metadata)
             run = format.open(written)
-        difference = compare(run)
-        # Weights that lie beside the file come first: whoever finds the file finds it whole.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
-            os.replace(file, path.parent / file.name)
-    return difference
+        return compare(run)

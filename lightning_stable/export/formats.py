@@ -82,19 +82,20 @@ FORMATS = {
 }
 
 
-def checked_path(path: str | Path, format: str) -> Path:
-    """Return the path of a file to write.
+def checked_path(path: str | Path, format: str, name: str = "path") -> Path:
+    """Return the path of a file to write; the name is that of the argument or the option.
 
     Raises:
         TypeError: If the format is no string.
         ValueError: If there is no such format, or no file of it can be written there.
     """
     format = checks.choice("format", format, list(FORMATS))
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"`path` must be that of a file. Got {str(path)!r}, a folder.")
+    path = checks.path(name, path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"`{name}` must be that of a file. Got {str(path)!r}, {what}.")
     if path.suffix != FORMATS[format].suffix:
-        raise ValueError(f"`path` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
+        raise ValueError(f"`{name}` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
     if not path.parent.is_dir():
-        raise ValueError(f"`path` must be in a folder that exists. Got {str(path)!r}.")
+        raise ValueError(f"`{name}` must be in a folder that exists. Got {str(path)!r}.")
     return path

@@ -10,11 +10,14 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_stable import checks
+from lightning_stable.files import unpacked
 from lightning_stable.stability import StabilityReport
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.version import __version__
 
 PREFIX = "lightning_stable."
+_LARGEST = 1 << 24
 ARCHIVED = "lightning_stable.json"
 
 
@@ -83,7 +86,7 @@ def read_metadata(path: str | Path) -> Metadata:
         ValueError: If the file does not exist, or was not written by :func:`lightning_stable.export.export`.
         ModuleNotFoundError: If it is an ONNX file and onnx is not installed; the extra ``export`` brings it.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     if not path.is_file():
         raise ValueError(f"`path` must be an exported file. Got {str(path)!r}, not found.")
     entries = _of_archive(path) if zipfile.is_zipfile(path) else _of_onnx(path)
@@ -98,7 +101,7 @@ def _of_archive(path: Path) -> Mapping[str, Any]:
     with zipfile.ZipFile(path) as archive:
         held = next((name for name in archive.namelist() if name.endswith("/" + ARCHIVED)), None)
         if held is not None:
-            entries = json.loads(archive.read(held))
+            entries = json.loads(unpacked(archive, held, _LARGEST))
     return entries
 
 

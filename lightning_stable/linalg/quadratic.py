@@ -144,6 +144,19 @@ def dual_norm(matrix: Tensor, form: Tensor) -> Tensor:
     return spectral_norm(torch.linalg.solve_triangular(factor, matrix.mT, upper=False)) * margin
 
 
+def dual_row_norms(matrix: Tensor, form: Tensor) -> Tensor:
+    """``max |v_j z|`` over ``z^T X z <= 1`` for every row of ``V``, upper bounds of shape ``(rows,)``.
+
+    Args:
+        matrix: ``V``, shape ``(rows, units)``, float64.
+        form: ``X``.
+    """
+    factor, margin = _checked_cholesky(form)
+    solved = torch.linalg.solve_triangular(factor, matrix.mT, upper=False)
+    norms: Tensor = torch.linalg.vector_norm(solved, dim=0) * margin
+    return norms
+
+
 def quadratic_form(weight: Tensor, rate: float = 0.0) -> QuadraticForm:
     """Return a witness that nearly minimises :func:`quadratic_norm`, or one well inside for ``rate`` if that is larger.
 

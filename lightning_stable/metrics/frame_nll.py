@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_stable import checks
 from lightning_stable.metrics.micro_average import MicroAverage
 
 
@@ -22,8 +23,13 @@ def frame_nll(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> tu
         Both as scalars on the device: what :class:`FrameNLL` is updated with. Their ratio is the loss.
 
     Raises:
+        TypeError: Naming the argument that is no tensor.
         ValueError: Naming the argument that has a wrong shape.
     """
+    checks.tensor("logits", logits)
+    checks.tensor("targets", targets)
+    if mask is not None:
+        checks.tensor("mask", mask)
     if logits.dim() != 3 or logits.shape != targets.shape:
         shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"`logits` and `targets` must have one shape (batch, time, keys). Got {shapes}.")

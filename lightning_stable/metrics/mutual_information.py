@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_stable import checks
+
 
 def mutual_information(correct: int, total: int) -> float:
     """Return ``b (1 + p log2 p + (1 - p) log2 (1 - p))`` with ``b = total`` and ``p = correct / total``.
@@ -24,10 +26,11 @@ def mutual_information(correct: int, total: int) -> float:
         total: Labels.
 
     Raises:
+        TypeError: If an argument is no integer.
         ValueError: If ``correct`` does not lie in 0 .. ``total``.
     """
-    if not 0 <= correct <= total:
-        raise ValueError(f"`correct` must lie in 0 .. total = {total}. Got {correct}.")
+    total = checks.integer("total", total, 0)
+    correct = checks.integer("correct", correct, 0, total)
     # Whole labels instead of their share: p log2 p needs no care at 0, and the two sides are exactly symmetric.
     return total - sum(part * math.log2(total / part) for part in (correct, total - correct) if part)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from textwrap import shorten
 from typing import TypeVar, overload
 
 import torch
@@ -28,7 +27,6 @@ Factory = Callable[[nn.Module, str], Sequence[Recurrence]]
 _AdapterT = TypeVar("_AdapterT", bound=type[Recurrence])
 # Bases of torch's recurrent layers by name: the quantized ones share no class with the others.
 _TORCH_BASES = {"RNNBase", "RNNCellBase", "LSTM", "LSTMCell"}
-_LONGEST_VALUE = 100
 _REGISTRY: dict[type[nn.Module], Factory] = {}
 # Classes whose `forward` wraps that of another: by declaration, not by trial.
 _LIKE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -73,7 +71,9 @@ def register_recurrence(
         >>> register_recurrence(LSTMWithLengths, like=nn.LSTM)
     """
     if like is not None:
-        if not (isinstance(module_type, type) and isinstance(like, type) and issubclass(module_type, like)):
+        if not isinstance(like, type):
+            raise TypeError(f"`like` must be a class of modules. Got {checks.shown(like)}.")
+        if not (isinstance(module_type, type) and issubclass(module_type, like)):
             raise TypeError(f"`module_type` must be a subclass of `like`, {like!r}. Got {module_type!r}.")
         registered = _registered(like)
         if registered is None or module_type is like:
@@ -81,6 +81,8 @@ def register_recurrence(
         register_recurrence_factory(module_type, _REGISTRY[registered])
         _LIKE[module_type] = like
         return None
+
+    _check_class(module_type)
 
     def decorate(adapter: _AdapterT) -> _AdapterT:
         register_recurrence_factory(module_type, lambda module, name: [adapter(module, name=name)])
@@ -95,27 +97,19 @@ def register_recurrence_factory(module_type: type[nn.Module], factory: Factory) 
     Raises:
         TypeError: If ``module_type`` is not a class of modules.
     """
-    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {module_type!r}.")
-    _REGISTRY[module_type] = factory
+    _check_class(module_type)
+    _REGISTRY[module_type] = checks.function("factory", factory)
     _LIKE.pop(module_type, None)
 
 
-def check_module(name: str, value: object) -> None:
-    """Check that an argument is a module.
-
-    Raises:
-        TypeError: If it is anything else.
-    """
-    if not isinstance(value, nn.Module):
-        is_class = isinstance(value, type) and issubclass(value, nn.Module)
-        got = f"the class {value.__name__}; call it to make a module" if is_class else repr(value)  # type: ignore[attr-defined]
-        raise TypeError(f"`{name}` must be a torch.nn.Module. Got {shorten(got, _LONGEST_VALUE, placeholder=' ...')}.")
+def _check_class(module_type: object) -> None:
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"`module_type` must be a subclass of torch.nn.Module. Got {checks.shown(module_type)}.")
 
 
 def is_recurrent(module: nn.Module) -> bool:
     """Return whether an adapter is registered for this module's class or one of its bases."""
-    return registered_type(module) is not None
+    return registered_type(checks.module("module", module)) is not None
 
 
 def registered_type(module: nn.Module) -> type[nn.Module] | None:
@@ -155,7 +149,8 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
         ValueError: If no adapter is registered; its class has a ``forward`` that does more than wrap the one an
             adapter is registered for; or its weights are not stored as they are used, but recomputed from others.
     """
-    registered = registered_type(module)
+    checks.module("module", module)
+    name, registered = checks.label("name", name), registered_type(module)
     if registered is None:
         raise ValueError(
             f"No recurrence is registered for modules of type {type(module).__name__}. Got {name or 'the module'!r}; "
@@ -185,6 +180,7 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
 
 def recurrent_modules(module: nn.Module) -> dict[str, nn.Module]:
     """Return the outermost recurrent modules inside ``module`` (itself included) by name; cells may hold cells."""
+    checks.module("module", module)
     recurrent = {name: part for name, part in module.named_modules() if is_recurrent(part)}
 
     def is_inside(name: str) -> bool:
@@ -206,7 +202,6 @@ def find_recurrences(module: nn.Module, patterns: str | Iterable[str] | None = N
             judged, as in :func:`recurrences_of`, or, without patterns, there is a recurrent layer of torch's without an
             adapter, such as a quantized one.
     """
-    check_module("module", module)
     outer = recurrent_modules(module)
     if not outer:
         raise ValueError(
@@ -238,7 +233,7 @@ def gathered_model(module: nn.Module) -> Iterator[Shards]:
         TypeError: If ``module`` is no module.
         ValueError: If the model is wrapped in FullyShardedDataParallel.
     """
-    check_module("module", module)
+    checks.module("module", module)
     shards = Shards(module, recurrent_modules(module).values())
     with shards.gathered(), as_written(module):
         yield shards

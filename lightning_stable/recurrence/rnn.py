@@ -43,7 +43,7 @@ class RNNRecurrence(Recurrence):
     norms: ClassVar[tuple[str, ...]] = ("l2", "linf", "l1", "perron", "diagonal", "full")
     methods: ClassVar[tuple[str, ...]] = ("euclidean", "rescale")
     needs_drive = False
-    tube_norm = "diagonal"
+    tube_norm = "full"
 
     @property
     def nonlinearity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,11 +21,37 @@ def check_stored_weights(recurrence: Recurrence) -> None:
     """
     if type(recurrence).parameters is not Recurrence.parameters:
         return  # an adapter that says where its weights are
-    module = recurrence.module
-    for role, value in recurrence.parameters().items():
+    module, values = recurrence.module, recurrence.parameters()
+    for role in recurrence.roles:
+        if role in ("weight_ih", "weight_hh") and role not in values:
+            raise ValueError(
+                f"Recurrent weights must be plain parameters. Got no {role + recurrence.suffix!r} in "
+                f"{recurrence.name!r}: give the module one, or register an adapter for its class with "
+                "lightning_stable.register_recurrence."
+            )
+    for role, value in values.items():
         name = role + recurrence.suffix
         if reason := _obstacle(module, name, value):
             raise ValueError(f"Recurrent weights must be plain parameters. Got {reason.format(recurrence.name)}.")
+    _check_shapes(recurrence)
+
+
+def _check_shapes(recurrence: Recurrence) -> None:
+    """Refuse weights of torch's layers, and of those that build on them, which their own ``forward`` cannot use."""
+    module = recurrence.module
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return
+    values = recurrence.parameters()
+    rows, units = len(values["weight_hh"]), int(getattr(module, "proj_size", 0) or module.hidden_size)
+    first = recurrence.layer == 0
+    features = int(module.input_size if first else units * (1 + bool(getattr(module, "bidirectional", False))))
+    wanted = {"weight_ih": (rows, features), "weight_hh": (rows, units), "bias_ih": (rows,), "bias_hh": (rows,)}
+    for role, shape in wanted.items():
+        if role in values and tuple(values[role].shape) != shape:
+            raise ValueError(
+                f"Recurrent weights must fit together and the sizes of their module. Got {role + recurrence.suffix!r} "
+                f"of shape {tuple(values[role].shape)} instead of {shape} in {recurrence.name!r}."
+            )
 
 
 def _obstacle(module: nn.Module, name: str, value: object) -> str:
@@ -45,6 +72,8 @@ def _obstacle(module: nn.Module, name: str, value: object) -> str:
             "lightning_stable.register_recurrence"
         )
     assert isinstance(value, Tensor)
+    if value.layout is not torch.strided:
+        return f"a {value.layout} {name!r} in {{!r}}: store it as a dense tensor"
     if is_sharded(value):
         return (
             f"a sharded {name!r} (a DTensor) in {{!r}}, of which a process holds a part: only certify, project_, "

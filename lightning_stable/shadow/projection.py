@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -41,10 +43,8 @@ class TwinProjection:
 
     def __init__(self, projector: Projector, leader: ModelProjection, optimizer: Optimizer) -> None:
         self._projector, self._leader = projector, leader
-        self.steps = self._followed = leader.steps
+        self.steps = leader.steps
         self._refinements = leader.refinements
-        # Whether the model was projected between steps while the twin was a step behind.
-        self._due = False
         projector.monitor.recording = projector.monitor.checking = False
         projector.attach()
         projector.refine(missing_only=True)
@@ -57,10 +57,16 @@ class TwinProjection:
             self._projector.project(strict=False)
 
     def settle(self) -> None:
-        """Project between steps, as the model was; where the twin has yet to make the model's last step, after it."""
-        self._due = self._leader.steps > self._followed
-        if not self._due:
-            self._project_between_steps()
+        """Project between steps, as the model was."""
+        self._projector.project(strict=True)
+        self._refine()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Project inside the block alone, as the model is for a validation."""
+        with self._projector.projected():
+            self._refine()
+            yield
 
     def begin_step(self) -> None:
         """Record inputs from now on: they are training inputs."""
@@ -69,17 +75,12 @@ class TwinProjection:
     def end_step(self) -> None:
         """Stop recording, now that the twin has caught up with the model."""
         self._projector.monitor.recording = False
-        self._followed = self._leader.steps
         if self._hook is None:
             self.steps = self._leader.steps
-        if self._due:
-            self._due = False
-            self._project_between_steps()
-        elif self._wrapped and self.steps % self._leader.every_n_steps == 0:
+        if self._wrapped and self.steps % self._leader.every_n_steps == 0:
             self._projector.project(strict=False)  # what a wrapper of the optimizer did after its step
 
-    def _project_between_steps(self) -> None:
-        self._projector.project(strict=True)
+    def _refine(self) -> None:
         if self._refinements < self._leader.refinements:
             self._refinements = self._leader.refinements
             self._projector.refine()

@@ -64,6 +64,7 @@ class ShadowRun:
     Attributes:
         twin: The twin.
         step_time: The times of both; the callback marks the end of the model's step.
+        interrupted: The index of the batch in which a step of the twin has begun and not ended; None otherwise.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ShadowRun:
         self._model_watch = PredictionWatch(model, wrapped=trainer.model is not model)
         self._twin_watch = PredictionWatch(twin.module, wrapped=twin.is_wrapped)
         self._pending: Pending | None = None
+        self.interrupted: int | None = None
         self._twin_loss: Tensor | None = None
         self._stepped = True  # no gradients are being accumulated before the first batch
         self._logged: dict[str, Tensor] = {}  # what the model logs with "loss" in its name in a validation batch
@@ -107,6 +109,7 @@ class ShadowRun:
         if progress.processed < progress.ready:  # the model is not done with this batch itself
             return
         pending, self._pending = self._pending, None
+        self.interrupted = pending.batch_idx
         self._stepped = self._trainer.global_step > pending.step
         self._twin_watch.begin(watching=pending.watching and self._predictions is None)
         self.step_time.twin_start()
@@ -114,6 +117,7 @@ class ShadowRun:
         self._twin_loss = self.twin.train_batch(
             batch, pending.batch_idx, step=pending.step, stepping=self._stepped, states=states
         )
+        self.interrupted = None
         self.step_time.twin_done()
 
     def end_batch(self, outputs: Any, batch: Any) -> dict[str, float]:

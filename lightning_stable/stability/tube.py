@@ -118,16 +118,16 @@ def premises_of(layer: Layer) -> tuple[Premises, str]:
 
 
 def _metric(contraction: Contraction, hidden: Tensor) -> Metric:
-    (scale,) = contraction.scales
-    reach = torch.linalg.vector_norm(hidden * scale, dim=1) * linalg.inflation(len(scale))
-    entries = tuple(scale.tolist())
+    (scale,), (entries,), form = contraction.scales, contraction.entries, contraction.form
+    rows = hidden * scale
+    reach = torch.linalg.vector_norm(rows, dim=1) if form is None else linalg.dual_row_norms(rows, form)
     return Metric(
         contraction.rate.item(),
-        scale=entries,
-        entries=entries,
-        reach=tuple(reach.tolist()),
-        stretch=1.0,
-        gain=scale.amax().item(),
+        scale=tuple(scale.tolist()),
+        entries=tuple(entries.tolist()),
+        reach=tuple((reach * linalg.inflation(len(scale))).tolist()),
+        stretch=contraction.stretch.item(),
+        gain=contraction.gain().item(),
     )
 
 

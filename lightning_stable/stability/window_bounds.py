@@ -1,8 +1,9 @@
 """Certified truncation: how far a run that restarted from zero ``k`` steps ago is from the whole run.
 
 At the restart the states differ by no more than the box of the states. A recurrence's comparison map ``T`` bounds
-every entry of the difference one step later, its contraction rate bounds the norm of the certificate, and each of the
-two is cut back by the other after every step (an entry is at most that of the worst difference of the same norm). All
+every entry of the difference one step later, its contraction rates bound norms of it (that of the certificate, and
+sharper ones), and all are cut back by each other after every step (an entry is at most that of the worst difference of
+the same norm). All
 layers restart together: the input error of a layer is the output error of the layer below after the same number of
 steps. It is carried entry by entry and as a Euclidean norm, and a layer uses what moves its states less.
 
@@ -16,7 +17,6 @@ The bounds speak of exact arithmetic; in float32 the outputs differ by a roundin
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -33,8 +33,6 @@ from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layer
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 
 _SPAN = 32
-# An error by which the norms of certificates are compared.
-_SMALL = 1e-3
 # Windows of bidirectional stacks cost as many steps as they are long, each.
 _STACKED_LIMIT = 512
 
@@ -51,18 +49,28 @@ class Errors(NamedTuple):
     norms: Tensor
 
 
+class ContractingNorm(NamedTuple):
+    """A norm in which a layer contracts, and what leads into it and out of it."""
+
+    contraction: Contraction
+    entries: State  # the largest entries of a state difference whose norm is 1
+    stretch: Tensor  # see Contraction.stretch
+    gain: Tensor  # into the Euclidean norm of the output
+    input_gain: Tensor  # of the Euclidean norm of an input difference into the norm
+
+    def of(self, bounds: State) -> Tensor:
+        """Return a bound on the norm of differences with entries up to ``bounds``, shapes ``(..., size)``."""
+        return _scaled(partial(self.contraction.largest, stretch=self.stretch), bounds)
+
+
 class DirectedLayer(NamedTuple):
     """What the iteration needs of one directed layer, in float64 on the CPU."""
 
-    contraction: Contraction
+    norms: tuple[ContractingNorm, ...]
     box: State | None
     comparison: Comparison | None
     readout: Tensor | None
     output: OutputComparison | None
-    entries: State  # the largest entries of a state difference whose norm is 1
-    stretch: Tensor  # see Contraction.stretch
-    gain: Tensor  # of the norm of the certificate into the Euclidean norm of the output
-    input_gain: Tensor  # of the Euclidean norm of an input difference into the norm of the certificate
     input_scale: float  # of dropout in front of the layer
     guarantee: str
 
@@ -80,27 +88,30 @@ class DirectedLayer(NamedTuple):
             drive = fewer_scenarios(drive, pairing)  # the map is applied at every step of a window
         box, readout = recurrence.state_box(weights, drive, state_bound), recurrence.readout(weights)
         output = recurrence.output_comparison(weights, drive, state_bound)
-        contraction = contraction.cpu()
-        if box is not None:
-            candidates = recurrence.window_contractions(weights, contraction)
-            contraction = min(candidates, key=partial(_steps, box=box, readout=readout))
+        contractions = recurrence.window_contractions(weights, contraction.cpu())
         return cls(
-            contraction=contraction,
+            norms=tuple(
+                ContractingNorm(
+                    contraction=one,
+                    entries=one.entries,
+                    stretch=one.stretch,
+                    gain=torch.full_like(one.rate, torch.inf) if output is not None else one.gain(readout),
+                    input_gain=recurrence.input_gain(weights, one),
+                )
+                for one in contractions
+                if one.rate < 1
+            ),
             box=box,
             comparison=recurrence.comparison(weights, drive, state_bound),
             readout=readout,
             output=output,
-            entries=contraction.entries,
-            stretch=contraction.stretch,
-            gain=torch.full_like(contraction.rate, torch.inf) if output is not None else contraction.gain(readout),
-            input_gain=recurrence.input_gain(weights, contraction),
             input_scale=1 / (1 - layer.dropout),
             guarantee=guarantee,
         )
 
     def is_bounded(self, depth: int) -> bool:
         """Return whether the iteration starts and contracts; a layer that reads errors needs a comparison map too."""
-        contracts = bool(self.contraction.rate < 1) and (depth == 0 or self.comparison is not None)
+        contracts = bool(self.norms) and (depth == 0 or self.comparison is not None)
         return contracts and self.box is not None and all(bool(torch.isfinite(part).all()) for part in self.box)
 
     def run(self, errors: Errors | None, steps: int) -> Errors:
@@ -115,45 +126,36 @@ class DirectedLayer(NamedTuple):
         """
         assert self.box is not None
         largest = tuple(2 * part for part in self.box)  # the difference of any two admissible states
-        inputs, pushes = None, None
+        inputs: Tensor | None = None
+        pushes: list[Tensor] | None = None
         if errors is not None:
             assert self.comparison is not None
             inputs, sizes = (bounds * self.input_scale for bounds in errors)
             # A step of both runs on one input contracts; then one of them moves to the other input.
-            pushes = self._norm(self.comparison(tuple(torch.zeros_like(part) for part in self.box), inputs))
+            moved = self.comparison(tuple(torch.zeros_like(part) for part in self.box), inputs)
             # Where the gain is infinite and the size 0 their product is NaN.
-            pushes = pushes.fmin(self.input_gain * sizes)
+            pushes = [norm.of(moved).fmin(norm.input_gain * sizes) for norm in self.norms]
         state = tuple(part.expand(1 if inputs is None else inputs.shape[1], -1) for part in self.box)
-        radius = self._norm(state)
+        radii = [norm.of(state) for norm in self.norms]
         entries, norms = [], []
         for step in range(steps):
             pushed = None if inputs is None else inputs[step]
             read = None if self.output is None else self.output(state, pushed)
-            radius = self.contraction.rate * radius + (0 if pushes is None else pushes[step])
-            capped = tuple(
-                torch.minimum(entry * radius[:, None], top) for entry, top in zip(self.entries, largest, strict=True)
-            )
-            if self.comparison is not None:
-                after = self.comparison(state, pushed)
-                capped = tuple(map(torch.minimum, capped, after))
-            state, radius = capped, radius.minimum(self._norm(capped))
+            after = largest if self.comparison is None else self.comparison(state, pushed)
+            state = tuple(map(torch.minimum, after, largest))
+            for index, norm in enumerate(self.norms):
+                radii[index] = norm.contraction.rate * radii[index] + (0 if pushes is None else pushes[index][step])
+                capped = (entry * radii[index][:, None] for entry in norm.entries)
+                state = tuple(map(torch.minimum, capped, state))
+            radii = [radius.minimum(norm.of(state)) for radius, norm in zip(radii, self.norms, strict=True)]
             if read is None:
                 read = state[0] if self.readout is None else state[0] @ self.readout.abs().mT
             entries.append(read)
-            # Where the gain is infinite and the radius 0 their product is NaN, and the entries bound the norm.
-            norms.append(torch.fmin(_scaled(_euclidean, (entries[-1],)), self.gain * radius))
+            size = _scaled(_euclidean, (read,))
+            for radius, norm in zip(radii, self.norms, strict=True):
+                size = size.fmin(norm.gain * radius)  # NaN where the gain is infinite and the radius 0
+            norms.append(size)
         return Errors(torch.stack(entries), torch.stack(norms))
-
-    def _norm(self, state: State) -> Tensor:
-        return _scaled(partial(self.contraction.largest, stretch=self.stretch), state)
-
-
-def _steps(contraction: Contraction, box: State, readout: Tensor | None) -> float:
-    """About how many steps an error takes to become small; infinite where it does not."""
-    gain = contraction.gain(readout).minimum(torch.linalg.vector_norm(contraction.entries[0]))
-    constant = contraction.largest(box) * gain / _SMALL
-    steps = (constant.log() / -contraction.rate.log()).item()
-    return steps if contraction.rate < 1 and math.isfinite(steps) else math.inf
 
 
 def _euclidean(state: State) -> Tensor:

@@ -2,7 +2,7 @@
 
 from lightning_stable.tensorboard.board import Board, boards_of, flush, writes_to_tensorboard
 from lightning_stable.tensorboard.charts import Charts, compared, comparison_charts, layout, rate_chart, window_chart
-from lightning_stable.tensorboard.figures import check_folder, draw
+from lightning_stable.tensorboard.figures import check_folder, check_writable, draw
 from lightning_stable.tensorboard.table import Entries, Tabulated, begin_table, end_table
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "begin_table",
     "boards_of",
     "check_folder",
+    "check_writable",
     "compared",
     "comparison_charts",
     "draw",

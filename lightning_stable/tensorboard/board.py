@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_stable.tensorboard.charts import Charts, layout
@@ -38,6 +40,7 @@ class Board:
         self.folder, self.prefix = folder, prefix
         self.charts: Charts = {}
         self._runs = {OWN: writer}
+        self._has_failed = False
 
     def run(self, name: str) -> SummaryWriter:
         """Return the writer of a run below the logger's own, or of that run for the empty name."""
@@ -49,15 +52,17 @@ class Board:
 
     def scalars(self, values: Mapping[str, float], step: int, run: str = OWN) -> None:
         """Write the finite ones of the values to a run."""
-        for tag, value in values.items():
-            if math.isfinite(value):
-                self.run(run).add_scalar(self.prefix + tag, value, step)
+        with self.going_on():
+            for tag, value in values.items():
+                if math.isfinite(value):
+                    self.run(run).add_scalar(self.prefix + tag, value, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         """Write the distribution of each tensor's entries to the logger's run, where they are finite."""
-        for tag, entries in values.items():
-            if entries.isfinite().all():
-                self.run(OWN).add_histogram(self.prefix + tag, entries, step)
+        with self.going_on():
+            for tag, entries in values.items():
+                if entries.isfinite().all():
+                    self.run(OWN).add_histogram(self.prefix + tag, entries, step)
 
     def show(self, charts: Charts) -> None:
         """Add charts to the page, and write it if they are new.
@@ -69,13 +74,25 @@ class Board:
         merged = self.charts | {title: list(dict.fromkeys(tags)) for title, tags in new.items()}
         if merged != self.charts:
             self.charts = merged
-            self.run(THEORY).add_custom_scalars(layout(merged, self.prefix))
+            with self.going_on():
+                self.run(THEORY).add_custom_scalars(layout(merged, self.prefix))
 
     def flush(self) -> None:
         """Write everything to disk and close the runs below the logger's; a later value opens them again."""
         for name, writer in self._runs.items():
             if name != OWN:
-                writer.close()
+                with self.going_on():
+                    writer.close()
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Write inside the block; if that fails, as on a full disk, warn once: no training ends because of it."""
+        try:
+            yield
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                rank_zero_warn(f"TensorBoard's runs below {self.folder!r} cannot be written, and miss values. {error}")
 
 
 # A logger may be pickled or copied: nothing is kept on it.

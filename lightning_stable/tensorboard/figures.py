@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_stable import checks
+from lightning_stable.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,11 +34,28 @@ def draw(trainer: Trainer, kind: str, name: str, plot: Callable[[], Figure], fol
     for logger in trainer.loggers:
         add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
         if add_figure is not None:
-            add_figure(f"{kind}/{name}", plot(), trainer.global_step)
+            with _going_on(trainer, type(logger).__name__):
+                add_figure(f"{kind}/{name}", plot(), trainer.global_step)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         file = f"{kind.replace('_', '-')}-{name}-step-{trainer.global_step}.png"
-        plot().savefig(folder / file.replace("/", "-"), dpi=150)  # keys of a ModuleDict may have slashes
+        with _going_on(trainer, str(folder)):
+            save(plot(), folder / file.replace("/", "-"))  # keys of a ModuleDict may have slashes
+
+
+# Where figures could not be written to, by trainer.
+_FAILED: WeakKeyDictionary[Trainer, set[str]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _going_on(trainer: Trainer, where: str) -> Iterator[None]:
+    """Write inside the block; if that fails, warn once: no training ends because of a figure."""
+    try:
+        yield
+    except OSError as error:
+        failed = _FAILED.setdefault(trainer, set())
+        if where not in failed:
+            failed.add(where)
+            rank_zero_warn(f"Figures for {where!r} cannot be written; training goes on without them. {error}")
 
 
 def check_folder(figures: object) -> Path | None:
@@ -39,7 +63,25 @@ def check_folder(figures: object) -> Path | None:
 
     Raises:
         TypeError: If ``figures`` is neither a path nor None.
+        ValueError: If it is a path that no folder can have.
     """
-    if figures is not None and not isinstance(figures, (str, Path)):
-        raise TypeError(f"`figures` must be the path of a folder, or None. Got {figures!r}.")
-    return None if figures is None else Path(figures)
+    return None if figures is None else checks.path("figures", figures)
+
+
+def check_writable(folder: Path | None) -> None:
+    """Check, before a run, that a folder for figures can be made and written to; nothing is made.
+
+    Raises:
+        ValueError: If there is a file at its path or above it, or it may not be written to.
+    """
+    if folder is None:
+        return
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(
+            f"`figures` must be the path of a folder that can be written to. Got {str(folder)!r}, and {str(there)!r} "
+            f"{reason}."
+        )

@@ -95,9 +95,10 @@ def _write(board: Board, logger: TensorBoardLogger, trainer: Trainer, module: Li
     row = {name: value for name, value in row.items() if value is not None}
     columns, _, _ = hparams(_COLUMNS | row, metrics)  # type: ignore[no-untyped-call]
     _, start, end = hparams(row, metrics)  # type: ignore[no-untyped-call]
-    writer = board.run(OWN)._get_file_writer()  # type: ignore[no-untyped-call]
-    for summary in (columns, start, end) if begin else (end,):
-        writer.add_summary(summary)
+    with board.going_on():
+        writer = board.run(OWN)._get_file_writer()  # type: ignore[no-untyped-call]
+        for summary in (columns, start, end) if begin else (end,):
+            writer.add_summary(summary)
 
 
 def _own(logger: TensorBoardLogger, trainer: Trainer, module: LightningModule) -> dict[str, Any]:

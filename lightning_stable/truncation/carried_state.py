@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_stable import checks
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.truncation.exact.stack import States
 
@@ -325,8 +326,14 @@ def _current(state: CarriedState) -> Memory | None:
 
 
 def pack_state(state: Any) -> dict[str, Any]:
-    """Return a state of a recurrent layer, windowed or not, as what ``torch.load(weights_only=True)`` reads."""
+    """Return a state of a recurrent layer, windowed or not, as what ``torch.load(weights_only=True)`` reads.
+
+    Raises:
+        TypeError: If the state is no tensor and no tuple of them.
+    """
     parts = list(state) if isinstance(state, tuple) else [state]
+    for part in parts:
+        checks.tensor("state", part)
     memory = parts[0].memory if isinstance(parts[0], CarriedState) else None
     packed: dict[str, Any] = {
         "parts": [part.detach().as_subclass(Tensor).clone() for part in parts],
@@ -353,7 +360,16 @@ def unpack_state(packed: dict[str, Any], layer: Any) -> Any:
     Args:
         packed: As :func:`pack_state` returned it.
         layer: The layer that returned the state, windowed if it was.
+
+    Raises:
+        TypeError: If ``packed`` is no dictionary, or ``layer`` no module.
+        ValueError: If ``packed`` is not what :func:`pack_state` returned.
     """
+    if not isinstance(packed, dict):
+        raise TypeError(f"`packed` must be what `pack_state` returned. Got {checks.shown(packed)}.")
+    if not {"parts", "is_tuple"} <= packed.keys():
+        raise ValueError(f"`packed` must be what `pack_state` returned. Got the keys {sorted(map(str, packed))}.")
+    checks.module("layer", layer)
     parts = packed["parts"]
     if "memory" in packed:
         fields = packed["memory"]

@@ -35,7 +35,8 @@ def truncate(module: ModuleT, window: int, *, share: bool = False, recompute: bo
         ValueError: As :func:`window_`.
         TypeError: If ``window`` is no integer, or the module cannot be copied.
     """
-    window = checks.integer("window", window)
+    window, share = checks.integer("window", window), checks.boolean("share", share)
+    _check_recompute(recompute)
     find_recurrences(module)
     shared: dict[int, Tensor] = {}
     if share:
@@ -57,8 +58,14 @@ def window_(module: ModuleT, window: int, *, recompute: bool | None = None) -> M
             its own that is no wrapper of its base's.
     """
     window = checks.integer("window", window)
+    _check_recompute(recompute)
     for recurrence, *_ in recurrences_by_module(module).values():
         form: type[Windowed] = WindowedLayer if recurrence.takes_sequences else WindowedCell
         recurrent = lay_over(recurrence.module, form)
         recurrent.window, recurrent.recompute = window, recompute
     return module
+
+
+def _check_recompute(recompute: bool | None) -> None:
+    if recompute is not None:
+        checks.boolean("recompute", recompute)

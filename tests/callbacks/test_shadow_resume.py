@@ -50,6 +50,13 @@ def test_a_checkpoint_in_the_middle_of_a_batch(tmp_path: Path) -> None:
     assert equal(weights(model), weights(callbacks[1].twin))
     content = torch.load(tmp_path / "middle.ckpt", weights_only=True)
     saved = content["callbacks"][callbacks[1].state_key]["checkpoint"]["state_dict"]
+    # The model's weights are projected copies there, and those that it is trained on lie beside them.
+    trained = content["callbacks"][callbacks[0].state_key]["unprojected"]
+    assert trained
+    for name, value in trained.items():
+        layer, role = name.removeprefix("core.").split("/")
+        assert not torch.equal(content["state_dict"][f"core.{role}_{layer}"], value)
+        content["state_dict"][f"core.{role}_{layer}"] = value
     assert equal(saved, content["state_dict"])
 
 

@@ -62,7 +62,7 @@ def test_a_folder_is_refused_before_the_checkpoint_is_read(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).mkdir()
-    assert "`path` must be that of a file." in error_of(capsys, "export", "no.ckpt", "--out", f"{tmp_path / name}/")
+    assert "`--out` must be that of a file." in error_of(capsys, "export", "no.ckpt", "--out", f"{tmp_path / name}/")
     assert "no.ckpt" in error_of(capsys, "export", "no.ckpt")
 
 

@@ -33,6 +33,10 @@ def test_the_example_fits_and_keeps_a_certified_checkpoint(tmp_path: Path, capsy
     [
         (["--config", "none.yaml"], r"ValueError: .*File does not exist: '.*none\.yaml'$"),
         (["--model", "nope.Nope"], r"ValueError: .*class_path 'nope\.Nope': No module named 'nope'$"),
+        (["--config", str(EXAMPLE), "--trainer.max_epochs", "x"], r'ValueError: .*"trainer\.max_epochs".* Got x\.$'),
+        (["--config", str(EXAMPLE), "--seed_everything", "x"], r'ValueError: .*"seed_everything".* Got x\.$'),
+        (["--config", "list.yaml"], r"ValueError: `--config` must be a YAML file of arguments\. Got: .*- a$"),
+        (["--config", "broken.yaml"], r"ValueError: `--config` must be a YAML file of arguments\. Got: .*line 2"),
         (["--nope", "1"], r"ValueError: unrecognized arguments: --nope 1$"),
         (["--config", str(EXAMPLE), "--model.cell", "nope"], r"ValueError: `cell` must be one of .* Got 'nope'\.$"),
         # From inside the training.
@@ -41,6 +45,8 @@ def test_the_example_fits_and_keeps_a_certified_checkpoint(tmp_path: Path, capsy
     ],
 )
 def test_an_error_takes_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("list.yaml").write_text("- a")
+    Path("broken.yaml").write_text("a: [")
     assert cli.main(["fit", *arguments]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-stable: ")]
     assert re.match(f"lightning-stable: {message}", line), line

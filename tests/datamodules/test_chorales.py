@@ -214,8 +214,17 @@ def test_download_once_then_offline(source: Server, tmp_path: Path, name: Any) -
 
 
 def test_a_folder_without_the_file_gets_it(source: Server, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
     ready(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["JSB_Chorales.mat"]
+
+
+def test_a_folder_that_is_not_there_is_not_made(source: Server, tmp_path: Path) -> None:
+    """Its name may be mistyped."""
+    with pytest.raises(ValueError, match=r"`data_dir` must be a folder that exists; check the path\. Got '.*/mien'"):
+        ready(tmp_path / "mien")
+    assert not (tmp_path / "mien").exists()
+    assert source.requests == []
 
 
 def test_the_checksum_is_that_of_the_published_file() -> None:
@@ -227,6 +236,7 @@ def test_cut_or_wrong_downloads_leave_nothing(source: Server, tmp_path: Path, na
     """JSB by its checksum, the others by what they hold."""
     file = f"{NAMES[name]}.mat"
     folder = tmp_path / "mine"
+    folder.mkdir()
     good = source.content[file]
     for bad in (b"<html>not here</html>", b"", good[: len(good) // 2], None):
         source.cut = 300 if bad is None else None
@@ -241,6 +251,7 @@ def test_cut_or_wrong_downloads_leave_nothing(source: Server, tmp_path: Path, na
 
 def test_other_piano_rolls_under_the_name_of_the_chorales_are_refused(source: Server, tmp_path: Path) -> None:
     source.content["JSB_Chorales.mat"] = write(tmp_path / "server", content(testdata=cells(rolls([4], 9)))).read_bytes()
+    (tmp_path / "mine").mkdir()
     with pytest.raises(DownloadError, match="its sha256 should be"):
         ready(tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []

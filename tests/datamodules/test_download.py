@@ -61,8 +61,26 @@ def test_a_killed_download_is_not_mistaken_for_data(server: Server, tmp_path: Pa
     killed.join(60)
     assert killed.exitcode == 9
     (left,) = files(tmp_path)
-    assert left.startswith(".data.")
+    assert left != "data"
     assert fetch(server.url + "data", tmp_path / "data", SHA).read_bytes() == DATA
+    assert files(tmp_path) == ["data"]  # what was left has been swept
+
+
+@pytest.mark.parametrize("slow", ["body", "headers"])
+def test_a_download_that_trickles_ends(server: Server, tmp_path: Path, slow: str) -> None:
+    server.content["data"], server.trickle = DATA, slow
+    with pytest.raises(DownloadError, match=r"could not be downloaded .* 0\.3 seconds"):
+        fetch(server.url + "data", tmp_path / "data", SHA, max_seconds=0.3)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_download_that_is_too_large_ends(server: Server, tmp_path: Path, chunked: bool) -> None:
+    server.content["data"], server.chunked = DATA, chunked
+    with pytest.raises(DownloadError, match=r"should have at most 200000 bytes but has (256000|more)"):
+        fetch(server.url + "data", tmp_path / "data", SHA, max_bytes=200_000)
+    assert files(tmp_path) == []
+    assert fetch(server.url + "data", tmp_path / "data", SHA, max_bytes=len(DATA)).read_bytes() == DATA
 
 
 def test_wrong_checksum(server: Server, tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_arguments(tmp_path: Path) -> None:
         ({"model": nn.Linear(2, 2)}, "No recurrence found"),
         ({"model": User()}, "`example` must be a batch of inputs .* Got none for a User"),
         ({"example": torch.ones(3)}, r"`example` must be .* Got \(3,\)"),
-        ({"example": [1.0]}, "`example` must be .* Got list"),
+        ({"example": torch.ones(2, 3, device="meta")}, "`example` must be .* Got a meta one"),
         ({"model": SlotTagger(7, ["O"], hidden_size=4), "streaming": True}, "bidirectional 'core'"),
     ):
         arguments: dict[str, Any] = {"model": model, "window": 2, "path": path, "format": "torch-export", **given}

@@ -171,3 +171,14 @@ def test_inputs_move_a_state_by_no_more(seed: int, size: int) -> None:
     after = slopes[:, None] * (x @ weight.mT)
     norms = torch.einsum("...i,ij,...j->...", after, form, after).sqrt()
     assert (norms <= linalg.input_norm(weight, form) * x.norm(dim=1) * ABOVE).all()
+
+
+def test_norms_of_rows_are_attained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, root = (torch.randn(size, 5, generator=generator, dtype=torch.float64) for size in (4, 5))
+    form = root @ root.mT + torch.eye(5, dtype=torch.float64)
+    form = (form + form.mT) / 2
+    best = torch.linalg.solve(form, rows.mT).mT  # of all vectors of one norm, these have the largest products
+    attained = (rows * best).sum(1) / ((best @ form) * best).sum(1).sqrt()
+    torch.testing.assert_close(linalg.dual_row_norms(rows, form), attained, rtol=1e-10, atol=0)
+    assert (linalg.dual_row_norms(rows, form) >= attained * (1 - 1e-15)).all()

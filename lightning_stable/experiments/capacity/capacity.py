@@ -67,9 +67,15 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
     file = out / "search.db"
     if file.exists() and not options.resume:
         raise ValueError(f"`--out` must have no searches in it, unless --resume goes on with them. Got {str(file)!r}.")
-    out.mkdir(parents=True, exist_ok=True)
     url = options.storage or f"sqlite:///{file.resolve()}"
-    storage = open_storage(url)  # the tables are made once, before processes share them
+    if options.storage is None:
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        storage = open_storage(url)  # the tables are made once, before processes share them
+    except Exception as error:  # of any of the packages between here and a database
+        place = "--out" if options.storage is None else "--storage"
+        raise ValueError(f"`{place}` must be where a database can be opened. Got {url!r}: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
     points = experiment.points(budget)
     finished: dict[Point, list[Trial]] = {}
     for point in points:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lightning_stable.experiments.capacity.budgets import BudgetName
-from lightning_stable.options import Positive
+from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed, Text
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,12 @@ class CapacityOptions:
     """
 
     budget: BudgetName = "small"
-    out: Path | None = None
-    seed: int = 0
+    out: OutputFolder | None = None
+    seed: Seed = 0
     jobs: Positive | None = None
     cells: tuple[str, ...] | None = field(default=None, metadata={"metavar": "CELL"})
     trials: Positive | None = None
     steps: Positive | None = None
     resume: bool = False
-    storage: str | None = field(default=None, metadata={"metavar": "URL"})
-    data_dir: Path | None = None
+    storage: Text | None = field(default=None, metadata={"metavar": "URL"})
+    data_dir: ExistingFolder | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_stable.options import Positive, between
+from lightning_stable.options import OutputFolder, Positive, Seed, between
 
 CellName = Literal["rnn", "irnn", "ugrnn", "gru", "lstm", "intersection"]
 
@@ -28,7 +28,7 @@ class DemoOptions:
         limit_batches: Batches per epoch, for a quick look (default: all).
     """
 
-    out: Path = Path("runs/demo")
+    out: OutputFolder = Path("runs/demo")
     epochs: Positive = 6
     cell: CellName = "lstm"
     hidden_size: Positive = 128
@@ -36,5 +36,5 @@ class DemoOptions:
     gate_bound: Annotated[float, between("(0, 1)")] | None = None
     window: Positive = 10
     distance_steps: Positive = 80
-    seed: int = 1
+    seed: Seed = 1
     limit_batches: Positive | None = None

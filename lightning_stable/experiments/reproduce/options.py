@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from lightning_stable.options import Positive
+from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed
 
 BudgetName = Literal["small", "paper"]
 
@@ -26,10 +25,10 @@ class ReproduceOptions:
         only: Train these runs only, by name: lstm-stable-k10.
     """
 
-    out: Path | None = None
-    data_dir: Path | None = None
+    out: OutputFolder | None = None
+    data_dir: ExistingFolder | None = None
     budget: BudgetName = "small"
-    seed: int = 0
+    seed: Seed = 0
     baselines: bool = False
     resume: bool = False
     jobs: Positive | None = None

@@ -20,8 +20,9 @@ from lightning_stable import certify
 from lightning_stable.checkpoints import read_checkpoint
 from lightning_stable.experiments.pool import Report, one_thread
 from lightning_stable.experiments.reproduce.task import Config, Run, Task, filled, merged
-from lightning_stable.experiments.results import Row, write_text
+from lightning_stable.experiments.results import Row
 from lightning_stable.feedforward import ConvolutionalNet
+from lightning_stable.files import write_text
 from lightning_stable.quiet import quiet
 from lightning_stable.trainers import callbacks_of
 

@@ -16,7 +16,14 @@ from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.sharded import is_sharded, whole
 from lightning_stable.stability.inputs.derive import derive_input_sets
 from lightning_stable.stability.inputs.joint import joint_drive
-from lightning_stable.stability.inputs.sets import Box, InputBound, InputSet, as_input_set, weakest_guarantee
+from lightning_stable.stability.inputs.sets import (
+    ActiveEntries,
+    Box,
+    InputBound,
+    InputSet,
+    as_input_set,
+    weakest_guarantee,
+)
 
 Sources = dict[str, InputSet]
 
@@ -43,6 +50,10 @@ def resolve_sources(
         ValueError: If a key of the mapping names nothing, or a bound is out of range.
     """
     if isinstance(input_bound, Mapping):
+        if others := [key for key in input_bound if not isinstance(key, str)]:
+            raise TypeError(f"`input_bound` must have the names of recurrences as keys. Got {others[0]!r}.")
+        for value in input_bound.values():
+            as_input_set(value)
         names = {r.name for r in recurrences} | {r.module_name for r in recurrences}
         for key in input_bound:
             if key not in names:
@@ -73,12 +84,19 @@ def _gathered(inputs: InputSet) -> InputSet:
 
 
 def _check_features(recurrences: Sequence[Recurrence], sources: Sources) -> None:
+    """Check that declared sets are sets of inputs of their layers."""
     for recurrence in (r for r in recurrences if r.needs_drive):
         name = recurrence.name if recurrence.name in sources or recurrence.layer else recurrence.module_name
         if name in sources and sources[name].features not in (None, recurrence.input_size):
             raise ValueError(
                 f"`input_bound` of {name!r} must be for {recurrence.input_size} features. Got one for "
                 f"{sources[name].features}: {sources[name].describe()}."
+            )
+        source = sources.get(name)
+        if isinstance(source, ActiveEntries) and source.count > recurrence.input_size:
+            raise ValueError(
+                f"`input_bound` of {name!r} must let at most all {recurrence.input_size} features be active. "
+                f"Got {source.describe()}."
             )
 
 

@@ -20,8 +20,8 @@ from lightning_stable.recurrence.intervals import Interval
 # What a claim is worth, from nothing to every admissible input.
 GUARANTEES = ("none", "data", "derived", "guaranteed")
 
-# Inputs that are looked for among the points of a finite set at a time.
-_SAMPLE = 64
+# All inputs are looked for among the points of a finite set of up to so many; of a larger one, so many inputs.
+_FEW_POINTS, _SAMPLE = 128, 64
 
 
 def weakest_guarantee(guarantees: Iterable[str]) -> str:
@@ -109,11 +109,14 @@ class Box(InputSet):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, *, label: str | None = None, checked: bool = True
     ) -> None:
-        self.low, self.high, self._label = _exact("low", low), _exact("high", high), label
+        self.low, self.high = (_ends(name, value) for name, value in (("low", low), ("high", high)))
+        self._label = _checked_label(label)
         entries = max(self.low.numel(), self.high.numel())
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
-        if checked and not (_finite(self.low) and _finite(self.high) and (self.low <= self.high).all()):
+        if checks.boolean("checked", checked) and not (
+            _finite(self.low) and _finite(self.high) and (self.low <= self.high).all()
+        ):
             raise ValueError(f"`low` must be at most `high`, and both finite. Got low={low!r}, high={high!r}.")
 
     def drive(self, weight: Tensor) -> Interval:
@@ -153,9 +156,7 @@ class SupNorm(Box):
     """``|x_k| <= bound`` for every entry (what a bare number as ``input_bound`` means)."""
 
     def __init__(self, bound: float | Tensor) -> None:
-        value = _exact("input_bound", bound)
-        if not (_finite(value) and (value >= 0).all()):
-            raise ValueError(f"`input_bound` must be finite and nonnegative. Got {bound!r}.")
+        value = _bound("bound", bound)
         super().__init__(-value, value)
 
 
@@ -237,13 +238,11 @@ class FiniteSet(InputSet):
     def __init__(
         self, points: Tensor, drop_probability: float = 0.0, *, label: str | None = None, checked: bool = True
     ) -> None:
-        if not isinstance(points, Tensor):
-            raise TypeError(f"`points` must be a tensor of shape (points, features). Got {points!r}.")
-        if points.ndim != 2 or points.shape[0] == 0:
+        if checks.tensor("points", points).ndim != 2 or points.numel() == 0:
             raise ValueError(f"`points` must have shape (points, features). Got {tuple(points.shape)}.")
-        self.points, self._label = _real("points", points), label
+        self.points, self._label = _real("points", points), _checked_label(label)
         # As for a box. A live parameter is checked as it is now; certificates check what it becomes.
-        if checked and not _finite(self.points.detach()):
+        if checks.boolean("checked", checked) and not _finite(self.points.detach()):
             raise ValueError(f"`points` must be finite. Got NaN or Inf in {tuple(points.shape)} entries.")
         self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
@@ -266,12 +265,13 @@ class FiniteSet(InputSet):
         return self.drive(weight).high
 
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return also how far some of the inputs are from the nearest point: gates are compared at the points alone."""
+        """Return also how far inputs are from the nearest point, of many points some: gates are compared at points."""
         excess, points = super().drive_excess(inputs, weight), self.members(weight.double())
         if points is None:
             return excess
         flat = inputs.reshape(-1, inputs.shape[-1])
-        some = flat[:: -(-len(flat) // _SAMPLE)].double()
+        stride = 1 if len(points) <= _FEW_POINTS else -(-len(flat) // _SAMPLE)
+        some = flat[::stride].double()
         nearest = points[(points.square().sum(1) - 2 * some @ points.mT).argmin(1)]
         # Of points closer to each other than this the product above may take the wrong one.
         rounding = max(_rounding(inputs), 1e-7) * nearest.abs().amax()
@@ -323,7 +323,12 @@ class LayerNormOutput(InputSet):
     features: int
 
     def __init__(self, gamma: Tensor | None, beta: Tensor | None, features: int, drop_probability: float = 0.0) -> None:
-        self.gamma, self.beta, self.features, self.drop_probability = gamma, beta, features, drop_probability
+        self.features = checks.integer("features", features)
+        self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
+        for name, value in (("gamma", gamma), ("beta", beta)):
+            if value is not None and checks.real_tensor(name, value).shape != (features,):
+                raise ValueError(f"`{name}` must have shape ({features},). Got {tuple(value.shape)}.")
+        self.gamma, self.beta = gamma, beta
 
     def drive(self, weight: Tensor) -> Interval:
         r"""Centre ``W beta``, radius ``sqrt(n) ||w_j gamma - mean||_2``: exact, far inside the box of the entries.
@@ -403,16 +408,32 @@ def _exact(name: str, value: float | Tensor) -> Tensor:
     return torch.tensor(checks.number(name, value, "[-inf, inf]"), dtype=torch.float64)
 
 
+def _ends(name: str, value: float | Tensor) -> Tensor:
+    found = _exact(name, value)
+    if found.dim() > 1 or not found.numel():
+        raise ValueError(f"`{name}` must be a number or have shape (features,). Got {tuple(found.shape)}.")
+    return found
+
+
+def _bound(name: str, value: float | Tensor) -> Tensor:
+    found = _ends(name, value)
+    if not (_finite(found) and (found >= 0).all()):
+        raise ValueError(f"`{name}` must be finite and nonnegative. Got {checks.shown(value)}.")
+    return found
+
+
+def _checked_label(label: str | None) -> str | None:
+    return None if label is None else checks.label("label", label)
+
+
 def _real(name: str, value: Tensor) -> Tensor:
     """Return a tensor of floating-point numbers as it is, and one of integers in float64.
 
     Raises:
         ValueError: If its numbers are neither, or integers too large to be exact.
     """
-    if value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if checks.real_tensor(name, value).is_floating_point():
         return value
-    if value.is_complex() or value.is_floating_point() or value.is_quantized:
-        raise ValueError(f"`{name}` must be real numbers of at least 16 bits. Got {value.dtype}.")
     # Negated or scaled as integers they could wrap around.
     exact = value.to(torch.float64)
     if not (exact.abs() < 2**53).all():
@@ -440,8 +461,8 @@ def as_input_set(value: object) -> InputSet:
     if isinstance(value, InputSet):
         return value
     if isinstance(value, (Real, Tensor)) and not isinstance(value, bool):
-        return SupNorm(value if isinstance(value, Tensor) else checks.number("input_bound", value, "[-inf, inf]"))
+        return SupNorm(_bound("input_bound", value))  # type: ignore[arg-type]
     raise TypeError(
         "`input_bound` must be a number, an input set of lightning_stable.stability, or a mapping from layer names to "
-        f"those. Got {value!r}."
+        f"those. Got {checks.shown(value)}."
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lightning_stable import linalg
 from lightning_stable.precision import full_precision
@@ -158,6 +160,68 @@ class Projector:
             distance = _distance(updates) if measure else None
         apply_updates(updates)
         return distance
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Project, verified in float64, inside the block alone: whoever only looks at a run must not change it."""
+        versions = self._versions
+        with self._shards.stored(), torch.no_grad():
+            before = [(value, value.clone()) for value in self._parameters()]
+        with ExitStack() as stack:
+            if not self._shards:
+                # The values come back, so that a graph that needs them does not have to know.
+                for value, _ in before:
+                    stack.enter_context(_unsafe_preserve_version_counter(value))
+            self.project(strict=True)
+            try:
+                yield
+            finally:
+                with self._shards.stored(), torch.no_grad():
+                    for value, old in before:
+                        value.copy_(old)
+        self._versions = self.versions() if self._shards else versions
+
+    @contextmanager
+    def premises_kept(self) -> Iterator[None]:
+        """Certify inside the block, and leave what the next certificate rests on as it was."""
+        left, boxes, starts = self.left_premises, dict(self._boxes), dict(self.monitor.starts)
+        replaced = dict(self.monitor.replaced)
+        try:
+            yield
+        finally:
+            self._left, self._boxes, self.monitor.starts, self.monitor.replaced = left, boxes, starts, replaced
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the recurrent weights, by recurrence and role; of sharded ones there are none."""
+        if self._shards:
+            return {}
+        return {name: value.detach().clone() for name, value in self._named().items()}
+
+    def differing(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of :meth:`weights` that differ from the present ones, on the CPU."""
+        present = self._named() if weights else {}
+        return {name: value.cpu() for name, value in weights.items() if not torch.equal(value, present[name])}
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Write back what :meth:`weights` or :meth:`differing` returned."""
+        present = self._named() if weights else {}
+        for name, value in weights.items():
+            if name in present:
+                present[name].copy_(value)
+
+    def copy_out(self, state: dict[str, Any]) -> None:
+        """Replace the entries of a ``state_dict`` that are recurrent weights by copies; those of sharded ones stay."""
+        storages = {value.untyped_storage().data_ptr() for value in self._parameters()}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in storages:
+                state[name] = value.detach().clone()
+
+    def _parameters(self) -> list[Tensor]:
+        return list({id(value): value for r in self.recurrences for value in r.parameters().values()}.values())
+
+    def _named(self) -> dict[str, Tensor]:
+        return {f"{r.name}/{role}": value for r in self.recurrences for role, value in r.parameters().items()}
 
     @property
     def refines(self) -> bool:

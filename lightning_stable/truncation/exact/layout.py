@@ -36,19 +36,23 @@ class Layout:
     packed: PackedSequence | None
 
     @classmethod
-    def of(cls, module: nn.Module, values: Any) -> Layout:
-        """Read the layout of ``values``, the input of ``module``.
+    def of(cls, module: nn.Module, values: Any, name: str = "input") -> Layout:
+        """Read the layout of ``values``, the input of ``module``; the name is that of the argument.
 
         Raises:
-            ValueError: If it is neither a PackedSequence nor a tensor with 2 or 3 dimensions.
+            TypeError: If it is neither a PackedSequence nor a tensor.
+            ValueError: If it is a tensor of other than 2 or 3 dimensions.
         """
         if isinstance(values, PackedSequence):
             # Without its indices it stays in sorted order.
             inputs, lengths = pad_packed_sequence(PackedSequence(values.data, values.batch_sizes))
             return cls(inputs, lengths.to(inputs.device, non_blocking=True), True, False, values)
         if not isinstance(values, Tensor) or values.dim() not in (2, 3):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"`input` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}.")
+            is_tensor = isinstance(values, Tensor)
+            shape = tuple(values.shape) if is_tensor else type(values).__name__
+            raise (ValueError if is_tensor else TypeError)(
+                f"`{name}` must be a PackedSequence or a tensor with 2 or 3 dimensions. Got {shape}."
+            )
         batched, batch_first = values.dim() == 3, bool(getattr(module, "batch_first", False))
         inputs = (values.transpose(0, 1) if batch_first else values) if batched else values.unsqueeze(1)
         return cls(inputs, None, batched, batch_first, None)
@@ -65,13 +69,13 @@ class Layout:
             return self.inputs.new_ones(self.inputs.shape[:2], dtype=torch.bool)
         return torch.arange(self.time, device=self.inputs.device)[:, None] < self.lengths
 
-    def check(self, module: nn.Module, hx: Any) -> None:
+    def check(self, module: nn.Module, hx: Any, name: str = "input") -> None:
         """Let torch's own layers refuse wrong shapes in their own words."""
         if not isinstance(module, nn.RNNBase):
             return
         features = self.inputs.shape[-1]
         if features != module.input_size:
-            raise ValueError(f"`input` must have {module.input_size} features. Got {features}.")
+            raise ValueError(f"`{name}` must have {module.input_size} features. Got {features}.")
         if hx is not None:
             batch_sizes = None if self.packed is None else self.packed.batch_sizes
             inputs = self.inputs.transpose(0, 1) if module.batch_first and self.packed is None else self.inputs

@@ -119,14 +119,14 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(capacity, "run", fake)
     assert cli.main(["capacity", "reals"]) == 0
     words = ["--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--jobs", "3", "--cells", "rnn", "gru"]
-    more = ["--trials", "9", "--steps", "8", "--resume", "--storage", "sqlite:///there.db", "--data-dir", "data"]
+    more = ["--trials", "9", "--steps", "8", "--resume", "--storage", "sqlite:///there.db", "--data-dir", "."]
     assert cli.main(["capacity", "trainability", *words, *more]) == 0
     name, out, options = calls[0]
     assert (name, out) == ("reals", Path("runs/capacity-reals"))
     assert vars(options) == vars(CapacityOptions()) | {"experiment": "reals"}
     name, out, options = calls[1]
     assert (name, out) == ("trainability", tmp_path)
-    expected = CapacityOptions("paper", tmp_path, 4, 3, ("rnn", "gru"), 9, 8, True, "sqlite:///there.db", Path("data"))
+    expected = CapacityOptions("paper", tmp_path, 4, 3, ("rnn", "gru"), 9, 8, True, "sqlite:///there.db", Path())
     assert vars(options) == vars(expected) | {"experiment": "trainability"}
 
 
@@ -134,7 +134,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["bits", "--cells", "transformer"], "`--cells` must be one of"),
-        (["bits", "--data-dir", "data"], "`--data-dir` has a meaning for trainability only"),
+        (["bits", "--data-dir", "."], "`--data-dir` has a meaning for trainability only"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -177,19 +177,19 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(reproduce, "reproduce", fake)
     assert cli.main(["reproduce", "copy"]) == 0
-    arguments = ["--data-dir", "data", "--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--baselines"]
+    arguments = ["--data-dir", ".", "--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--baselines"]
     assert cli.main(["reproduce", "jsb", *arguments, "--resume", "--jobs", "3", "--only", "rnn", "tcn"]) == 0
     task, out, options = calls[0]
     assert (task, out) == ("copy", Path("runs/copy"))
     assert vars(options) == vars(ReproduceOptions()) | {"task": "copy"}
     task, out, options = calls[1]
     assert (task, out) == ("jsb", tmp_path)
-    expected = ReproduceOptions(tmp_path, Path("data"), "paper", 4, True, True, 3, ("rnn", "tcn"))
+    expected = ReproduceOptions(tmp_path, Path(), "paper", 4, True, True, 3, ("rnn", "tcn"))
     assert vars(options) == vars(expected) | {"task": "jsb"}
 
 
 def test_an_option_that_does_not_fit_the_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["reproduce", "copy", "--data-dir", "data", "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["reproduce", "copy", "--data-dir", ".", "--out", str(tmp_path / "out")]) == 2
     assert "`--data-dir` has no meaning" in capsys.readouterr().err
     assert cli.main(["reproduce", "atis", "--out", str(tmp_path / "out")]) == 2
     assert "`--data-dir` must be the folder" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def sets(features: int = F, seed: int = 0) -> dict[str, InputSet]:
 
     return {
         "sup": SupNorm(2.0),
-        "box": Box(randn(features) - 1, randn(features).abs() + 2),
+        "box": Box(-randn(features).abs() - 1, randn(features).abs() + 2),
         "zero": SupNorm(0.0),
         "ball": L2Ball(2.0),
         "active": ActiveEntries(2, 1.5),

@@ -211,7 +211,7 @@ def test_descriptions(inputs: InputSet, words: str) -> None:
 @pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf, torch.tensor([1.0, -1.0]), torch.tensor([math.nan])])
 def test_a_bound_is_finite_and_nonnegative(bound: float | Tensor) -> None:
     with pytest.raises(
-        ValueError, match=r"`input_bound` must be (finite and nonnegative|a number in \[-inf, inf\]). Got"
+        ValueError, match=r"`(input_bound|bound)` must be (finite and nonnegative|a number in \[-inf, inf\]). Got"
     ):
         as_input_set(bound)
 
@@ -278,7 +278,7 @@ def test_a_finite_set_has_points(shape: tuple[int, ...]) -> None:
     ids=str,
 )
 def test_sets_are_made_of_finite_real_numbers(make: Callable[[Tensor], InputSet], values: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"^`(input_bound|low|points)` must be"):
+    with pytest.raises(ValueError, match=r"^`(input_bound|bound|low|points)` must be"):
         make(values)
 
 

@@ -278,7 +278,11 @@ def test_the_gate_bound_lies_below_the_rate(gate_bound: Any, error: type[Excepti
         ("gru", {"method": "nearest"}, r"`method` must be one of \('shares', 'euclidean', 'rescale'\) for the gru"),
         ("rnn", {"method": "shares"}, r"`method` must be one of \('euclidean', 'rescale'\) for the rnn recurrence"),
         ("gru", {"method": "miller-hardt"}, r"`method` must be one of .* for the gru"),
-        ("rnn", {"norm": "row"}, r"`norm` must be one of \('l2', 'linf', 'l1', 'perron', 'diagonal'\) for the rnn"),
+        (
+            "rnn",
+            {"norm": "row"},
+            r"`norm` must be one of \('l2', 'linf', 'l1', 'perron', 'diagonal', 'full'\) for the rnn",
+        ),
         ("gru", {"norm": "miller-hardt"}, r"`norm` must be one of \('row', 'tight', 'l2'\) for the gru"),
         ("lstm", {"norm": "miller-hardt", "method": "shares"}, r"must be 'miller-hardt' with norm='miller-hardt'"),
         ("lstm", {"norm": "l2", "method": "euclidean"}, r"must be 'shares' or 'rescale' with norm='l2'"),

@@ -60,11 +60,13 @@ def test_projects_and_measures(cell: str, strict: bool, training: bool) -> None:
     report = projector.certify()
     assert report == certify(model.train(training))
     assert (0.99 if cell == "rnn" else 0.9) * RATE < report.rate <= RATE
-    assert projector.certify(leading_only=True).rate <= RATE
+    if cell == "rnn" or not strict:  # a strict projection uses what inputs do to the other gates
+        assert projector.certify(leading_only=True).rate <= RATE
     after = weights(model)
     projector.project(strict=True)
     assert equal(after, weights(model))
-    assert projector.project(strict=False, measure=True) < 1e-4 * moved  # rounding, and the wider margin
+    if cell == "rnn" or not strict:
+        assert projector.project(strict=False, measure=True) < 1e-4 * moved  # rounding, and the wider margin
 
 
 @pytest.mark.parametrize("cell", CELLS)

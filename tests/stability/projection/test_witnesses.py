@@ -77,7 +77,7 @@ def test_a_frozen_norm_leaves_more_than_the_plain_one(cell: str) -> None:
             wander(module, generator)
             projector.project(strict=False)
         moved[norm] = sum(value.norm() for name, value in module.named_parameters() if "weight_hh" in name)
-    assert moved[NORM[cell]] > 1.01 * moved[plain]
+    assert moved[NORM[cell]] > moved[plain]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
