@@ -11,6 +11,7 @@ from lightning_stable.callbacks.feed_forward_shadow import FeedForwardShadowCall
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
 from lightning_stable.callbacks.stable_model_checkpoint import StableModelCheckpoint
 from lightning_stable.callbacks.state_gradient import StateGradientCallback
+from lightning_stable.callbacks.truncation_penalty import TruncationPenaltyCallback
 from lightning_stable.callbacks.truncation_profile import TruncationProfileCallback
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "StabilityProjectionCallback",
     "StableModelCheckpoint",
     "StateGradientCallback",
+    "TruncationPenaltyCallback",
     "TruncationProfileCallback",
 ]

@@ -18,6 +18,7 @@ from lightning_stable.callbacks._interruptible import Interruptible
 from lightning_stable.callbacks._portable import Portable
 from lightning_stable.callbacks._projecting import reports_of
 from lightning_stable.callbacks.stability_projection import StabilityProjectionCallback
+from lightning_stable.callbacks.truncation_penalty import TruncationPenaltyCallback
 from lightning_stable.shadow import ShadowRun, Twin, TwinProjection, TwinSource, check_model
 from lightning_stable.shadow.rng import isolated
 from lightning_stable.tensorboard import Entries, begin_table, boards_of, compared, comparison_charts, end_table, flush
@@ -65,10 +66,11 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
 
     What hooks of the twin log is kept apart and nothing of it reaches another logger. Hooks of other callbacks are not
     called for the twin: a callback that changes weights, gradients or batches between the model's hooks changes the
-    model's alone. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
+    model's alone. The exception is :class:`TruncationPenaltyCallback`, which adds the twin's own penalty to the twin's
+    gradients. What callbacks freeze, unfreeze or add to the optimizer when an epoch starts, the twin follows. Where
     a model changes its batches in place, the twin sees the first of them as it was left, with a warning. Under
     ``ddp_spawn`` the twin lives in the spawned processes, and :attr:`twin` stays None here. ``self.trainer`` of the
-    twin has the twin's own strategy, optimizers and metrics, and neither callbacks nor loggers.
+    twin has the twin's own strategy, optimizers and metrics, no loggers, and of callbacks those penalties alone.
 
     A checkpoint holds the twin, and a resumed run goes on exactly. One thing it cannot hold: of a state in a registered
     buffer, which depends on how far the model has come, the unfinished windows are not saved. The resumed twin goes on
@@ -179,6 +181,9 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
                 projector = callback.projector_for(trainer, twin.module, ranges=callback.input_ranges)
                 twin.projections[callback.state_key] = TwinProjection(projector, callback, twin.optimizer)
                 callback.followers.append(twin.projections[callback.state_key])
+        # Lightning's precision plugins call callbacks before backward passes and steps, and these have no other hooks.
+        for penalty in callbacks_of(trainer, TruncationPenaltyCallback):
+            twin.trainer.callbacks.append(penalty.for_twin(twin.module))
         if self._restored:
             twin.load_state_dict(self._restored)
             self._restored = {}
@@ -215,6 +220,8 @@ class FeedForwardShadowCallback(RecordsClassPath, Portable, Interruptible):
     def _finish(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
+            for penalty in run.twin.trainer.callbacks:
+                penalty.leave()
             try:
                 self._state = _state_of(run)
             finally:  # hooks of the model's are called for it

@@ -44,14 +44,17 @@ class RecordedCalls:
         recurrences: A recurrence of each module to record, by the name of the module.
         results: Keep what calls return, with its history, and give each call its state without history: a step's
             output is the next step's state, and through it a gradient would come back from all later losses.
+        differentiated: Record only calls that autograd follows: those of a training step, not of an evaluation.
 
     Attributes:
         batches: Inputs by the name of the module, one entry for each batch that :meth:`end_batch` has closed.
     """
 
-    def __init__(self, recurrences: Mapping[str, Recurrence], *, results: bool = False) -> None:
+    def __init__(
+        self, recurrences: Mapping[str, Recurrence], *, results: bool = False, differentiated: bool = False
+    ) -> None:
         self.batches: dict[str, list[Any]] = {}
-        self._recurrences, self._results = recurrences, results
+        self._recurrences, self._results, self._differentiated = recurrences, results, differentiated
         self._calls: dict[str, list[Run]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -106,6 +109,8 @@ class RecordedCalls:
         return Run(steps, calls[0].state, tuple(returned for call in calls for returned in call.returned))
 
     def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        if self._differentiated and not torch.is_grad_enabled():
+            return
         inputs, state = input_and_state(module, args, kwargs)
         if isinstance(inputs, Tensor) and inputs.numel() == 0:  # a batch that a mask left empty shows nothing
             return

@@ -188,26 +188,14 @@ def truncation_profile(
     """
     max_window = checks.integer("max_window", max_window)
     checks.label("name", name)
-    stacks = stacks_of(checks.module("recurrent", recurrent))
+    checks.module("recurrent", recurrent)
     layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
-    layout.check(recurrent, None, "inputs")
-    check_run(recurrences_of(recurrent), layout.inputs)
     max_window = min(max_window, layout.time)
-    with _at_rest(recurrent):
-        whole = _whole(recurrent, stacks, layout)
-        valid = layout.valid
-        errors = [
-            torch.linalg.vector_norm(outputs - whole, dim=-1) for outputs in _windowed(stacks, layout, max_window)
-        ]
-    # NaN stays: an error that overflowed is no small one.
-    by_sequence = torch.stack([error.masked_fill(~valid, 0).amax(0) for error in errors]).double().cpu()
-    if layout.packed is not None and layout.packed.unsorted_indices is not None:
-        by_sequence = by_sequence[:, layout.packed.unsorted_indices.cpu()]
-    mean = torch.stack([error[valid].mean() for error in errors]).double().cpu()
-    size = torch.linalg.vector_norm(whole[valid], dim=-1).mean().item()
+    errors, by_sequence, size = _measured(recurrent, layout, max_window)
+    mean = torch.stack([error[layout.valid].mean() for error in errors]).double().cpu()
     sources = _sources(recurrent, layout, input_bound)
     bound, guarantee = _bound(recurrent, sources, max_window)
-    floor = _ROUNDING.get(whole.dtype, 1e-2) * size
+    floor = _ROUNDING.get(errors[0].dtype, 1e-2) * size
     return TruncationProfile(
         windows=torch.arange(1, max_window + 1),
         max_error=by_sequence.amax(1),
@@ -220,6 +208,38 @@ def truncation_profile(
         output_norm=size,
         name=name,
     )
+
+
+@torch.no_grad()
+def sequence_errors(recurrent: nn.Module, inputs: Any, max_window: int) -> tuple[Tensor, float]:
+    """Return ``sequence_error`` and ``output_norm`` of :func:`truncation_profile` alone, which is much faster.
+
+    Args:
+        recurrent: As for :func:`truncation_profile`.
+        inputs: As for :func:`truncation_profile`.
+        max_window: Longest window; one as long as the longest sequence is exact, and longer ones are left out.
+    """
+    layout = Layout.of(recurrent, checked_inputs(inputs), "inputs")
+    _, by_sequence, size = _measured(recurrent, layout, min(max_window, layout.time))
+    return by_sequence, size
+
+
+def _measured(recurrent: nn.Module, layout: Layout, max_window: int) -> tuple[list[Tensor], Tensor, float]:
+    """The errors at every position by window, the largest of every sequence, and the mean norm of the outputs."""
+    stacks = stacks_of(recurrent)
+    layout.check(recurrent, None, "inputs")
+    check_run(recurrences_of(recurrent), layout.inputs)
+    with _at_rest(recurrent):
+        whole = _whole(recurrent, stacks, layout)
+        errors = [
+            torch.linalg.vector_norm(outputs - whole, dim=-1) for outputs in _windowed(stacks, layout, max_window)
+        ]
+    valid = layout.valid
+    # NaN stays: an error that overflowed is no small one.
+    by_sequence = torch.stack([error.masked_fill(~valid, 0).amax(0) for error in errors]).double().cpu()
+    if layout.packed is not None and layout.packed.unsorted_indices is not None:
+        by_sequence = by_sequence[:, layout.packed.unsorted_indices.cpu()]
+    return errors, by_sequence, torch.linalg.vector_norm(whole[valid], dim=-1).mean().item()
 
 
 @contextmanager

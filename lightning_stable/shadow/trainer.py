@@ -38,8 +38,9 @@ class TwinTrainer(Proxy):
     """The model's trainer with a strategy, optimizers, schedulers and metrics of the twin's, and without loggers.
 
     The twin's hooks read the trainer as the model's do (epoch, steps to come, precision); what they would change, such
-    as ``should_stop``, or write to a logger's experiment, must not reach the model's run. There are no callbacks and
-    no profiler, as Lightning's precision plugins would call them for the twin.
+    as ``should_stop``, or write to a logger's experiment, must not reach the model's run. There are no callbacks of
+    the model's and no profiler, as Lightning's precision plugins would call them for the twin; what stands in
+    ``callbacks`` they do call, before backward passes and steps.
 
     Args:
         trainer: The model's trainer.

@@ -96,7 +96,7 @@ class WindowedLayer(Windowed):
         if self._stored:
             stored: tuple[Any, Any] = super().forward(input, hx)
             return stored
-        memory, hx = memory_of(_parts(hx), self), _plain(hx)
+        memory, hx = memory_of(_parts(hx), self), plain_state(hx)
         layout = Layout.of(self, input)
         seen = layout.time + (0 if memory is None else memory.seen)
         with self.as_stored():
@@ -216,7 +216,7 @@ class WindowedCell(Windowed):
         """
         if self._stored:
             return super().forward(input, hx)
-        memory, hx = memory_of(_parts(hx), self), _plain(hx)
+        memory, hx = memory_of(_parts(hx), self), plain_state(hx)
         if memory is not None:
             _check_step(self, input, _parts(hx)[0])
         inputs = (input if input.dim() == 2 else input.unsqueeze(0)).unsqueeze(0)
@@ -397,9 +397,10 @@ def _parts(state: Any) -> tuple[Tensor, ...]:
     return () if state is None else tuple(state) if isinstance(state, (tuple, list)) else (state,)
 
 
-def _plain(state: Any) -> Any:
+def plain_state(state: Any) -> Any:
+    """Return a state without the windows that it carries."""
     if isinstance(state, (tuple, list)):  # torch's own LSTM takes both
-        return tuple(_plain(part) for part in state)
+        return tuple(plain_state(part) for part in state)
     return state.as_subclass(Tensor) if isinstance(state, CarriedState) else state
 
 

@@ -23,6 +23,9 @@ BAD: dict[str, dict[Any, type[Exception]]] = {
     "max_window": {**POSITIVE, None: TypeError},
     "max_lag": {**POSITIVE, None: TypeError},
     "num_batches": {**POSITIVE, None: TypeError},
+    "num_restarts": {**POSITIVE, None: TypeError},
+    "seed": {-1: ValueError, 2**63: ValueError, True: TypeError, 1.5: TypeError, None: TypeError},
+    "weight": {-1.0: ValueError, NAN: ValueError, float("inf"): ValueError, "large": TypeError, None: TypeError},
     "every_n_steps": {**POSITIVE, None: TypeError},
     "every_n_epochs": {**POSITIVE, None: TypeError},
     "histograms_every_n_epochs": POSITIVE,
@@ -45,7 +48,10 @@ BAD: dict[str, dict[Any, type[Exception]]] = {
 }
 # Lightning's own, a name of the cell's (which shows with the model), and what has no bad value.
 UNCHECKED = {"kwargs", "norm", "method"}
-REQUIRED: dict[str, dict[str, Any]] = {"FeedForwardShadowCallback": {"window": 2}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "FeedForwardShadowCallback": {"window": 2},
+    "TruncationPenaltyCallback": {"window": 2},
+}
 
 CONSTRUCTORS = [getattr(callbacks, name) for name in callbacks.__all__]
 CASES = [
@@ -75,8 +81,10 @@ def test_a_bad_argument(constructor: Any, argument: str, value: Any, error: type
 
 @pytest.mark.parametrize("constructor", [c for c in CONSTRUCTORS if "modules" in inspect.signature(c).parameters])
 def test_patterns_are_one_or_several(constructor: Any) -> None:
-    assert constructor(modules="core").modules == constructor(modules=iter(["core"])).modules == ["core"]
-    assert constructor().modules is None
+    required = REQUIRED.get(constructor.__name__, {})
+    one, several = (constructor(**required, modules=given).modules for given in ("core", iter(["core"])))
+    assert one == several == ["core"]
+    assert constructor(**required).modules is None
 
 
 @pytest.mark.parametrize("constructor", [c for c in CONSTRUCTORS if "input_bound" in inspect.signature(c).parameters])

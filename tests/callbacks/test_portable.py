@@ -15,6 +15,7 @@ from lightning_stable.callbacks import (
     StabilityProjectionCallback,
     StableModelCheckpoint,
     StateGradientCallback,
+    TruncationPenaltyCallback,
     TruncationProfileCallback,
 )
 from tests.helpers import FEATURES, TIME, equal, sequences, trainer, weights
@@ -69,6 +70,7 @@ def callbacks(path: Path) -> list[Any]:
         TruncationProfileCallback(2),
         StateGradientCallback(2),
         StableModelCheckpoint(dirpath=path),
+        TruncationPenaltyCallback(1),
     ]
 
 

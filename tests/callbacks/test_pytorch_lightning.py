@@ -17,6 +17,7 @@ from lightning_stable.callbacks import (
     StabilityProjectionCallback,
     StableModelCheckpoint,
     StateGradientCallback,
+    TruncationPenaltyCallback,
     TruncationProfileCallback,
 )
 from tests.callbacks.shadows import WHOLE
@@ -102,11 +103,12 @@ def test_all_callbacks(given: bool, tmp_path: Path) -> None:
         enable_model_summary=False,
         accumulate_grad_batches=2,
         gradient_clip_val=0.5,
-        callbacks=[StabilityProjectionCallback(0.9), shadow, profile, gradients, best],
+        callbacks=[StabilityProjectionCallback(0.9), TruncationPenaltyCallback(1), shadow, profile, gradients, best],
     )
     run.fit(model, sequences(), sequences(2))
     assert certify(model).rate <= 0.9
     assert equal(weights(model), weights(shadow.twin))
     assert run.callback_metrics["shadow/val_loss_gap"] == 0
+    assert run.callback_metrics["penalty/core/loss"] > 0
     assert profile.profiles.keys() == gradients.reports.keys() == {"core"}
     assert Path(best.best_model_path).exists()

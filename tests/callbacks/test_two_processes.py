@@ -10,9 +10,11 @@ import torch
 
 from lightning_stable import certify, truncation_profile
 from lightning_stable.stability import Box
+from lightning_stable.truncation.exact.stack import stacks_of
+from lightning_stable.truncation.restarts import restart_difference
 from tests.callbacks import two_shadows
 from tests.callbacks.shadows import WHOLE
-from tests.callbacks.two_processes import BATCHES, BOUND, RATE, Three, data, validation_data
+from tests.callbacks.two_processes import BATCHES, BOUND, PENALTY, RATE, Penalised, Three, data, validation_data
 from tests.helpers import Recurrent, equal
 
 Done = tuple[Path, str]
@@ -86,6 +88,30 @@ def test_a_statistical_window_counts_the_sequences_of_both_once(ddp: Done) -> No
     torch.testing.assert_close(found, torch.cat((expected[:, ::2], expected[:, 1::2]), 1), rtol=1e-4, atol=1e-6)
     assert not second["errors"]  # the first process speaks
     assert first["metrics"]["truncation/core.recorded/statistical_window"] >= 1
+
+
+def test_a_penalty_is_the_mean_of_both(ddp: Done) -> None:
+    folder, stderr = ddp
+    without, found = (
+        [torch.load(folder / f"penalty-{weight}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for weight in (0.0, PENALTY)
+    )
+    assert len(found[0]["gradients"]) == 3
+    assert all(map(equal, found[0]["gradients"], found[1]["gradients"]))
+    assert equal(found[0]["weights"], found[1]["weights"])
+    assert found[0]["metrics"]["penalty/core/loss"] == found[1]["metrics"]["penalty/core/loss"] > 0
+
+    model = Penalised()
+    added = []
+    for rank in found:  # of the first step: the last of two accumulated batches
+        places = torch.Generator().manual_seed(0)
+        difference = restart_difference(stacks_of(model.core), rank["inputs"][1], None, 1, 8, places)
+        added.append(torch.autograd.grad(PENALTY * difference, list(model.core.parameters())))
+    for (name, _), first, second in zip(model.core.named_parameters(prefix="core"), *added, strict=True):
+        assert not torch.equal(first, second)
+        change = found[0]["gradients"][0][name] - without[0]["gradients"][0][name]
+        torch.testing.assert_close(change, (first + second) / 2, rtol=1e-4, atol=1e-6)
+    assert "self.log('penalty" not in stderr
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])

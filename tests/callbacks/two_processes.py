@@ -14,11 +14,16 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_stable.callbacks import StabilityProjectionCallback, TruncationProfileCallback
+from lightning_stable.callbacks import (
+    StabilityProjectionCallback,
+    TruncationPenaltyCallback,
+    TruncationProfileCallback,
+)
 from tests.callbacks import two_shadows
 from tests.helpers import FEATURES, UNITS, AfterStep, Recurrent, Sequences, trainer, weights
 
 RATE, BOUND, BATCHES = 0.9, 0.5, 5
+PENALTY = 3.0
 
 
 class Three(nn.Module):
@@ -92,9 +97,46 @@ def projected(folder: Path) -> None:
     run.fit(Recurrent(Three(), bounded=False, growth=0.3), data(), validation_data())
 
 
+class Penalised(Recurrent):
+    """Keeps its gradients before every step, and the inputs of its core."""
+
+    def __init__(self) -> None:
+        super().__init__("gru", growth=0.0)
+        self.inputs, self.gradients = [], []  # type: ignore[var-annotated]
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        self.inputs.append(batch[:, :-1].clamp(-2.0, 2.0))
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.gradients.append({name: p.grad.clone() for name, p in self.named_parameters()})
+
+
+def penalised(folder: Path) -> None:
+    for weight in (0.0, PENALTY):
+        model = Penalised()
+        run = trainer(
+            folder,
+            TruncationPenaltyCallback(1, weight),
+            strategy="ddp",
+            devices=2,
+            accumulate_grad_batches=2,
+            log_every_n_steps=1,
+        )
+        run.fit(model, data(), validation_data())
+        seen = {
+            "inputs": model.inputs,
+            "gradients": model.gradients,
+            "weights": weights(model),
+            "metrics": dict(run.callback_metrics),
+        }
+        torch.save(seen, folder / f"penalty-{weight}-{run.global_rank}.pt")
+
+
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
     if strategy == "ddp":
         projected(folder)
+        penalised(folder)
         two_shadows.run("alone", strategy, folder)
     two_shadows.run("beside", strategy, folder)

@@ -12,8 +12,8 @@ from lightning_stable.recurrence import recurrences_by_module
 X = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
-def recorder(model: nn.Module, *, results: bool = False) -> RecordedCalls:
-    return RecordedCalls({name: group[0] for name, group in recurrences_by_module(model).items()}, results=results)
+def recorder(model: nn.Module, **options: bool) -> RecordedCalls:
+    return RecordedCalls({name: group[0] for name, group in recurrences_by_module(model).items()}, **options)
 
 
 def test_the_longest_call_of_a_layer_and_all_steps_of_a_cell() -> None:
@@ -34,6 +34,17 @@ def test_the_longest_call_of_a_layer_and_all_steps_of_a_cell() -> None:
     assert torch.equal(runs["cell"].state, torch.ones(2, 4))
     assert runs["cell"].returned == (None,) * 5
     assert recorded.take() == {}
+
+
+def test_calls_that_autograd_follows() -> None:
+    layer = nn.GRU(3, 4)
+    recorded = recorder(layer, differentiated=True)
+    with recorded.attached():
+        with torch.no_grad():
+            layer(X)
+        assert recorded.take() == {}
+        layer(X[:2])
+    assert torch.equal(recorded.take()[""].inputs, X[:2])
 
 
 def test_results_keep_their_history_and_steps_are_cut_apart() -> None:

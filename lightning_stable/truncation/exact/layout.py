@@ -46,7 +46,7 @@ class Layout:
         if isinstance(values, PackedSequence):
             # Without its indices it stays in sorted order.
             inputs, lengths = pad_packed_sequence(PackedSequence(values.data, values.batch_sizes))
-            return cls(inputs, lengths.to(inputs.device), True, False, values)
+            return cls(inputs, lengths.to(inputs.device, non_blocking=True), True, False, values)
         if not isinstance(values, Tensor) or values.dim() not in (2, 3):
             is_tensor = isinstance(values, Tensor)
             shape = tuple(values.shape) if is_tensor else type(values).__name__
