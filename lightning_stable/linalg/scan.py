@@ -30,7 +30,7 @@ def linear_scan(factors: Tensor, terms: Tensor, start: Tensor, *, reverse: bool 
     Returns:
         The states after every step, at the position of the step, shape ``(time, ...)``.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a program has no autograd functions
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # a program has no autograd functions
         return _steps(factors, terms, start, reverse)
     states: Tensor = _Scan.apply(factors, terms, start, reverse)  # type: ignore[no-untyped-call]
     return states
@@ -96,7 +96,8 @@ def _pieces(factors: Tensor, terms: Tensor, start: Tensor, reverse: bool) -> Ten
     rest = range(whole, time)
     if whole:
         pieces = slice(time - whole, time) if reverse else slice(whole)
-        a, b, h = (value[pieces].unflatten(0, (count, length)).unbind(1) for value in (factors, terms, states))
+        shape = (count, length, *terms.shape[1:])
+        a, b, h = (value[pieces].view(shape).unbind(1) for value in (factors, terms, states))
         order = range(length - 1, -1, -1) if reverse else range(length)
         # The map of every piece.
         scale, shift = a[order[0]].clone(), b[order[0]].clone()

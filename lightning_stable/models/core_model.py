@@ -25,8 +25,8 @@ class CoreModel(LightningModule):
     Args:
         hidden_size: Units or channels per layer (and direction).
         dropout: Dropout between the layers (inside a convolutional core) and before the head.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"``, ``"intersection"``, ``"leaky"``, ``"mingru"`` or
-            ``"minlstm"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"``, ``"intersection"``, ``"leaky"``,
+            ``"mingru"`` or ``"minlstm"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         num_layers: Number of layers.
         window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on

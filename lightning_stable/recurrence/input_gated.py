@@ -1,7 +1,7 @@
 """``MinGRU`` and ``MinLSTM``: ``h' = a(x) h + (1 - a(x)) n(x)``, where neither leak nor candidate reads the state.
 
-Two runs on the same inputs that differ by ``e`` differ by ``a(x) e`` one step later, entry by entry. So the rate is the
-largest leak over the admissible inputs, exactly, in every norm that is monotone in the entries; and a run that restarted
+Two runs on the same inputs that differ by ``e`` differ by ``a(x) e`` one step later, entry by entry. So the rate is
+the largest leak over the admissible inputs, in every norm that is monotone in the entries; and a run that restarted
 from zero ``k`` steps ago is off by ``(product of the last k leaks) h_(t-k)``.
 
 Where the inputs differ as well, as above another layer, the leak is a gate ``a = sigmoid(p)`` as that of
@@ -28,7 +28,6 @@ from lightning_stable.recurrence.intervals import Interval, worst
 from lightning_stable.recurrence.leaky import Bounds
 from lightning_stable.recurrence.tubes import Metric, MinGRUTube, MinLSTMTube, Tube
 
-
 # Rows of a gate, their biases if there are any, and its bound: returns rows and biases that obey it.
 Lowered = Callable[[Tensor, Tensor | None, float], tuple[Tensor, Tensor | None]]
 
@@ -44,11 +43,10 @@ class _Comparison:
     def __call__(self, state: State, inputs: Tensor | None) -> State:
         """Return the bound on the next difference."""
         hidden = state[0].unsqueeze(-2)  # for the scenarios
-        zero = torch.zeros_like(hidden)
-        leak, driven = zero, zero
+        leak, driven = torch.zeros_like(hidden), torch.zeros_like(hidden)
         if inputs is not None:
             leak, driven = (inputs.unsqueeze(-2) @ weight.mT for weight in (self.leak, self.candidate))
-        return (worst(self.bounds.change(hidden, torch.cat((leak, zero), -1), driven)),)
+        return (worst(self.bounds.change(hidden, torch.cat((leak, torch.zeros_like(leak)), -1), driven)),)
 
 
 class InputGatedRecurrence(LeakingRecurrence):
@@ -94,7 +92,9 @@ class InputGatedRecurrence(LeakingRecurrence):
 
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
         """``max(1, state_bound)``: ``h'`` is a mean of ``h`` and a tanh."""
-        return torch.full_like(weights["weight_ih"][: len(weights["weight_ih"]) // self.blocks, 0], max(1.0, state_bound))
+        return torch.full_like(
+            weights["weight_ih"][: len(weights["weight_ih"]) // self.blocks, 0], max(1.0, state_bound)
+        )
 
     # ------------------------------------------------------------- certificate
     @abstractmethod
@@ -193,10 +193,10 @@ class MinGRURecurrence(InputGatedRecurrence):
 class MinLSTMRecurrence(InputGatedRecurrence):
     """Adapter for minLSTM recurrences.
 
-    The leak ``f / (f + i)`` is ``sigmoid(p)`` with ``p = softplus(-pre_i) - softplus(-pre_f)``. The pre-activations are
-    taken at the same input: each of them is bounded, and so is their difference ``d``. ``p`` rises with ``pre_f``, falls
-    with ``pre_i``, and where the difference is given it is largest at the smallest ``pre_i`` if ``d >= 0`` and at the
-    largest ``pre_f`` if not; so its maximum is at a corner. For a finite set all points are looked at.
+    The leak ``f / (f + i)`` is ``sigmoid(p)`` with ``p = softplus(-pre_i) - softplus(-pre_f)``. Each pre-activation is
+    bounded, and so is their difference ``d``. ``p`` rises with ``pre_f`` and falls with ``pre_i``. For a given
+    difference it is largest at the smallest ``pre_i`` if ``d >= 0`` and at the largest ``pre_f`` if not; so its maximum
+    is at a corner. Of a finite set all points are looked at.
     """
 
     cell = "minlstm"
@@ -208,12 +208,12 @@ class MinLSTMRecurrence(InputGatedRecurrence):
 
     def pairing(self, weights: Weights) -> Pairing | None:
         """Return the difference of the gates, which decides the leak, and the forget gate."""
-        return Pairing(len(weights["weight_ih"]) // 3, leak=0, partner=1)
+        return Pairing(len(weights["weight_ih"]) // 3, leak=3, partner=0)
 
     def driven_rows(self, weights: Weights) -> Tensor:
-        """Return ``U_f - U_i`` above ``weight_ih``."""
+        """Return ``weight_ih``, and ``U_f - U_i`` below it."""
         forget, enter, _ = weights["weight_ih"].chunk(3)
-        return torch.cat((forget - enter, weights["weight_ih"]))
+        return torch.cat((weights["weight_ih"], forget - enter))
 
     def with_bounded_gates(self, weights: Weights, bound: float, lowered: Lowered) -> dict[str, Tensor]:
         """Lower the difference of the gates, by moving each of them half of the way.
@@ -237,11 +237,11 @@ class MinLSTMRecurrence(InputGatedRecurrence):
         return _joined((forget, enter, candidate), (bias_f, bias_i, other))
 
     def _shifted(self, weights: Weights, drive: Interval) -> Interval:
-        return super()._shifted(weights, drive.rows(slice(len(weights["weight_ih"]) // 3, None)))
+        return super()._shifted(weights, drive.rows(slice(len(weights["weight_ih"]))))
 
     def leak_interval(self, weights: Weights, drive: Interval) -> Interval:
         """Return the extremes of ``p`` over both gates and their difference."""
-        apart = drive.rows(slice(len(weights["weight_ih"]) // 3))
+        apart = drive.rows(slice(len(weights["weight_ih"]), None))
         bias_f, bias_i, _ = _blocks(weights, 3)[1]
         apart = apart if bias_f is None or bias_i is None else apart.shift(bias_f - bias_i)
         forget, enter, _ = self._shifted(weights, drive).chunk(3)

@@ -1,15 +1,15 @@
 r"""``LeakyRNN``: ``h' = a h + (1 - a) tanh(W h + U x + b)`` with a leak ``a = sigmoid(leak)`` per unit.
 
-Two runs that differ by ``e`` differ by ``e' = A e + B D W e`` one step later, ``A = diag(a)``, ``B = I - A``, with slopes
-``D`` between 0 and 1, whatever states and inputs are. In the Euclidean norm the state map contracts at::
+Two runs that differ by ``e`` differ by ``e' = A e + B D W e`` one step later, with ``A = diag(a)``, ``B = I - A`` and
+slopes ``D`` between 0 and 1, whatever states and inputs are. In the Euclidean norm the state map contracts at::
 
     rate = lambda_max [  A   (B W)^T ]
                       [ B W     A    ]
 
 For ``y = D W e`` and any ``s_j > 0`` with ``a_j + b_j s_j = rate`` Young's inequality gives
-``(a e + b y)^2 <= rate (a e^2 + b y^2 / s)`` entry by entry. Summed up, ``|y_j| <= |(W e)_j|`` makes this at most
-``rate^2 |e|^2`` if ``W^T B^2 (rate - A)^-1 W <= rate - A``, which is the Schur complement of ``rate - [...] >= 0``. With
-one leak for all units the rate is ``a + (1 - a) ||W||_2``.
+``(a e + b y)^2 <= rate (a e^2 + b y^2 / s)`` entry by entry. As ``|y_j| <= |(W e)_j|``, the sum is at most
+``rate^2 |e|^2`` if ``W^T B^2 (rate - A)^-1 W <= rate - A``: the Schur complement of ``rate - [...] >= 0``. With one leak
+for all units the rate is ``a + (1 - a) ||W||_2``.
 
 Since ``D`` is not negative there are sharper forms, see :func:`~lightning_stable.linalg.leaky_norm`; with one leak for
 all units the rate is then ``a + (1 - a) r``, where ``r`` is the ``full`` rate of the plain RNN.
@@ -117,12 +117,6 @@ class LeakyRNNRecurrence(LeakingRecurrence):
             rate = top + (rate - top) * linalg.quadratic_norm(inner, found).clamp(max=1)
         return best
 
-    def window_contractions(self, weights: Weights, contraction: Contraction) -> tuple[Contraction, ...]:
-        """Add the one in the best form."""
-        if contraction.form is not None:
-            return (contraction,)
-        return contraction, self.contraction(weights, None, norm="full")
-
     def input_gain(self, weights: Weights, contraction: Contraction) -> Tensor:
         """``||diag(1 / scales) B U||_2``; infinite in a form, where entries alone are bounded."""
         if contraction.order != 2 or contraction.form is not None:
@@ -167,4 +161,5 @@ def _euclidean_rate(leak: Tensor, entered: Tensor) -> Tensor:
     entered, leak = entered.where(finite, 0.0), leak.where(finite, 0.0)
     kept = leak.diag()
     matrix = torch.cat((torch.cat((kept, entered.mT), 1), torch.cat((entered, kept), 1)))
-    return torch.linalg.eigvalsh(matrix)[-1].where(finite, torch.inf)
+    largest: Tensor = torch.linalg.eigvalsh(matrix)[-1]
+    return largest.where(finite, torch.inf)

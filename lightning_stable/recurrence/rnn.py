@@ -26,6 +26,7 @@ class LinearComparison:
     inputs: Tensor  # N
 
     def __call__(self, state: State, inputs: Tensor | None) -> State:
+        """Return the bound on the next difference."""
         pre = state[0] @ self.hidden.mT
         return (pre if inputs is None else pre + inputs @ self.inputs.mT,)
 

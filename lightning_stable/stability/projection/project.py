@@ -92,8 +92,9 @@ class Constraint:
     def gate_bound_of(self, recurrence: LeakingRecurrence, method: str) -> float:
         """Return the bound on the leak gate of one recurrence.
 
-        By default ``rate ** 2`` where recurrent weights share the rate: measured on music and text, a lower bound keeps larger recurrent weights and costs
-        accuracy, because memory is what a leak gate near 1 is for. Without biases a gate cannot be kept below 1/2.
+        By default ``rate ** 2`` where recurrent weights share the rate, and ``rate`` where there are none: measured on
+        music and text, a lower bound keeps larger recurrent weights and costs accuracy, because memory is what a leak
+        gate near 1 is for. Without biases a gate cannot be kept below 1/2.
         """
         biased = recurrence.can_close
         if not biased and (self.rate <= 0.5 or (self.gate_bound is not None and self.gate_bound <= 0.5)):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import Budget, GatedRecurrence, Recurrence
-from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.input_gated import InputGatedRecurrence
+from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.leaky_rnn import LeakyRNNRecurrence, entering
 from lightning_stable.recurrence.lstm import miller_hardt_radii
 from lightning_stable.recurrence.rnn import RNNRecurrence

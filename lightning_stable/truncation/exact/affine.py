@@ -45,7 +45,7 @@ def affine_rows(maps: Affine, window: int, first: int = 0, starts: Tensor | None
         padding = low + blocks * window - time
         leaks, terms = (
             torch.cat((values[low:], values.new_full((padding, *values.shape[1:]), fill)))
-            .unflatten(0, (blocks, window))
+            .view(blocks, window, *values.shape[1:])
             .transpose(0, 1)
             for values, fill in ((leaks, 1.0), (terms, 0.0))
         )
