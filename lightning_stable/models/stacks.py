@@ -17,8 +17,9 @@ class RecurrentStack(nn.Module):
     """Recurrent networks of one layer each, one above the other: ``x + layer(dropout(norm(x)))`` above the first.
 
     Each layer is a recurrence of its own. It has its own certificate and its own window, so that with windows of ``k``
-    inputs an output depends on ``layers * (k - 1) + 1`` inputs. The outputs of a LayerNorm are a known set of inputs for
-    the layer above. Residual sums without normalisation are not: declare ``input_bound`` for gated cells then.
+    inputs an output depends on ``layers * (k - 1) + 1`` inputs. The outputs of a LayerNorm are a known set, from which
+    the layer above is certified. Residual sums without normalisation are not: declare ``input_bound`` for gated cells
+    then.
 
     Args:
         layers: The recurrent networks, batch first; the outputs of each have the size of the inputs of the next.

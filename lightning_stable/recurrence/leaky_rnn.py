@@ -8,11 +8,11 @@ slopes ``D`` between 0 and 1, whatever states and inputs are. In the Euclidean n
 
 For ``y = D W e`` and any ``s_j > 0`` with ``a_j + b_j s_j = rate`` Young's inequality gives
 ``(a e + b y)^2 <= rate (a e^2 + b y^2 / s)`` entry by entry. As ``|y_j| <= |(W e)_j|``, the sum is at most
-``rate^2 |e|^2`` if ``W^T B^2 (rate - A)^-1 W <= rate - A``: the Schur complement of ``rate - [...] >= 0``. With one leak
-for all units the rate is ``a + (1 - a) ||W||_2``.
+``rate^2 |e|^2`` if ``W^T B^2 (rate - A)^-1 W <= rate - A``: the Schur complement of ``rate - [...] >= 0``. With one
+leak for all units the rate is ``a + (1 - a) ||W||_2``.
 
 Since ``D`` is not negative there are sharper forms, see :func:`~lightning_stable.linalg.leaky_norm`; with one leak for
-all units the rate is then ``a + (1 - a) r``, where ``r`` is the ``full`` rate of the plain RNN.
+all units the rate is then about ``a + (1 - a) r`` or less, where ``r`` is the ``full`` rate of the plain RNN.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def leaks(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def largest_leak(module: nn.Module, inputs: InputSet) -> float:
-    """By ascent over the inputs, many starts for every unit."""
+    """By ascent over the inputs, many starts for every unit; over all points of a finite set."""
+    if isinstance(inputs, FiniteSet):
+        return leaks(module, inputs.points.double()).max().item()
     torch.manual_seed(0)
     free = (3 * torch.randn(60 * module.hidden_size, 3, dtype=torch.float64)).requires_grad_()
     optimizer, best = torch.optim.Adam([free], lr=0.1), 0.0

@@ -15,9 +15,9 @@ def test_one_leak_for_all_units(leak: float) -> None:
     plain = set_(net("rnn", units=12), weight_hh=weight)
     assert certify(module).rate == pytest.approx(leak + (1 - leak) * torch.linalg.matrix_norm(weight, ord=2).item())
     assert certify(module, norm="linf").rate == pytest.approx(leak + (1 - leak) * weight.abs().sum(1).amax().item())
-    # The form is that of the plain network.
+    # A form of the plain network is one here, and there may be better ones.
     full = leak + (1 - leak) * certify(plain, norm="full").rate
-    assert certify(module, norm="full").rate == pytest.approx(full, rel=1e-3)
+    assert certify(module, norm="full").rate <= full * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "full"])
@@ -47,7 +47,7 @@ def test_full_is_never_above_l2() -> None:
 
 def test_a_matrix_of_zeros_leaves_the_leaks() -> None:
     module = set_(net("leaky"), weight_hh=0.0)
-    leak = module.leak_l0.sigmoid().amax().item()
+    leak = module.leak_l0.detach().sigmoid().amax().item()
     for norm in ("l2", "linf", "full"):
         assert certify(module, norm=norm).rate == pytest.approx(leak)
 
@@ -57,10 +57,10 @@ def test_the_projection_meets_the_rate(norm: str) -> None:
     module = set_(net("leaky", units=8, scale=6), leak=torch.linspace(-2, 6, 8))
     project_(module, 0.95, norm=norm)
     assert certify(module, norm=norm).rate == pytest.approx(0.95, rel=1e-6)
-    assert module.leak_l0.sigmoid().amax() == pytest.approx(0.95**2, rel=1e-6)
+    assert module.leak_l0.detach().sigmoid().amax() == pytest.approx(0.95**2, rel=1e-6)
     assert torch.equal(module.leak_l0[:4], torch.linspace(-2, 6, 8).double()[:4])
     project_(module, 0.95, norm=norm, gate_bound=0.5)
-    assert module.leak_l0.sigmoid().amax() <= 0.5
+    assert module.leak_l0.detach().sigmoid().amax() <= 0.5
 
 
 def test_nothing_is_asked_about_inputs() -> None:
