@@ -21,7 +21,7 @@ def step_ratio(
     """Per pair the largest ``|phi(a, x) - phi(b, y)|_j / T(|a - b|, |x - y|)_j`` met by an ascent."""
     (recurrence,) = recurrences_of(module)
     weights = recurrence.weights()
-    drive = inputs.drive(weights["weight_ih"])
+    drive = inputs.drive(recurrence.driven_rows(weights))
     box = recurrence.state_box(weights, drive, state_bound)
     comparison = recurrence.comparison(weights, drive, state_bound)
     assert box is not None
