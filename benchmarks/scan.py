@@ -52,7 +52,8 @@ def scan(
 
 def loop(layer: MinGRU, inputs: Tensor) -> Tensor:
     """Run step by step."""
-    leaks, terms = layer.coefficients(F.linear(inputs, layer.weight_ih_l0, layer.bias_ih_l0))
+    driven = F.linear(inputs, layer.get_parameter("weight_ih_l0"), layer.get_parameter("bias_ih_l0"))
+    leaks, terms = layer.coefficients(driven)
     state, states = torch.zeros_like(terms[0]), []
     for leak, term in zip(leaks.unbind(0), terms.unbind(0), strict=True):
         state = torch.addcmul(term, leak, state)

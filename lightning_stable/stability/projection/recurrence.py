@@ -7,7 +7,7 @@ value on the host.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
@@ -191,20 +191,12 @@ def _shrink_input_gated(recurrence: InputGatedRecurrence, layer: Layer, target: 
     def between(share: Tensor) -> dict[str, Tensor]:
         return {role: _between(share, after[role], value) for role, value in before.items()}
 
-    if target.exact:
-
-        def drive(share: Tensor) -> Interval | None:
-            return replace(layer, weights=between(share)).drive
-    else:
-        # Largest products are convex in the rows, so those of the ends bound those in between.
-        ends = [inputs.drive(recurrence.driven_rows(end)) for end in (after, before)]
-
-        def drive(share: Tensor) -> Interval | None:
-            low, high = (_between(share, *pair) for pair in zip(*ends, strict=True))
-            return Interval(low, high)
+    # Largest products are convex in the rows, so those of the ends bound those in between.
+    ends = [inputs.drive(recurrence.driven_rows(end)) for end in (after, before)]
 
     def fits(share: Tensor) -> Tensor:
-        return recurrence.leak_maximum(between(share), drive(share), target.state_bound) <= bound
+        low, high = (_between(share, *pair) for pair in zip(*ends, strict=True))
+        return recurrence.leak_maximum(between(share), Interval(low, high), target.state_bound) <= bound
 
     units = len(before["weight_ih"]) // recurrence.blocks
     low, high = before["weight_ih"].new_zeros(units), before["weight_ih"].new_ones(units)
