@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import certificates, overhead, premises, profile, projection, scaling, shadow, truncation, tube
+from benchmarks import certificates, overhead, premises, profile, projection, scaling, scan, shadow, truncation, tube
 from benchmarks.timing import Comparison
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "truncation": lambda options: truncation.truncation_against_naive(
         truncation.SHAPES if options.device == "cpu" else truncation.GPU_SHAPES, device=options.device
     ),
+    "scan": lambda options: scan.scan(device=options.device),
     "profile": lambda options: profile.profile_against_runs(device=options.device),
     "tube": lambda options: tube.tube(),
     "shadow": lambda options: shadow.shadow(device=options.device),

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_stable.cells import UGRNN, IntersectionRNN
+from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 
 FEATURES, UNITS, TIME = 3, 5, 4
-CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM, "ugrnn": UGRNN, "intersection": IntersectionRNN}
+CELLS = {
+    "rnn": nn.RNN,
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "ugrnn": UGRNN,
+    "intersection": IntersectionRNN,
+    "leaky": LeakyRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+}
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:

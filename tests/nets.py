@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_stable.cells import UGRNN, IntersectionRNN
+from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 from lightning_stable.recurrence import recurrences_of
 from lightning_stable.stability import InputSet
 
@@ -20,6 +20,9 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "gru": nn.GRU,
     "ugrnn": UGRNN,
     "intersection": IntersectionRNN,
+    "leaky": LeakyRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
 }
 CELLS: dict[str, Callable[..., nn.Module]] = {
     "rnn_cell": nn.RNNCell,
@@ -36,6 +39,9 @@ NORMS = {
     "gru": GATED_NORMS,
     "ugrnn": GATED_NORMS,
     "intersection": GATED_NORMS,
+    "leaky": ("l2", "linf", "full"),
+    "mingru": GATED_NORMS,
+    "minlstm": GATED_NORMS,
 }
 
 

@@ -16,7 +16,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class MixingRNN(nn.RNNBase):
-    """Layers and directions of ``h' = g h + (1 - g) c``, ``g`` a sigmoid and ``c`` a tanh of input and state.
+    """Layers and directions of ``h' = g h + (1 - g) c``, ``g`` a sigmoid and ``c`` a tanh.
 
     A base class. Weights are stacked in the order g, c and named as torch's, ``weight_ih_l0``, ``weight_hh_l0``,
     ``bias_ih_l0``, ``bias_hh_l0``, with ``_reverse`` at the end for the backward direction.
@@ -71,6 +71,10 @@ class MixingRNN(nn.RNNBase):
                     setattr(self, role + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 names.append([role + suffix for role in shapes])
         self._all_weights = names
+        self._flat_weights_names = [name for roles in names for name in roles]
+        for name in self._parameters.keys() - set(self._flat_weights_names):
+            delattr(self, name)
+        self._init_flat_weights()
         self.reset_parameters()
 
     def _shapes(self, features: int) -> Shapes:
@@ -91,8 +95,12 @@ class MixingRNN(nn.RNNBase):
         """Draw from ``+-1 / sqrt(hidden_size)`` as torch's layers do; add ``gate_bias`` to the biases of the gates."""
         super().reset_parameters()
         for name, parameter in self.named_parameters():
-            if name.startswith(("bias_ih", "bias_iy")):
-                parameter[: self.hidden_size] += self.gate_bias
+            self._open(name, parameter)
+
+    def _open(self, name: str, parameter: Tensor) -> None:
+        """Move an initial parameter by ``gate_bias`` if it is one of those that decide how long the state is kept."""
+        if name.startswith(("bias_ih", "bias_iy")):
+            parameter[: self.hidden_size] += self.gate_bias
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no cuDNN kernel."""

@@ -1,4 +1,8 @@
-"""Norms of recurrent matrices: numbers (:mod:`norms`), and quadratic forms with multipliers (:mod:`quadratic`)."""
+"""Norms of recurrent matrices, and sequences of affine maps.
+
+Norms are numbers (:mod:`norms`), and quadratic forms with multipliers (:mod:`quadratic`); sequences are evaluated in
+pieces side by side (:mod:`scan`).
+"""
 
 from lightning_stable.linalg.norms import (
     PERRON_FLOOR,
@@ -19,10 +23,12 @@ from lightning_stable.linalg.quadratic import (
     dual_row_norms,
     form_bounds,
     input_norm,
+    leaky_norm,
     quadratic_factors,
     quadratic_form,
     quadratic_norm,
 )
+from lightning_stable.linalg.scan import composed, linear_scan
 
 __all__ = [
     "PERRON_FLOOR",
@@ -30,6 +36,7 @@ __all__ = [
     "QuadraticForm",
     "all_finite",
     "column_norm",
+    "composed",
     "diagonal_norm",
     "diagonal_weights",
     "dual_norm",
@@ -37,6 +44,8 @@ __all__ = [
     "form_bounds",
     "inflation",
     "input_norm",
+    "leaky_norm",
+    "linear_scan",
     "perron_weights",
     "quadratic_factors",
     "quadratic_form",

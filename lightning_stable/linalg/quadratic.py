@@ -90,6 +90,31 @@ def quadratic_factors(witness: QuadraticForm) -> Factors:
     return Factors(left, right, above / scale[:, None], below.mT * scale)
 
 
+def leaky_norm(leak: Tensor, weight: Tensor, multipliers: Tensor, form: Tensor) -> Tensor:
+    """Return a bound on the rate of ``e -> A e + y`` with ``y = D V e``, slopes ``D`` between 0 and 1, in a form.
+
+    ``y_j ((V e)_j - y_j) >= 0`` for every entry. Twice the sum of these, weighted by ``T``, is added to
+    ``(A e + y)^T X (A e + y)``, and the maximum over ``y`` taken; with ``G = A X + V^T T``::
+
+        rate^2 = lambda_max( X^(-1/2) (A X A + G (2 T - X)^(-1) G^T) X^(-1/2) )
+
+    Args:
+        leak: ``A``, shape ``(units,)``.
+        weight: ``V``, shape ``(units, units)``, float64.
+        multipliers: ``T``, positive, shape ``(units,)``.
+        form: ``X``.
+
+    Returns:
+        An upper bound; infinite where ``0 < X < 2 T`` cannot be shown.
+    """
+    below, margin = _checked_cholesky(form)
+    above, other = _checked_cholesky(2 * multipliers.diag() - form)
+    crossed = leak[:, None] * form + weight.mT * multipliers
+    kept = torch.cat((below.mT * leak, torch.linalg.solve_triangular(above, crossed.mT, upper=False)))
+    norm = spectral_norm(torch.linalg.solve_triangular(below, kept.mT, upper=False))
+    return norm * margin * other * (1 + len(weight) * 2.0**-48)
+
+
 def form_bounds(form: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest entries of vectors with ``z^T X z <= 1``, and the largest ``sqrt(z^T X z)`` of unit vectors.
 

@@ -25,12 +25,16 @@ class CoreModel(LightningModule):
     Args:
         hidden_size: Units or channels per layer (and direction).
         dropout: Dropout between the layers (inside a convolutional core) and before the head.
-        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"`` or ``"intersection"``.
+        cell: ``"rnn"``, ``"irnn"``, ``"ugrnn"``, ``"gru"``, ``"lstm"``, ``"intersection"``, ``"leaky"``,
+            ``"mingru"`` or ``"minlstm"``.
         core: None for a recurrent core; or ``"tcn"``, ``"gated-conv"``, ``"wavenet"``.
         num_layers: Number of layers.
         window: None for a recurrent model; k for the truncated, feed-forward one, in which a prediction depends on
             the last k inputs only.
         kernel_size: Taps of a convolutional core; None for its default.
+        residual: Let every recurrent layer but the first add its outputs to its inputs.
+        normalize: Let every recurrent layer but the first read normalised inputs. With either of the two, each layer
+            has a window of its own.
         learning_rate: Learning rate of the default optimizer, Adam.
 
     Raises:
@@ -50,6 +54,8 @@ class CoreModel(LightningModule):
         num_layers: int = 1,
         window: int | None = None,
         kernel_size: int | None = None,
+        residual: bool = False,
+        normalize: bool = False,
         learning_rate: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -66,6 +72,8 @@ class CoreModel(LightningModule):
             "dropout": dropout,
             "window": window,
             "kernel_size": kernel_size,
+            "residual": residual,
+            "normalize": normalize,
         }
 
     def _set_hparams(self, hp: MutableMapping[str, Any] | Namespace | str) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_stable import checks
-from lightning_stable.cells import UGRNN, IntersectionRNN, irnn_
+from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM, irnn_
 from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, WaveNet
-from lightning_stable.truncation import Windowed, window_
+from lightning_stable.models.stacks import RecurrentStack
+from lightning_stable.truncation import Windowed, pack_state, unpack_state, window_
 
 # For the input sets that certificates derive from the graph: these two cannot be traced through.
 torch.fx.wrap("pack_padded_sequence")
@@ -31,6 +32,9 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {
     "gru": nn.GRU,
     "lstm": nn.LSTM,
     "intersection": IntersectionRNN,
+    "leaky": LeakyRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
 }
 
 
@@ -86,6 +90,8 @@ def build_core(
     window: int | None = None,
     kernel_size: int | None = None,
     bidirectional: bool = False,
+    residual: bool = False,
+    normalize: bool = False,
 ) -> nn.Module:
     """Return a recurrent network, batch first, or the feed-forward one that replaces it.
 
@@ -101,6 +107,8 @@ def build_core(
             convolutional core has it.
         bidirectional: Let an output depend on later inputs as well: a recurrence in both directions, or convolutions
             that are not causal.
+        residual: Let every recurrent layer but the first add its outputs to its inputs.
+        normalize: Let every recurrent layer but the first read normalised inputs (LayerNorm).
 
     Raises:
         TypeError: If an argument, which the message names, has a wrong type.
@@ -111,10 +119,24 @@ def build_core(
     if core is None:
         if kernel_size is not None:
             raise ValueError(f"`kernel_size` must be None without a convolutional `core`. Got {kernel_size!r}.")
-        recurrent = build_recurrence(
-            cell, input_size, hidden_size, num_layers=num_layers, dropout=dropout, bidirectional=bidirectional
-        )
+        recurrent: nn.Module
+        if checks.boolean("residual", residual) | checks.boolean("normalize", normalize):
+            features = hidden_size * (1 + checks.boolean("bidirectional", bidirectional))
+            sizes = [input_size, *[features] * (checks.integer("num_layers", num_layers) - 1)]
+            recurrent = RecurrentStack(
+                [build_recurrence(cell, size, hidden_size, bidirectional=bidirectional) for size in sizes],
+                residual=residual,
+                normalize=normalize,
+                dropout=checks.number("dropout", dropout, "[0, 1)"),
+            )
+        else:
+            recurrent = build_recurrence(
+                cell, input_size, hidden_size, num_layers=num_layers, dropout=dropout, bidirectional=bidirectional
+            )
         return recurrent if window is None else window_(recurrent, window)
+    for name, option in (("residual", residual), ("normalize", normalize)):
+        if checks.boolean(name, option):
+            raise ValueError(f"`{name}` must be False beside a convolutional `core`, which has its own. Got True.")
     checks.choice("core", core, sorted(CORES))
     if window is not None:
         raise ValueError(
@@ -134,7 +156,7 @@ def build_core(
 
 def output_size(core: nn.Module) -> int:
     """Return the number of features of the core's output."""
-    if isinstance(core, ConvolutionalNet):
+    if isinstance(core, (ConvolutionalNet, RecurrentStack)):
         return core.output_size
     assert isinstance(core, nn.RNNBase)
     return core.hidden_size * (2 if core.bidirectional else 1)
@@ -145,7 +167,7 @@ def receptive_field(core: nn.Module) -> int | None:
 
     None stands for all of them, as in a recurrent core.
     """
-    if isinstance(core, ConvolutionalNet):
+    if isinstance(core, (ConvolutionalNet, RecurrentStack)):
         return core.receptive_field
     return core.window if isinstance(core, Windowed) else None
 
@@ -163,6 +185,8 @@ def evaluate(core: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> 
     # What comes after the end of a sequence does not matter to a core that runs forward.
     if lengths is None or (core.causal if convolutional else not core.bidirectional):
         outputs = core(inputs) if convolutional else core(inputs)[0]
+    elif isinstance(core, RecurrentStack):
+        outputs = core.outputs(inputs, lengths, evaluate)
     elif convolutional:
         mask = torch.arange(inputs.size(1)) < lengths[:, None]
         outputs = core(inputs, mask=mask.to(inputs.device, non_blocking=True))
@@ -170,3 +194,17 @@ def evaluate(core: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> 
         packed = core(pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False))[0]
         outputs = pad_packed_sequence(packed, batch_first=True, total_length=inputs.size(1))[0]
     return outputs
+
+
+def pack(core: nn.Module, state: Any) -> dict[str, Any]:
+    """Return a state of a recurrent core as what ``torch.load(weights_only=True)`` reads."""
+    if isinstance(core, RecurrentStack):
+        return {"layers": [pack_state(part) for part in state]}
+    return pack_state(state)
+
+
+def unpack(core: nn.Module, packed: dict[str, Any]) -> Any:
+    """Return the state again."""
+    if not isinstance(core, RecurrentStack):
+        return unpack_state(packed, core)
+    return tuple(unpack_state(part, layer) for part, layer in zip(packed["layers"], core.layers, strict=True))

@@ -13,23 +13,22 @@ from lightning_stable import checks
 from lightning_stable.feedforward import ConvolutionalNet
 from lightning_stable.metrics import BitsPerCharacter, MicroAverage, Perplexity
 from lightning_stable.models.core_model import CoreModel
-from lightning_stable.models.cores import output_size
-from lightning_stable.truncation import pack_state, unpack_state
+from lightning_stable.models.cores import output_size, pack, unpack
 
-State = Tensor | tuple[Tensor, ...]
+State = Tensor | tuple[Any, ...]
 Batch = tuple[Tensor, Tensor]
 
 
 def detach(state: State, dtype: torch.dtype) -> State:
     """Return a state without its history, in a dtype."""
     if isinstance(state, tuple):
-        return tuple(part.detach().to(dtype) for part in state)
+        return tuple(detach(part, dtype) for part in state)
     return state.detach().to(dtype)
 
 
 def batch_size(state: State, dim: int = 1) -> int:
     """Return the batch size of a state whose parts have shape ``(layers, batch, units)``."""
-    return (state[0] if isinstance(state, tuple) else state).size(dim)
+    return batch_size(state[0], dim) if isinstance(state, tuple) else state.size(dim)
 
 
 class LanguageModel(CoreModel):
@@ -147,7 +146,7 @@ class LanguageModel(CoreModel):
         """Add the state carried in training, from which a run stopped inside an epoch goes on."""
         super().on_save_checkpoint(checkpoint)
         if "train" in self._carried:
-            checkpoint["carried_state"] = pack_state(self._carried["train"])
+            checkpoint["carried_state"] = pack(self.core, self._carried["train"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state up again where a trainer resumes; a model loaded by itself starts afresh."""
@@ -157,7 +156,7 @@ class LanguageModel(CoreModel):
             return
         if "carried_state" in checkpoint:
             packed = move_data_to_device(checkpoint["carried_state"], device)
-            self._carried["train"] = unpack_state(packed, self.core)
+            self._carried["train"] = unpack(self.core, packed)
 
     def teardown(self, stage: str) -> None:
         """Drop the carried state, which means nothing after the run."""

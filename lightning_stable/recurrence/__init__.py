@@ -1,6 +1,6 @@
 """Recurrences: directed recurrent layers seen as state maps, one adapter per cell family."""
 
-from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, Recurrence
+from lightning_stable.recurrence.base import Budget, Contraction, GatedRecurrence, LeakingRecurrence, Recurrence
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import (
     find_recurrences,
@@ -17,6 +17,7 @@ __all__ = [
     "Contraction",
     "GatedRecurrence",
     "Interval",
+    "LeakingRecurrence",
     "Recurrence",
     "find_recurrences",
     "is_recurrent",

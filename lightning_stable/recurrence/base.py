@@ -227,6 +227,16 @@ class Recurrence(ABC):
         """Return the whole state from the parts that the module takes; ``inputs`` as in :meth:`initial_state`."""
         return parts if self.state_parts is None else parts + self.initial_state(inputs)[self.state_parts :]
 
+    def affine(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``h' = a(x) h + b(x)``, entry by entry: return ``a`` and ``b``; None for a cell whose state map is another.
+
+        Such maps are composed in closed form: sequences and windows are evaluated in pieces side by side.
+
+        Args:
+            inputs: Shape ``(..., input_size)``.
+        """
+        return None
+
     def output(self, state: State) -> Tensor:
         """Return what the layer hands to the next one."""
         return state[0]
@@ -416,7 +426,27 @@ class Budget:
         return torch.stack([torch.stack([demand[gate] for gate in term]).amax(0) for term in self.members()])
 
 
-class GatedRecurrence(Recurrence):
+class LeakingRecurrence(Recurrence):
+    """A recurrence whose units keep their state up to a leak between 0 and 1, which a projection bounds.
+
+    The bound is ``rate ** leak_power`` where the user gives none: what other weights may do to the rate takes what
+    the leak leaves.
+    """
+
+    leak: ClassVar[str]
+    leak_power: ClassVar[int] = 2
+
+    @property
+    def can_close(self) -> bool:
+        """Whether the leak can be brought below 1/2: without biases a gate cannot, for there may be no input."""
+        return "bias_ih" in self.parameter_names()
+
+    @abstractmethod
+    def leak_maximum(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor:
+        """Return the largest value of the leak, shape ``(units,)``."""
+
+
+class GatedRecurrence(LeakingRecurrence):
     """A recurrence whose state is kept by a leak gate (LSTM's forget, GRU's and UGRNN's update gate).
 
     Rows of ``weight_ih`` and ``weight_hh`` are stacked by gate in the order of ``gates``. Row ``j`` of gate ``q``
@@ -424,7 +454,6 @@ class GatedRecurrence(Recurrence):
     """
 
     gates: ClassVar[tuple[str, ...]]
-    leak: ClassVar[str]
     # The gate that costs most where the leak gate is open; None for a cell that takes one interval a row.
     partner: ClassVar[str | None] = None
     shares: ClassVar[tuple[float, ...]]  # of a row's budget, by gate; see stability.projection.sets.share_budget
@@ -479,8 +508,9 @@ class GatedRecurrence(Recurrence):
         radius = reach(self.recurrent_matrix(weights), hidden)
         return drive.shift(self.bias(weights)).widen(radius).chunk(len(self.gates))
 
-    def leak_maximum(self, weights: Weights, drive: Interval, state_bound: float) -> Tensor:
+    def leak_maximum(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor:
         """Return the largest value of the leak gate, shape ``(units,)``."""
+        assert drive is not None
         return torch.sigmoid(worst(self.pre_activation(weights, drive, state_bound)[self.gates.index(self.leak)].high))
 
     @abstractmethod

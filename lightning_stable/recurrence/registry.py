@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from lightning_stable import checks
-from lightning_stable.cells import UGRNN, IntersectionRNN
+from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 from lightning_stable.recurrence.base import Recurrence
 from lightning_stable.recurrence.foreign import REPLACED, forward_obstacle
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.gru import GRURecurrence
+from lightning_stable.recurrence.input_gated import MinGRURecurrence, MinLSTMRecurrence
 from lightning_stable.recurrence.intersection import IntersectionRecurrence
+from lightning_stable.recurrence.leaky_rnn import LeakyRNNRecurrence
 from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.recurrence.stored_weights import check_stored_weights
@@ -304,6 +306,9 @@ for _layer, _cell, _adapter in (
     (nn.GRU, nn.GRUCell, GRURecurrence),
     (UGRNN, None, UGRNNRecurrence),
     (IntersectionRNN, None, IntersectionRecurrence),
+    (LeakyRNN, None, LeakyRNNRecurrence),
+    (MinGRU, None, MinGRURecurrence),
+    (MinLSTM, None, MinLSTMRecurrence),
 ):
     register_recurrence_factory(_layer, _stack_factory(_adapter))
     if _cell is not None:

@@ -19,13 +19,14 @@ from lightning_stable.recurrence.tubes import Metric, RNNTube, Tube
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """``T(u, e) = s (|W| u + |U| e)`` with the slope bounds ``s`` of the units."""
+class LinearComparison:
+    """``T(u, e) = M u + N e``; for an RNN ``s (|W| u + |U| e)`` with the slope bounds ``s`` of the units."""
 
-    hidden: Tensor  # s |W|
-    inputs: Tensor  # s |U|
+    hidden: Tensor  # M
+    inputs: Tensor  # N
 
     def __call__(self, state: State, inputs: Tensor | None) -> State:
+        """Return the bound on the next difference."""
         pre = state[0] @ self.hidden.mT
         return (pre if inputs is None else pre + inputs @ self.inputs.mT,)
 
@@ -64,20 +65,20 @@ class RNNRecurrence(Recurrence):
     def output_bound(self, weights: Weights, drive: Interval | None, state_bound: float) -> Tensor | None:
         """1 for tanh, less where the drive is small; ``beta / (1 - rate)`` for relu."""
         hidden = weights["weight_hh"]
-        bias = _bias(weights)
+        offset = bias(weights)
         if self.nonlinearity == "tanh":
-            one = torch.ones_like(bias)
+            one = torch.ones_like(offset)
             if drive is None:
                 return one
-            return tanh_magnitude(drive.shift(bias).widen(hidden.abs().sum(1) * max(1.0, state_bound)))
+            return tanh_magnitude(drive.shift(offset).widen(hidden.abs().sum(1) * max(1.0, state_bound)))
         if drive is None:
             return None
         # ||h'||_2 <= ||W||_2 ||h||_2 + beta bounds zero-started runs, and every entry is at most the norm.
         rate = linalg.spectral_norm(hidden)
-        beta = drive.shift(bias).high.clamp(min=0).norm()
+        beta = drive.shift(offset).high.clamp(min=0).norm()
         start = state_bound * hidden.shape[1] ** 0.5
         bound = torch.where(rate < 1, beta / (1 - rate).clamp(min=1e-30), torch.inf).clamp(min=start)
-        return bound.expand_as(bias)
+        return bound.expand_as(offset)
 
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
@@ -143,7 +144,7 @@ class RNNRecurrence(Recurrence):
         box = self.output_bound(weights, drive, state_bound)
         if box is None or drive is None:
             return None if box is None else (box.clamp(min=state_bound),)
-        driven = drive.shift(_bias(weights))
+        driven = drive.shift(bias(weights))
         if self.nonlinearity == "relu":
             # Every entry of the bound is one on the Euclidean norm.
             after = driven.widen(torch.linalg.vector_norm(hidden, dim=1) * box).high.clamp(min=0)
@@ -152,14 +153,14 @@ class RNNRecurrence(Recurrence):
             box = tanh_magnitude(driven.widen(reach(hidden, box.clamp(min=state_bound))))
         return (box.clamp(min=state_bound),)
 
-    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> _Comparison:
-        """Return the :class:`_Comparison`; the slopes of tanh are those on the box of the states."""
+    def comparison(self, weights: Weights, drive: Interval | None, state_bound: float) -> LinearComparison:
+        """Return the :class:`LinearComparison`; the slopes of tanh are those on the box of the states."""
         hidden, inputs = weights["weight_hh"].abs(), weights["weight_ih"].abs()
         box = self.state_box(weights, drive, state_bound)
         if self.nonlinearity == "relu" or drive is None or box is None:
-            return _Comparison(hidden, inputs)
-        slope = tanh_slope(drive.shift(_bias(weights)).widen(reach(hidden, box[0])))[:, None]
-        return _Comparison(slope * hidden, slope * inputs)
+            return LinearComparison(hidden, inputs)
+        slope = tanh_slope(drive.shift(bias(weights)).widen(reach(hidden, box[0])))[:, None]
+        return LinearComparison(slope * hidden, slope * inputs)
 
     def tube(self, weights: Weights, metric: Metric | None) -> Tube:
         """Return the :class:`~lightning_stable.recurrence.tubes.RNNTube`."""
@@ -211,7 +212,8 @@ def slope_factor(weight: Tensor, contraction: Contraction, slopes: Tensor, *, it
     return bound.minimum(contraction.rate * slopes.amax(-1))
 
 
-def _bias(weights: Weights) -> Tensor:
+def bias(weights: Weights) -> Tensor:
+    """``bias_ih + bias_hh`` or zeros."""
     if "bias_ih" in weights:
         return weights["bias_ih"] + weights["bias_hh"]
     return torch.zeros_like(weights["weight_hh"][:, 0])

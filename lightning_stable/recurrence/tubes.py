@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_stable.cells.input_gated import normalized_leak
 from lightning_stable.recurrence.around import ROUNDING, Affine, Around, Ball, euclidean, mix
 from lightning_stable.recurrence.intervals import Interval, tanh_slope
 
@@ -163,15 +164,20 @@ class RNNTube(Tube):
         """Add the distance."""
         return *state, Around.exactly(self._size(state[0].radius))
 
-    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
-        """The formulas above; ``gamma`` and ``eps`` cover what rounding does to them."""
+    def _pre(self, driven: Ball, state: Arounds) -> tuple[Ball, Tensor, Tensor]:
+        """Return the pre-activations, ``rate d``, and ``q``."""
         hidden, distance, recurrent = state[0], state[1].value, self.maps["weight_hh"]
         own, rounding = recurrent(hidden), recurrent.rounding(hidden.value)
         reached = (1 + 2 * recurrent.gamma) * self.reach * distance + rounding
         pre = driven + Ball(own.value, torch.minimum(own.radius, reached))
         # Rounding has one radius for all units.
-        pushed = self._size((driven.radius + rounding).expand_as(reached))
-        far = (1 + recurrent.gamma) * self.rate * distance + pushed
+        return pre, (1 + recurrent.gamma) * self.rate * distance, (driven.radius + rounding).expand_as(reached)
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+        """The formulas above; ``gamma`` and ``eps`` cover what rounding does to them."""
+        recurrent = self.maps["weight_hh"]
+        pre, far, pushed = self._pre(driven, state)
+        far = far + self._size(pushed)
         if self.relu:
             after = pre.map(torch.relu).widened(0.0)
             far = far * (after.high > 0).to(far).amax(-1, keepdim=True)
@@ -180,7 +186,7 @@ class RNNTube(Tube):
             slopes = tanh_slope(Interval(pre.around.low, pre.around.high))
             after = pre.map(torch.tanh).widened(1.0)
             far = far * (slopes.amax(-1, keepdim=True) + slack).clamp(max=1)
-            far = far + self._size(torch.full_like(reached, slack))
+            far = far + self._size(torch.full_like(pushed, slack))
         after = after.within((1 + recurrent.gamma) * far * self.entries)
         return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
 
@@ -191,3 +197,43 @@ class RNNTube(Tube):
 
     def _size(self, radius: Tensor) -> Tensor:
         return self.stretch * euclidean(radius / self.scale)[..., None]
+
+
+class LeakyRNNTube(RNNTube):
+    """``h' = a h + (1 - a) tanh(W h + U x + b)``, with ``d' = rate d + ||(1 - a) q||``."""
+
+    def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None) -> None:
+        super().__init__(weights, metric)
+        self.leak, self.enters = torch.sigmoid(weights["leak"]), torch.sigmoid(-weights["leak"])
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+        """A mean with a leak that all runs share."""
+        pre, far, pushed = self._pre(driven, state)
+        slack = ROUNDING * torch.finfo(far.dtype).eps * (state[0].magnitude + 2)
+        far = far + self._size(self.enters * pushed + slack)
+        after = mix(Around.exactly(self.leak), state[0], pre.map(torch.tanh))
+        after = after.within((1 + self.maps["weight_hh"].gamma) * far * self.entries)
+        return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
+
+
+class MinGRUTube(Tube):
+    """``h' = (1 - z) h + z tanh(U_n x + b)``: gate and candidate are shared by all runs up to the inputs."""
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+        """A mean with independent intervals."""
+        gate, candidate = driven.chunk(2)
+        return (mix(gate.map(torch.sigmoid), candidate.map(torch.tanh), state[0]),)
+
+
+class MinLSTMTube(Tube):
+    """``h' = f / (f + i) h + i / (f + i) tanh(U_n x + b)``."""
+
+    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+        """The leak rises with the pre-activation of ``f`` and falls with that of ``i``."""
+        forget, enter, candidate = (part.around for part in driven.chunk(3))
+        leak = Around(
+            normalized_leak(forget.value, enter.value),
+            normalized_leak(forget.low, enter.high),
+            normalized_leak(forget.high, enter.low),
+        ).widened(forget.magnitude.abs() + enter.magnitude.abs() + 2)
+        return (mix(leak.map(torch.sigmoid), state[0], candidate.map(torch.tanh)),)

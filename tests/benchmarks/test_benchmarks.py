@@ -12,6 +12,7 @@ from benchmarks.overhead import overhead
 from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, quadratic, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
+from benchmarks.scan import scan
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
 from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
@@ -108,3 +109,12 @@ def test_exponents_are_fitted() -> None:
 def test_truncation_needs_a_fraction_of_the_memory() -> None:
     sides = dict(peak_memory())
     assert sides["naive"] > 8 * sides["windowed"]
+
+
+def test_scan() -> None:
+    rows = list(scan(((9, 2, 4),), rounds=2))
+    assert [(row.name.split(" T=")[0], row.baseline) for row in rows] == [
+        ("mingru scan", "loop"),
+        ("mingru windows k=25", "scan"),
+    ]
+    assert rows[0].error < 1e-6

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from lightning_stable.cells import UGRNN, IntersectionRNN, irnn_
+from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM, irnn_
 from tests.nets import net
 from tests.truncation.brute import flat, gradients, same
 
-NAMES = ("ugrnn", "intersection")
-CLASSES = {"ugrnn": UGRNN, "intersection": IntersectionRNN}
+CLASSES = {
+    "ugrnn": UGRNN,
+    "intersection": IntersectionRNN,
+    "leaky": LeakyRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+}
+NAMES = tuple(CLASSES)
 every_cell = pytest.mark.parametrize("name", NAMES)
 BATCH = 2
 
@@ -30,8 +36,19 @@ def affine(p: dict[str, Tensor], first: str, second: str, row: slice, x: Tensor,
 
 
 def reference_step(name: str, p: dict[str, Tensor], x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and next state, as written in the paper."""
+    """Output and next state, as written in the papers."""
     units = h.shape[1]
+    if name == "leaky":
+        leak = 1 / (1 + torch.exp(-p["leak"]))
+        state = leak * h + (1 - leak) * torch.tanh(affine(p, "ih", "hh", slice(None), x, h))
+        return state, state
+    if name in ("mingru", "minlstm"):
+        gates = torch.stack([(row * x).sum(-1) for row in p["weight_ih"]], 1) + p.get("bias_ih", 0)
+        *gates, candidate = gates.view(len(x), -1, units).unbind(1)
+        gates = [1 / (1 + torch.exp(-gate)) for gate in gates]
+        enter = gates[0] if name == "mingru" else gates[1] / (gates[0] + gates[1])
+        state = (1 - enter) * h + enter * torch.tanh(candidate)
+        return state, state
     first, second = slice(0, units), slice(units, 2 * units)
     gate = 1 / (1 + torch.exp(-affine(p, "ih", "hh", first, x, h)))
     state = gate * h + (1 - gate) * torch.tanh(affine(p, "ih", "hh", second, x, h))
@@ -119,12 +136,13 @@ def test_names_and_shapes_are_torchs(name: str) -> None:
     module = net(name, num_layers=2, bidirectional=True, dtype=torch.float32)
     theirs = nn.GRU(3, 5, num_layers=2, bidirectional=True)
     mine = {n: tuple(value.shape) for n, value in module.named_parameters()}
-    assert all(mine[n] == (10, value.shape[1]) for n, value in theirs.named_parameters() if "weight" in n)
-    assert all(mine[n] == (10,) for n, _ in theirs.named_parameters() if "bias" in n)
-    extra = {n.rsplit("_l", 1)[0] for n in mine.keys() - dict(theirs.named_parameters()).keys()}
-    assert extra == (
-        set() if name == "ugrnn" else {f"{k}_{v}" for k in ("weight", "bias") for v in ("iy", "hy", "ix")} - {""}
-    )
+    rows = {"leaky": 5, "minlstm": 15}.get(name, 10)
+    missing = ("weight_hh", "bias_hh") if name in ("mingru", "minlstm") else ()
+    shared = {n: value for n, value in theirs.named_parameters() if not n.startswith(missing)}
+    assert all(mine[n] == (rows, *value.shape[1:]) for n, value in shared.items())
+    extra = {n.rsplit("_l", 1)[0] for n in mine.keys() - shared.keys()}
+    output = {f"{k}_{v}" for k in ("weight", "bias") for v in ("iy", "hy", "ix")}
+    assert extra == {"intersection": output, "leaky": {"leak"}}.get(name, set())
     assert [len(part) for part in module.all_weights] == [len(mine) // 4] * 4
     assert not any("bias" in n for n, _ in net(name, bias=False).named_parameters())
     assert repr(module).startswith(f"{type(module).__name__}(3, 5, num_layers=2, bidirectional=True")
@@ -138,8 +156,10 @@ def test_initial_weights(name: str) -> None:
     torch.manual_seed(0)
     module = CLASSES[name](3, 16, num_layers=2, gate_bias=2.5)
     assert "gate_bias=2.5" in repr(module)
+    opened = ("leak",) if name == "leaky" else ("bias_ih", "bias_iy")
     for parameter_name, value in module.named_parameters():
-        moved = 2.5 if parameter_name.startswith(("bias_ih", "bias_iy")) else 0.0
+        moved = 2.5 if parameter_name.startswith(opened) else 0.0
+        moved = -moved if name == "mingru" else moved  # its gate opens to what is new
         centred = torch.cat((value[:16] - moved, value[16:]))
         assert centred.abs().max() <= 0.25 + 1e-6
         assert centred.abs().max() > 0.1

@@ -17,7 +17,7 @@ from tests.helpers import trainer
 KEYS, WORDS = 5, 11
 LABELS = ("O", "B-a", "I-a", "B-b", "I-b")
 LENGTHS = (4, 9, 1, 7, 7, 2, 5)
-CELLS = ("rnn", "irnn", "ugrnn", "gru", "lstm", "intersection")
+CELLS = ("rnn", "irnn", "ugrnn", "gru", "lstm", "intersection", "leaky", "mingru", "minlstm")
 RECURRENT: dict[str, dict[str, Any]] = {cell: {"cell": cell} for cell in CELLS}
 CONVOLUTIONAL: dict[str, dict[str, Any]] = {core: {"core": core} for core in ("tcn", "gated-conv", "wavenet")}
 WINDOWED = {f"{cell}-k3": {"cell": cell, "window": 3} for cell in RECURRENT}

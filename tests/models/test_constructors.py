@@ -55,6 +55,8 @@ KINDS: dict[str, Kind] = {
     "learning_rate": RATE_OF_LEARNING,
     "level": CHOICE,
     "loss": CHOICE,
+    "normalize": BOOLEAN,
+    "residual": BOOLEAN,
     "tie_weights": BOOLEAN,
     "unknown_rate": SHARE,
 }

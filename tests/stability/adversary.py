@@ -93,7 +93,7 @@ def state_box(module: nn.Module, inputs: InputSet | None, state_bound: float) ->
     wherever they start.
     """
     weights = {name.removesuffix("_l0"): value.detach() for name, value in module.named_parameters()}
-    units = weights["weight_hh"].shape[1]
+    units = weights["weight_hh"].shape[1] if "weight_hh" in weights else module.hidden_size
     hidden = max(1.0, float(state_bound))
     box = [torch.full((units,), hidden, dtype=torch.float64)]
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):

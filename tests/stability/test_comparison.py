@@ -21,7 +21,7 @@ def step_ratio(
     """Per pair the largest ``|phi(a, x) - phi(b, y)|_j / T(|a - b|, |x - y|)_j`` met by an ascent."""
     (recurrence,) = recurrences_of(module)
     weights = recurrence.weights()
-    drive = inputs.drive(weights["weight_ih"])
+    drive = inputs.drive(recurrence.driven_rows(weights))
     box = recurrence.state_box(weights, drive, state_bound)
     comparison = recurrence.comparison(weights, drive, state_bound)
     assert box is not None
@@ -105,6 +105,13 @@ def corners() -> dict[str, nn.Module]:
         "ugrnn without bias": net("ugrnn", scale=2, bias=False),
         "ugrnn with closed gate": set_(net("ugrnn", scale=3), bias_hh=gates(-6, 0)),
         "intersection": net("intersection", scale=2),
+        "leaky": net("leaky", scale=2),
+        "leaky without bias": net("leaky", scale=2, bias=False),
+        "mingru": net("mingru", scale=2),
+        "minlstm": net("minlstm", scale=2),
+        "minlstm with closed gates": set_(
+            net("minlstm", scale=2), bias_ih=torch.tensor([-6.0, -5.0, 0.0]).repeat_interleave(5)
+        ),
         "strong update": set_(net("gru", **one), weight_hh=[[0.0], [3.0], [0.3]], weight_ih=0.1, bias_ih=0, bias_hh=0),
     }
 
@@ -121,7 +128,7 @@ def test_the_comparison_map_against_an_adversary(case: str, state_bound: float) 
 def test_the_comparison_map_is_monotone(name: str) -> None:
     (recurrence,) = recurrences_of(net(name, scale=2))
     weights = recurrence.weights()
-    drive = B.drive(weights["weight_ih"])
+    drive = B.drive(recurrence.driven_rows(weights))
     comparison, box = recurrence.comparison(weights, drive, 1.0), recurrence.state_box(weights, drive, 1.0)
     assert comparison is not None
     assert box is not None
@@ -143,7 +150,7 @@ def test_runs_stay_in_the_box(name: str, scale: float, state_bound: float) -> No
     module = stable(name, scale=scale) if name == "relu" else net(name, scale=scale)
     (recurrence,) = recurrences_of(module)
     weights = recurrence.weights()
-    box = recurrence.state_box(weights, B.drive(weights["weight_ih"]), state_bound)
+    box = recurrence.state_box(weights, B.drive(recurrence.driven_rows(weights)), state_bound)
     assert box is not None
     plain = unprojected(module).requires_grad_(False)
     torch.manual_seed(0)

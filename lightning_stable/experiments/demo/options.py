@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from lightning_stable.options import OutputFolder, Positive, Seed, between
 
-CellName = Literal["rnn", "irnn", "ugrnn", "gru", "lstm", "intersection"]
+CellName = Literal["rnn", "irnn", "ugrnn", "gru", "lstm", "intersection", "leaky", "mingru", "minlstm"]
 
 
 @dataclass(frozen=True)

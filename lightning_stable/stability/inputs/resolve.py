@@ -161,13 +161,14 @@ class Layer:
         if self.inputs is None:
             return None
         driven, weight = self.recurrence.driven_rows(self.weights), self.weights["weight_ih"]
-        pairing = self.recurrence.pairing(self.weights)
-        if pairing is not None and not self.leading_only:
+        pairing, rows = self.recurrence.pairing(self.weights), self.recurrence.leading_rows()
+        leading_only = self.leading_only and rows != slice(None)
+        if pairing is not None and not leading_only:
             # The inputs of a layer above another differ between two runs, and gates pass what lies between them.
             return joint_drive(self.inputs, driven, pairing, between=bool(self.below))
-        if not self.leading_only or len(driven) > len(weight):  # more rows than those of the gates bound the outputs
+        if not leading_only or len(driven) > len(weight):  # more rows than those of the gates bound the outputs
             return self.inputs.drive(driven)
-        rows, drive = self.recurrence.leading_rows(), unbounded_drive(self.weights)
+        drive = unbounded_drive(self.weights)
         drive.low[rows], drive.high[rows] = self.inputs.drive(weight[rows])
         return drive
 

@@ -12,7 +12,10 @@ from lightning_stable.recurrence.intervals import Interval
 
 
 class GateRows(NamedTuple):
-    """The rows of one gate: ``(units, features)``, ``(units, states)`` and two biases of ``(units,)`` or None."""
+    """The rows of one gate: ``(units, features)``, ``(units, states)`` and two biases of ``(units,)``, one, or None.
+
+    A gate that reads the input alone has no states and one bias.
+    """
 
     weight_ih: Tensor
     weight_hh: Tensor
@@ -21,8 +24,12 @@ class GateRows(NamedTuple):
 
     def top(self, high: Tensor, reach: Tensor) -> Tensor:
         """``high + reach + b``: the largest pre-activations, from the largest products with inputs and states."""
-        largest = high + reach
-        return largest if self.bias_ih is None or self.bias_hh is None else largest + self.bias_ih + self.bias_hh
+        return sum(self.biases, start=high + reach)
+
+    @property
+    def biases(self) -> tuple[Tensor, ...]:
+        """The biases that there are."""
+        return tuple(bias for bias in self[2:] if bias is not None)
 
     def of(self, units: Tensor) -> GateRows:
         """Return the rows of some units."""
@@ -56,9 +63,8 @@ def leave_worst_input(
     product = rows.weight_hh if image is None else rows.weight_hh @ image
     slope = state_bound * (product.sign() if image is None else product.sign() @ image.mT)
     top = (rows.weight_ih * worst).sum(1) + state_bound * product.abs().sum(1)
-    bias = 0 if rows.bias_ih is None or rows.bias_hh is None else rows.bias_ih + rows.bias_hh
     # At most what vanishes with the row: the biases carry the rest.
-    excess = (top + bias - math.log(bound / (1 - bound))).minimum(top).clamp(min=0)
+    excess = (sum(rows.biases, start=top) - math.log(bound / (1 - bound))).minimum(top).clamp(min=0)
     size = worst.square().sum(1) + slope.square().sum(1)
     step = (excess / size.clamp(min=torch.finfo(size.dtype).tiny))[:, None]
     hidden = rows.weight_hh - step * slope
@@ -73,9 +79,9 @@ def leave_worst_input(
 def bound_gate(rows: GateRows, drive: Interval, reach: Tensor, bound: float) -> GateRows:
     r"""Nearest rows of the same directions with ``max sigmoid(w x + u h + b) <= bound`` over all inputs and states.
 
-    Per unit, with ``a = max(w x) + max(u h)``, the row is multiplied by ``s`` and each bias lowered by ``d`` so that
-    ``s a + b - 2 d <= logit(bound)``, minimising ``(1 - s)^2 ||(w, u)||^2 + 2 d^2``. The minimum is
-    ``1 - s = m a / ||(w, u)||^2``, ``d = m`` with ``m = excess / (a^2 / ||(w, u)||^2 + 2)``; without biases
+    Per unit, with ``a = max(w x) + max(u h)``, the row is multiplied by ``s`` and each of ``n`` biases lowered by ``d``
+    so that ``s a + b - n d <= logit(bound)``, minimising ``(1 - s)^2 ||(w, u)||^2 + n d^2``. The minimum is
+    ``1 - s = m a / ||(w, u)||^2``, ``d = m`` with ``m = excess / (a^2 / ||(w, u)||^2 + n)``; without biases
     ``s = logit(bound) / a``. Units within the bound are not touched.
 
     Args:
@@ -86,15 +92,17 @@ def bound_gate(rows: GateRows, drive: Interval, reach: Tensor, bound: float) -> 
     """
     limit = math.log(bound / (1 - bound))
     largest = (drive.high + reach).clamp(min=0)
-    if rows.bias_ih is None or rows.bias_hh is None:
+    if not rows.biases:
         scale = (limit / largest.clamp(min=torch.finfo(largest.dtype).tiny)).clamp(0, 1)[:, None]
         return GateRows(rows.weight_ih * scale, rows.weight_hh * scale, None, None)
-    excess = (drive.high + reach + rows.bias_ih + rows.bias_hh - limit).clamp(min=0)
+    count = len(rows.biases)
+    excess = (rows.top(drive.high, reach) - limit).clamp(min=0)
     size = (rows.weight_ih.square().sum(1) + rows.weight_hh.square().sum(1)).clamp(min=torch.finfo(excess.dtype).tiny)
-    multiplier = excess / (largest.square() / size + 2)
+    multiplier = excess / (largest.square() / size + count)
     shrink = multiplier * largest / size
     # A row can at most be emptied; the biases then carry the rest.
     emptied = shrink >= 1
-    shift = torch.where(emptied, (excess - largest).clamp(min=0) / 2, multiplier)
+    shift = torch.where(emptied, (excess - largest).clamp(min=0) / count, multiplier)
     scale = torch.where(emptied, torch.zeros_like(shrink), 1 - shrink)[:, None]
-    return GateRows(rows.weight_ih * scale, rows.weight_hh * scale, rows.bias_ih - shift, rows.bias_hh - shift)
+    biases = (None if bias is None else bias - shift for bias in rows[2:])
+    return GateRows(rows.weight_ih * scale, rows.weight_hh * scale, *biases)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stable import checks
-from lightning_stable.recurrence.base import GatedRecurrence, Recurrence
+from lightning_stable.recurrence.base import GatedRecurrence, LeakingRecurrence, Recurrence
 from lightning_stable.recurrence.lstm import miller_hardt_forget_bound
 from lightning_stable.recurrence.registry import find_recurrences, gathered_model
+from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.stability.certify import certify_recurrences, check_finite
 from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound
@@ -77,7 +78,7 @@ class Constraint:
         gated = isinstance(recurrence, GatedRecurrence)
         if gated and norm == "l2" and method not in ("shares", "rescale"):
             raise ValueError(f"`method` must be 'shares' or 'rescale' with norm='l2'. Got {method!r}.")
-        gate_bound = self.gate_bound_of(recurrence, method) if isinstance(recurrence, GatedRecurrence) else None
+        gate_bound = self.gate_bound_of(recurrence, method) if isinstance(recurrence, LeakingRecurrence) else None
         return Target(
             rate=self.rate * (1 - margin),
             norm=norm,
@@ -88,13 +89,14 @@ class Constraint:
             exact=exact,
         )
 
-    def gate_bound_of(self, recurrence: GatedRecurrence, method: str) -> float:
+    def gate_bound_of(self, recurrence: LeakingRecurrence, method: str) -> float:
         """Return the bound on the leak gate of one recurrence.
 
-        By default ``rate ** 2``: measured on music and text, a lower bound keeps larger recurrent weights and costs
-        accuracy, because memory is what a leak gate near 1 is for. Without biases a gate cannot be kept below 1/2.
+        By default ``rate ** 2`` where recurrent weights share the rate, and ``rate`` where there are none: measured on
+        music and text, a lower bound keeps larger recurrent weights and costs accuracy, because memory is what a leak
+        gate near 1 is for. Without biases a gate cannot be kept below 1/2.
         """
-        biased = "bias_ih" in recurrence.parameter_names()
+        biased = recurrence.can_close
         if not biased and (self.rate <= 0.5 or (self.gate_bound is not None and self.gate_bound <= 0.5)):
             raise ValueError(
                 f"The {recurrence.leak} gate of {recurrence.name!r} has no bias, so its largest value is at least "
@@ -102,7 +104,7 @@ class Constraint:
             )
         if self.gate_bound is not None:
             return self.gate_bound
-        bound = self.rate**2
+        bound = self.rate**recurrence.leak_power
         if method == "miller-hardt":
             bound = min(bound, 0.64, miller_hardt_forget_bound(self.rate))
         return bound if biased else max(bound, (0.5 + self.rate) / 2)
@@ -249,7 +251,8 @@ def compute_weights(recurrence: Recurrence, constraint: Constraint, *, strict: b
 
 def _is_verified(recurrence: Recurrence, constraint: Constraint, strict: bool) -> bool:
     # These norms end a descent that rounding can send elsewhere: only a verified result is inside.
-    return strict or recurrence.checked_norm(constraint.norm) in ("diagonal", "full")
+    found = isinstance(recurrence, RNNRecurrence) and recurrence.checked_norm(constraint.norm) in ("diagonal", "full")
+    return strict or found
 
 
 def fast_target(recurrence: Recurrence, constraint: Constraint, margin: float) -> Target:
@@ -300,7 +303,8 @@ def _inside(layer: Layer, constraint: Constraint) -> bool:
     recurrence = layer.recurrence
     target = constraint.target(recurrence, 0.0, exact=True)
     inside = layer.contraction(target.norm).rate <= target.rate
-    if isinstance(recurrence, GatedRecurrence) and layer.drive is not None and target.gate_bound is not None:
+    known = layer.drive is not None or not recurrence.needs_drive
+    if isinstance(recurrence, LeakingRecurrence) and known and target.gate_bound is not None:
         leak = recurrence.leak_maximum(layer.weights, layer.drive, target.state_bound)
         inside = inside & (leak <= target.gate_bound).all()
     return bool(inside)

@@ -6,6 +6,7 @@ value on the host.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from lightning_stable import linalg
 from lightning_stable.recurrence.base import Budget, GatedRecurrence, Recurrence
+from lightning_stable.recurrence.input_gated import InputGatedRecurrence
 from lightning_stable.recurrence.intervals import Interval
+from lightning_stable.recurrence.leaky_rnn import LeakyRNNRecurrence, entering
 from lightning_stable.recurrence.lstm import miller_hardt_radii
 from lightning_stable.recurrence.rnn import RNNRecurrence
 from lightning_stable.stability.inputs.resolve import Layer, unbounded_drive
@@ -34,6 +37,8 @@ _CLOSE, _ATTEMPTS = 1e-3, 8
 # So much of the recurrent weights is tried where a tight norm is not found again.
 _FACTORS = (1.0, 0.9, 0.7, 0.5)
 _WORST_INPUTS = 8
+# Halvings of the way back of a unit whose gates were bounded further than its leak asks for.
+_GIVEN_BACK = 12
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,78 @@ def _clip_in_full(hidden: Tensor, rate: float) -> Tensor:
         middle = (low + high) / 2
         low, high = (middle, high) if found(nearest.lerp(hidden, middle)) <= rate else (low, middle)
     return nearest.lerp(hidden, low)
+
+
+@_shrink.register
+def _shrink_leaky(recurrence: LeakyRNNRecurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
+    """Lower the leaks, then move ``W`` for these leaks.
+
+    In ``l2`` and ``full`` ``||(rate - A)^(-1/2) B W (rate - A)^(-1/2)||_2 <= 1``, the condition of ``l2``, is met; in
+    ``linf`` row ``j`` has ``||w_j||_1 <= (rate - a_j) / (1 - a_j)``.
+    """
+    bound, hidden = target.gate_bound, layer.weights["weight_hh"]
+    assert bound is not None
+    leak = layer.weights["leak"].clamp(max=math.log(bound / (1 - bound)))
+    weights = {**layer.weights, "leak": leak}
+    keep = torch.sigmoid(-leak)
+    rest = target.rate - 1 + keep  # without cancellation where the leak is near 1
+    if target.method == "rescale":
+        scaled = entering(weights)
+        if target.norm == "linf":
+            size = (scaled.abs().sum(1) / rest).amax()
+        else:
+            size = linalg.spectral_norm(scaled / rest.sqrt()[:, None] / rest.sqrt())
+        hidden = hidden / size.clamp(min=1)
+    elif target.norm == "linf":
+        hidden = project_rows_l1(hidden, rest / keep, exact=target.exact)
+    else:
+        left, right = keep / rest.sqrt(), rest.rsqrt()
+        factors = linalg.Factors(left.diag(), right.diag(), left.reciprocal().diag(), right.reciprocal().diag())
+        hidden = clip_singular_values(hidden, 1.0, reading=target.exact, factors=factors)
+    return {"weight_hh": hidden, "leak": leak}
+
+
+@_shrink.register
+def _shrink_input_gated(recurrence: InputGatedRecurrence, layer: Layer, target: Target) -> dict[str, Tensor]:
+    """Bound the gates, then go back as far as the leak itself allows, unit by unit."""
+    inputs, bound = layer.inputs, target.gate_bound
+    assert inputs is not None
+    assert bound is not None
+
+    def lowered(rows: Tensor, bias: Tensor | None, limit: float) -> tuple[Tensor, Tensor | None]:
+        gate = GateRows(rows, rows[:, :0], bias)
+        for _ in range(_WORST_INPUTS if target.exact else 1):
+            gate = leave_worst_input(gate, inputs.maximizer(gate.weight_ih), None, 0.0, limit)
+        gate = bound_gate(gate, inputs.drive(gate.weight_ih), torch.zeros_like(rows[:, 0]), limit)
+        return gate.weight_ih, gate.bias_ih
+
+    before = {role: layer.weights[role] for role in recurrence.roles if role in layer.weights}
+    after = recurrence.with_bounded_gates(before, bound, lowered)
+
+    def between(share: Tensor) -> dict[str, Tensor]:
+        return {role: _between(share, after[role], value) for role, value in before.items()}
+
+    # Largest products are convex in the rows, so those of the ends bound those in between.
+    ends = [inputs.drive(recurrence.driven_rows(end)) for end in (after, before)]
+
+    def fits(share: Tensor) -> Tensor:
+        low, high = (_between(share, *pair) for pair in zip(*ends, strict=True))
+        return recurrence.leak_maximum(between(share), Interval(low, high), target.state_bound) <= bound
+
+    units = len(before["weight_ih"]) // recurrence.blocks
+    low, high = before["weight_ih"].new_zeros(units), before["weight_ih"].new_ones(units)
+    whole = fits(high)
+    for _ in range(_GIVEN_BACK):
+        middle = (low + high) / 2
+        fit = fits(middle)
+        low, high = torch.where(fit, middle, low), torch.where(fit, high, middle)
+    return between(torch.where(whole, torch.ones_like(low), low))
+
+
+def _between(share: Tensor, after: Tensor, before: Tensor) -> Tensor:
+    """``after + share (before - after)`` for blocks of units, ``before`` bit for bit where the share is 1."""
+    part = share.repeat(len(after) // len(share)).view(-1, *[1] * (after.dim() - 1))
+    return torch.where(part < 1, after + part * (before - after), before)
 
 
 @_shrink.register

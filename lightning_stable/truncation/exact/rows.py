@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_stable.truncation.exact.affine import affine_advance, affine_maps, affine_rows, affine_run
 from lightning_stable.truncation.exact.stack import Stack, States, concatenate, take
 
 
@@ -41,6 +42,8 @@ def window_rows(
             evaluated once more in the backward pass. None evaluates all rows at once and saves everything.
     """
     time = len(inputs)
+    if (maps := affine_maps(stack, inputs)) is not None:
+        return ((affine_rows(maps, window, first, None if starts is None else starts[0][0]),),)
     if block is None:
         return _rows(stack, inputs, window, first, time, starts, masks)
     blocks = []
@@ -75,6 +78,8 @@ def _rows(
 
 def head_rows(stack: Stack, inputs: Tensor, start: States, masks: Sequence[Tensor] = ()) -> States:
     """Return the states after every input of a plain run from ``start`` (one row), ``(time, batch, size)`` per part."""
+    if (maps := affine_maps(stack, inputs)) is not None:
+        return ((affine_run(maps, start[0][0][0]),),)
     states, visited = start, []
     for position in range(len(inputs)):
         now = slice(position, position + 1)
@@ -95,6 +100,8 @@ def advance_rows(stack: Stack, inputs: Tensor, rows: States, masks: Sequence[Ten
     Returns:
         ``time`` more rows than before, the youngest (which has seen the last input only) first.
     """
+    if (maps := affine_maps(stack, inputs)) is not None:
+        return ((affine_advance(maps, rows[0][0]),),)
     for position in range(len(inputs)):
         rows = concatenate(stack.zeros(inputs[:1]), rows)
         count = rows[0][0].shape[0]

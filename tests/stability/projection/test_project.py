@@ -62,8 +62,10 @@ def test_dtypes(name: str, dtype: torch.dtype, rate: float, scale: float) -> Non
 
 
 def methods(name: str, norm: str) -> tuple[str, ...]:
-    if name in ("rnn", "relu"):
+    if name in ("rnn", "relu", "leaky"):
         return ("euclidean", "rescale")
+    if name in ("mingru", "minlstm"):
+        return ("euclidean",)
     if norm in ("l2", "miller-hardt"):
         return {"l2": ("shares", "rescale"), "miller-hardt": ("miller-hardt",)}[norm]
     return ("shares", "euclidean", "rescale", *(("miller-hardt",) if name in ("lstm", "proj") else ()))
@@ -136,14 +138,17 @@ def test_only_what_a_projection_may_change_moves(name: str) -> None:
     before = snapshot(module)
     project_(module, 0.9, input_bound=B)
     changed = moved(module, before)
-    allowed = {"weight_hh"} if name in ("rnn", "relu") else {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    allowed = {"rnn": {"weight_hh"}, "relu": {"weight_hh"}, "leaky": {"weight_hh", "leak"}}.get(
+        name, {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    )
     assert changed
     assert {name.rsplit("_l", 1)[0] for name in changed} <= allowed
-    if name not in ("rnn", "relu"):
-        index, gates = {"gru": (1, 3), "ugrnn": (0, 2), "intersection": (0, 2)}.get(name, (1, 4))
+    if name not in ("rnn", "relu", "leaky"):
+        leak = {"gru": ((1,), 3), "ugrnn": ((0,), 2), "intersection": ((0,), 2), "mingru": ((0,), 2)}
+        own, gates = (leak | {"minlstm": ((0, 1), 3)}).get(name, ((1,), 4))
         for k in range(gates):
-            if k != index:  # inputs and biases of the leak gate only
-                for role in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+            if k not in own:  # inputs and biases of the leak gate only
+                for role in before.keys() & {"weight_ih_l0", "bias_ih_l0", "bias_hh_l0"}:
                     assert torch.equal(module.get_parameter(role).chunk(gates)[k], before[role].chunk(gates)[k])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lightning_stable.cells import UGRNN
+from lightning_stable.cells import UGRNN, LeakyRNN, MinGRU, MinLSTM
 from lightning_stable.recurrence.forms import original_class
 from lightning_stable.recurrence.registry import is_recurrent, recurrences_of
 from lightning_stable.stability.inputs.sets import ActiveEntries, Box, FiniteSet, InputSet, LayerNormOutput
@@ -48,6 +48,8 @@ _CLAMPS = (torch.clamp, torch.clip, "clamp", "clip")
 
 # What is known about the inputs of a recurrent module.
 Answer = InputSet | Refusal
+# Cells whose state is a mean of what it was and a tanh.
+_MEANS = (nn.GRU, UGRNN, LeakyRNN, MinGRU, MinLSTM)
 
 
 class Walk:
@@ -185,12 +187,12 @@ class Walk:
         own, reason = original_class(module), recurrence_obstacle(module) if is_recurrent(module) else obstacle(module)
         if reason is not None:
             raise Refusal(reason)
-        kinds = (kind for kind in (nn.RNN, nn.LSTM, nn.GRU, UGRNN) if issubclass(own, kind))
+        kinds = (kind for kind in (nn.RNN, nn.LSTM, *_MEANS) if issubclass(own, kind))
         kind = next((kind for kind in kinds if own.forward is kind.forward), None)
         tanh_rnn = kind is nn.RNN and module.nonlinearity == "tanh"
         if tanh_rnn or (kind is nn.LSTM and module.proj_size == 0):
             return Box(-1.0, 1.0, label=f"outputs of {type(module).__name__}")
-        if kind in (nn.GRU, UGRNN):  # between its candidate and the state it was given
+        if kind in _MEANS:  # between its candidate and the state it was given
             bound = max(1.0, self._state_bound)
             return Box(-bound, bound, label=f"outputs of {kind.__name__}")
         raise Refusal(f"its inputs come from {own.__name__}, whose outputs are not known to be bounded")
