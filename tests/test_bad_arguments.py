@@ -39,6 +39,7 @@ UNCHECKED = {
     "Contraction",
     "GatedRecurrence",
     "Interval",
+    "LeakingRecurrence",
     "Recurrence",
     "CoreModel",
     "ConvolutionalNet",
@@ -79,6 +80,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "ColumnStream": lambda: {"stream": torch.arange(9), "batch_size": 1, "chunk_length": 2},
     "DictVocabulary": lambda: {"tokens": ["<unk>"]},
     "FeedForwardShadowCallback": lambda: {"window": 2},
+    "TruncationPenaltyCallback": lambda: {"window": 2},
     "FiniteSet": lambda: {"points": torch.ones(2, 3)},
     "L2Ball": lambda: {"radius": 1.0},
     "LanguageModel": lambda: {"vocab_size": 7, "embedding_size": 4, "hidden_size": 4},
@@ -113,6 +115,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "register_recurrence_factory": lambda: {"module_type": Own, "factory": lambda module, name: []},
     "truncate": lambda: {"module": model(), "window": 2},
     "truncate_at_least": lambda: {"module": model(), "window": 2},
+    "certify_windows": lambda: {"recurrent": layer(), "inputs": inputs()},
     "truncation_profile": lambda: {"recurrent": layer(), "inputs": inputs(), "max_window": 3},
     "unigram_perplexity": lambda: {
         "train_ids": torch.ones(2).long(),
@@ -124,7 +127,8 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
 }
 GOOD |= {"Recorded": GOOD["Box"], "ChunkPrecision": GOOD["ChunkF1"], "ChunkRecall": GOOD["ChunkF1"]}
 GOOD |= dict.fromkeys(
-    ("UGRNN", "IntersectionRNN", "TCN", "GatedConvNet", "WaveNet"), lambda: {"input_size": 3, "hidden_size": 4}
+    ("UGRNN", "IntersectionRNN", "LeakyRNN", "MinGRU", "MinLSTM", "TCN", "GatedConvNet", "WaveNet"),
+    lambda: {"input_size": 3, "hidden_size": 4},
 )
 
 
@@ -164,6 +168,7 @@ NAMES: dict[str, str] = {
             "max_window",
             "min_frequency",
             "num_batches",
+            "num_restarts",
             "num_layers",
             "output_size",
             "patterns",
@@ -192,7 +197,9 @@ NAMES: dict[str, str] = {
             "derived",
             "every_step",
             "guaranteed",
+            "normalize",
             "recompute",
+            "residual",
             "share",
             "shuffle",
             "streaming",
@@ -204,7 +211,7 @@ NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(["dropout", "input_dropout", "drop_probability", "unknown_rate"], "share"),
     **dict.fromkeys(["height", "learning_rate", "max_seconds", "timeout", "tolerance"], "positive number"),
-    **dict.fromkeys(["radius", "state_bound"], "nonnegative number"),
+    **dict.fromkeys(["radius", "state_bound", "weight"], "nonnegative number"),
     **dict.fromkeys(["confidence", "coverage"], "inner share"),
     **dict.fromkeys(["cell", "core", "format", "level", "loss", "norm", "vocab_from"], "choice"),
     **dict.fromkeys(["data_dir", "figures", "path", "test", "train", "valid"], "path"),
@@ -260,6 +267,7 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("certify", "module"): "module with weights",
     ("project_", "module"): "module with weights",
     ("truncation_profile", "recurrent"): "module with weights",
+    ("certify_windows", "recurrent"): "module with weights",
     ("measure_state_gradients", "recurrent"): "module with weights",
     ("gradient_norms", "recurrent"): "module with weights",
     ("lyapunov_exponents", "recurrent"): "module with weights",
@@ -269,6 +277,7 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("unpack_state", "layer"): "module",
     ("record_inputs", "module"): "module",
     ("export", "example"): "example",
+    ("export", "bound"): "boolean",
     ("find_recurrences", "patterns"): "module patterns",
     ("recurrences_by_module", "patterns"): "module patterns",
     ("SequenceRegressor", "loss"): "choice",
@@ -306,6 +315,7 @@ def walk() -> list[Case]:
                 continue
             for parameter in parameters(function):
                 name = parameter.name
+                assert (call, name) in SPECIAL or name in NAMES, f"{call} takes a {name}: say of which kind it is"
                 kind = KINDS[SPECIAL.get((call, name)) or NAMES[name]]
                 if (call, name) in SPECIAL and SPECIAL[call, name] == "bound of the model":
                     kind = KINDS["bound"] + kind

@@ -114,6 +114,8 @@ def export(
     checks.boolean("streaming", streaming)
     if batch_first is not None:
         checks.boolean("batch_first", batch_first)
+    if bound is not None:
+        checks.boolean("bound", bound)
     if report is not None and not isinstance(report, StabilityReport):
         raise TypeError(f"`report` must be a StabilityReport, or None. Got {checks.shown(report)}.")
     FORMATS[format].check()

@@ -64,6 +64,8 @@ def certify_windows(
         ValueError: If the module is not recurrent, inputs do not fit it or lie outside of their set, its states have no
             bound, or an adapter has neither a tube nor a comparison map.
     """
+    checks.module("recurrent", recurrent)
+    checks.real_tensor("inputs", inputs)
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     recurrences = recurrences_of(recurrent)
     check_finite(recurrences)

@@ -51,7 +51,7 @@ def _going_on(trainer: Trainer, where: str) -> Iterator[None]:
     """Write inside the block; if that fails, warn once: no training ends because of a figure."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the path may be no folder's by now
         failed = _FAILED.setdefault(trainer, set())
         if where not in failed:
             failed.add(where)
