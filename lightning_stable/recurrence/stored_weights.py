@@ -42,7 +42,7 @@ def _check_shapes(recurrence: Recurrence) -> None:
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return
     values = recurrence.parameters()
-    rows, units = len(values["weight_hh"]), int(getattr(module, "proj_size", 0) or module.hidden_size)
+    rows, units = len(values["weight_ih"]), int(getattr(module, "proj_size", 0) or module.hidden_size)
     first = recurrence.layer == 0
     features = int(module.input_size if first else units * (1 + bool(getattr(module, "bidirectional", False))))
     wanted = {"weight_ih": (rows, features), "weight_hh": (rows, units), "bias_ih": (rows,), "bias_hh": (rows,)}

@@ -86,7 +86,7 @@ def test_truncation_is_compared_with_what_it_equals() -> None:
     rows = list(truncation_against_naive(((12, 2, 4, 3),), rounds=2))
     assert len(rows) == 3 * 2 * 4
     assert all(row.error < 1e-6 for row in rows if row.baseline == "naive windows")
-    assert all(row.error < 1e-6 for row in profile_against_runs(units=4, time=12, batch=2, rounds=2))
+    assert all(row.error < 1e-6 for row in profile_against_runs(units=4, time=36, batch=2, rounds=2))
 
 
 def test_the_twin_and_the_callbacks_are_timed_in_whole_steps() -> None:

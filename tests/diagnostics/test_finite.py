@@ -37,7 +37,7 @@ def test_packed_inputs_and_complex_ones(measure: Callable[..., Any]) -> None:
     rows = [torch.zeros(5, 3, dtype=torch.float64), torch.full((2, 3), torch.nan, dtype=torch.float64)]
     with pytest.raises(ValueError, match=r"^`inputs` must be finite"):
         measure(net("gru"), pack_sequence(rows))
-    with pytest.raises(ValueError, match=r"^`inputs` must be real numbers. Got torch.complex128"):
+    with pytest.raises(ValueError, match=r"^`inputs` must be real numbers of at least 16 bits. Got torch.complex128"):
         measure(net("gru"), torch.zeros(5, 2, 3, dtype=torch.complex128))
 
 

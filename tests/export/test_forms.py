@@ -201,7 +201,7 @@ def test_bounds_hold_in_float32_whatever_came_before(name: str, window: int) -> 
     expected = exact(inputs.double())[0]  # from inputs that the last windows do not see
     apart = (outputs.double() - expected).norm(dim=-1)[:, -5:]
     assert (apart <= bounds[:, -5:].double()).all()
-    assert window == 2 or bounds[:, -5:].median() < 0.5 or name in ("rnn", "relu")
+    assert window == 2 or bounds[:, -5:].median() < 0.5 or name in ("rnn", "relu", "leaky")
 
 
 def test_a_form_that_calls_its_layer_twice_has_no_bound() -> None:

@@ -64,7 +64,7 @@ def test_reset_and_no_labels() -> None:
 
 @pytest.mark.parametrize(("correct", "total"), [(-1, 3), (4, 3)])
 def test_impossible_counts(correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match=rf"`correct` must lie in 0 \.\. total = 3\. Got {correct}"):
+    with pytest.raises(ValueError, match=rf"`correct` must be an integer in 0 \.\. 3\. Got {correct}"):
         mutual_information(correct, total)
 
 

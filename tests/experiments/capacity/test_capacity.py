@@ -104,7 +104,7 @@ def test_budgets_name_cells_that_exist() -> None:
     assert sorted(BUDGETS) == sorted(get_args(ExperimentName))
     for budgets in BUDGETS.values():
         assert set(budgets["small"].cells) <= set(CELLS)
-        assert set(budgets["paper"].cells) == set(CELLS)
+        assert set(budgets["paper"].cells) == set(CELLS) - {"leaky", "mingru", "minlstm"}  # the paper's
         assert set(budgets["paper"].layers) == {1, 2, 4, 8}
     assert len(BUDGETS["bits"]["small"].sizes) >= 4
 
