@@ -18,7 +18,7 @@ test-core: $(STAMP)  ## a verdict on the core, within a minute
 test-slow: $(STAMP)  ## everything this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not thirdparty"
 
-test-faults: $(STAMP)  ## interrupts runs everywhere, resumes them and prints how many end equal (under 20 minutes)
+test-faults: $(STAMP)  ## interrupts runs everywhere, resumes them and prints how many end equal
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/faults/test_ranks.py
 
