@@ -115,7 +115,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     "register_recurrence_factory": lambda: {"module_type": Own, "factory": lambda module, name: []},
     "truncate": lambda: {"module": model(), "window": 2},
     "truncate_at_least": lambda: {"module": model(), "window": 2},
-    "certify_windows": lambda: {"recurrent": layer(), "inputs": inputs()},
+    "certify_windows": lambda: {"recurrent": layer(), "inputs": inputs(), "input_bound": 9.0},
     "truncation_profile": lambda: {"recurrent": layer(), "inputs": inputs(), "max_window": 3},
     "unigram_perplexity": lambda: {
         "train_ids": torch.ones(2).long(),

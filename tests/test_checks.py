@@ -39,7 +39,7 @@ def test_a_number_lies_in_the_interval_or_is_refused(
 
 @settings(deadline=None)
 @given(
-    value=st.integers() | st.integers(-99, 99).map(np.int64),
+    value=st.integers(-(2**62), 2**62) | st.integers(-99, 99).map(np.int64),
     minimum=st.integers(-9, 9),
     span=st.none() | st.integers(0, 9),
 )

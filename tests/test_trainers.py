@@ -70,6 +70,7 @@ NAMES = (
     "StabilityProjectionCallback",
     "StableModelCheckpoint",
     "FeedForwardShadowCallback",
+    "TruncationPenaltyCallback",
     "TruncationProfileCallback",
     "StateGradientCallback",
 )
@@ -94,14 +95,14 @@ def test_the_table_of_what_works_where() -> None:
     assert [row[0].partition(",")[0].strip('`"') for row in rows] == list(STRATEGIES)
     for row, kind in zip(rows, STRATEGIES.values(), strict=True):
         for name, cell in zip(NAMES, row[1:], strict=True):
-            callback = getattr(callbacks, name)(**({"window": 2} if name.startswith("Feed") else {}))
+            callback = getattr(callbacks, name)(**({"window": 2} if name.startswith(("Feed", "TruncationPen")) else {}))
             for package in (lightning_strategies, other):
                 run = strategy(kind, package)
                 run.callbacks, run.loggers = [callback], []
                 run.is_global_zero = True
                 if cell == "refused":
                     with pytest.raises(MisconfigurationException, match=rf"^{name} needs .* Got strategy {kind};"):
-                        callback.setup(run, nn.Module(), "validate" if name.startswith(("Tr", "StateG")) else "fit")
+                        callback.setup(run, nn.Module(), "validate" if "Profile" in name or "StateG" in name else "fit")
                 elif kind != "ModelParallelStrategy":
                     check_strategy(run, name, "whole matrices")
 

@@ -220,7 +220,8 @@ def test_the_twin_is_projected_too(cell: str, every: int, tmp_path: Path) -> Non
     probe = L.pytorch.callbacks.LambdaCallback(on_train_batch_end=note)
     model = Recurrent(cell, growth=1.0)
     trainer(tmp_path, ours, projection(every_n_steps=every, input_bound=2.0), probe).fit(model, sequences(6))
-    assert [rate <= RATE for rate in rates] == [step % every == 0 for step in range(1, 7)]
+    assert all(rate <= RATE for rate in rates[every - 1 :: every])
+    assert every == 1 or not all(rate <= RATE for rate in rates)
     rates.clear()
     trainer(tmp_path, ours, probe).fit(Recurrent(cell, growth=1.0), sequences(6))
     assert max(rates) > 1

@@ -43,6 +43,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(["rate", "gate_bound", "coverage", "confidence"], SHARE),
     **dict.fromkeys(["cell", "budget", "format", "task", "experiment", "cells", "only"], ("neither", "", "3")),
+    "bound": ("neither", "", "3"),
     "seed": SEED,
     "tolerance": SIZE,
     "out": FOLDER,

@@ -223,7 +223,7 @@ def test_a_cell_without_a_tube_has_the_worst_case() -> None:
             ValueError,
             r"\(batch, window, 3\).*\(3,\)",
         ),
-        (net("lstm"), [1.0], {"input_bound": B}, TypeError, "`inputs` must be a tensor.*Got list"),
+        (net("lstm"), [1.0], {"input_bound": B}, TypeError, r"`inputs` must be a tensor\. Got \[1\.0\]"),
         (net("gru"), uniform(5, 2, 3) * torch.nan, {}, ValueError, "`inputs` must be finite"),
         (net("gru"), uniform(5, 2, 3), {"state_bound": -1.0}, ValueError, "`state_bound`"),
         (net("gru", bidirectional=True), uniform(4, 2, 3), {}, ValueError, "windows of 2 k - 1 inputs.*Got 4"),

@@ -508,7 +508,7 @@ def test_wrong_shapes_are_refused(x: Tensor, hx: Tensor | None, window: int) -> 
 def test_the_dimensions_of_the_input_are_named() -> None:
     with pytest.raises(ValueError, match=r"`input` must be .* 2 or 3 dimensions\. Got \(3,\)"):
         truncate(nn.GRU(3, 5), 2)(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"2 or 3 dimensions\. Got list"):
+    with pytest.raises(TypeError, match=r"2 or 3 dimensions\. Got list"):
         truncate(nn.GRU(3, 5), 2)([1.0])
     with pytest.raises(ValueError, match=r"must have 3 features\. Got 4"):
         truncate(nn.GRU(3, 5), 2)(torch.zeros(T, BATCH, 4))
