@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_stable import certify
 from tests.thirdparty.runs import RATE, TRAINER, callbacks, check, check_reloaded, needs, seen, waves
 
+pd = pytest.importorskip("pandas")
 pytestmark = needs("neuralforecast")
 DAYS = pd.date_range("2020", periods=80, freq="D")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_stable import certify, truncate
 from tests.thirdparty.runs import TRAINER, callbacks, check, check_reloaded, needs, waves
 
+pd = pytest.importorskip("pandas")
 pytestmark = needs("pytorch_forecasting")
 
 
