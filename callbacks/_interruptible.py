@@ -13,10 +13,9 @@ from lightning_stable.trainers import callbacks_of
 class Interruptible(Callback):
     """A callback with a state beside the model's, which a checkpoint must hold as it was at the same step.
 
-    Lightning resumes exactly from what was saved at the end of a batch that made a step: in the middle of one the data
-    loader is ahead of the weights, gradients that are being accumulated are not saved,
-    and a validation is not gone on
-    with where it was. The last of these callbacks on a trainer holds signals back until then, or until the epoch ends.
+    Lightning resumes exactly from what was saved at the end of a batch that made a step. In the middle of a batch the
+    data loader is ahead of the weights, accumulated gradients are not saved, and a validation begins anew. So the last
+    of these callbacks on a trainer holds signals back until such a moment, or until the epoch ends.
     """
 
     _signals: HeldSignals | None = None  # of the one that holds them, while a fit trains

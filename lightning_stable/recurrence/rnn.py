@@ -173,45 +173,6 @@ def form_of(contraction: Contraction) -> linalg.QuadraticForm:
     return linalg.QuadraticForm(scale, torch.ones_like(scale).diag() if form is None else form)
 
 
-def slope_factor(weight: Tensor, contraction: Contraction, slopes: Tensor, *, iterations: int = 5) -> Tensor:
-    r"""``|| A diag(d) W B ||_2``: the factor of one step whose slopes are at most ``d``, in the norm of a contraction.
-
-    With slopes up to ``d`` the proof of the rate reads ``diag(d) W`` for ``W``. The spectral norm of ``G^T G`` is
-    bounded from above by ``||(G^T G)^n||_F^(1/n)`` (Delattre et al., Efficient Bound of Lipschitz Constant for
-    Convolutional Layers by Gram Iteration), and the factor is at most ``max(d)`` times the rate.
-
-    Args:
-        weight: ``W``, shape ``(units, units)``, float64.
-        contraction: Of ``W``, in an ``l2``, ``diagonal`` or ``full`` norm.
-        slopes: ``d``, between 0 and 1, shape ``(..., units)``.
-        iterations: Squarings of the Gram matrix; the bound is at most ``units ** 2.0 ** -(iterations + 2)`` too large.
-
-    Returns:
-        Upper bounds of shape ``(...)``.
-
-    Raises:
-        ValueError: If the norm of the contraction is not quadratic.
-    """
-    if contraction.order != 2:
-        raise ValueError(
-            f"`contraction` must be of an l2, diagonal or full norm. Got one of order {contraction.order}."
-        )
-    left, right, _, _ = linalg.quadratic_factors(form_of(contraction).to(weight))
-    image = (left * slopes[..., None, :]) @ (weight @ right)
-    gram = image.mT @ image
-    size = torch.linalg.matrix_norm(gram)[..., None, None].clamp(min=torch.finfo(gram.dtype).tiny)
-    log_norm = size.log()
-    gram = gram / size
-    for step in range(1, iterations + 1):
-        gram = gram @ gram
-        size = torch.linalg.matrix_norm(gram)[..., None, None].clamp(min=torch.finfo(gram.dtype).tiny)
-        gram, log_norm = gram / size, log_norm + size.log() / 2**step
-    # The factors are rounded as those of the rate are, which has the margin already.
-    margin = (contraction.rate / linalg.spectral_norm(left @ weight @ right)).clamp(min=1)
-    bound: Tensor = (log_norm[..., 0, 0] / 2).exp() * margin * linalg.inflation(2 ** (iterations + 4) * len(weight))
-    return bound.minimum(contraction.rate * slopes.amax(-1))
-
-
 def bias(weights: Weights) -> Tensor:
     """``bias_ih + bias_hh`` or zeros."""
     if "bias_ih" in weights:

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from lightning_stable import certify, linalg
+from lightning_stable import certify
 from lightning_stable.recurrence import recurrences_of
-from lightning_stable.recurrence.rnn import form_of, slope_factor
 from lightning_stable.stability import L2Ball, SupNorm
 from tests.nets import RNN_NORMS, net, set_
 from tests.stability.adversary import TOLERANCE, member, worst_ratio
@@ -59,37 +58,6 @@ def test_unknown_norm() -> None:
     (recurrence,) = recurrences_of(net("rnn"))
     with pytest.raises(ValueError, match=r"`norm` must be one of .* for the rnn recurrence"):
         recurrence.contraction(recurrence.weights(), None, norm="row")
-
-
-@pytest.mark.parametrize("norm", ["l2", "diagonal", "full"])
-def test_the_factor_of_a_step_with_smaller_slopes(norm: str) -> None:
-    module = net("rnn", units=8)
-    weight = module.weight_hh_l0.detach()
-    contraction = certify(module, norm=norm).layers[0].contraction
-    generator = torch.Generator().manual_seed(0)
-    slopes = torch.rand(4, 6, 8, generator=generator, dtype=torch.float64)
-    factors = slope_factor(weight, contraction, slopes)
-    assert factors.shape == (4, 6)
-    # Differences under any slopes below these, in the direction that grows most.
-    left, right, _, _ = linalg.quadratic_factors(form_of(contraction))
-    exact = torch.linalg.matrix_norm((left * slopes[..., None, :]) @ weight @ right, ord=2)
-    assert (factors >= exact.minimum(contraction.rate * slopes.amax(-1)) * (1 - 1e-12)).all()
-    assert (factors <= exact * 8 ** (2.0**-7) * (1 + 1e-9)).all()
-    apart = torch.randn(4, 6, 8, generator=generator, dtype=torch.float64)
-    used = slopes * (torch.rand(4, 6, 8, generator=generator, dtype=torch.float64) > 0.3)
-    after, zero = used * (apart @ weight.mT), torch.zeros_like(apart)
-    ratio = contraction.distance((after,), (zero,)) / contraction.distance((apart,), (zero,))
-    assert (ratio <= factors * (1 + 1e-9)).all()
-    ones = slope_factor(weight, contraction, torch.ones(8, dtype=torch.float64))
-    assert ones == pytest.approx(contraction.rate.item(), rel=1e-9)
-
-
-def test_the_factor_of_a_step_is_one_of_quadratic_norms() -> None:
-    contraction = certify(net("rnn"), norm="perron").layers[0].contraction
-    with pytest.raises(
-        ValueError, match=r"`contraction` must be of an l2, diagonal or full norm. Got one of order inf"
-    ):
-        slope_factor(torch.eye(5).double(), contraction, torch.ones(5).double())
 
 
 @pytest.mark.parametrize("name", ["rnn", "relu"])
