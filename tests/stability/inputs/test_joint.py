@@ -138,7 +138,9 @@ def test_a_finite_set_is_certified_as_its_worst_point(name: str, scale: float) -
     module, points = net(name, scale=scale), 2 * torch.randn(40, 3, dtype=torch.float64)
     each = [certify(module, input_bound=FiniteSet(point[None])).rate for point in points]
     assert certify(module, input_bound=FiniteSet(points)).rate == pytest.approx(max(each), rel=1e-12)
-    assert max(each) <= plain_rate(module, FiniteSet(points)) * (1 + 1e-12)
+    separate = plain_rate(module, FiniteSet(points))
+    assert max(each) < separate * (1 - 1e-5) or (name, scale) == ("ugrnn", 0.3)  # one point has both maxima there
+    assert max(each) <= separate * (1 + 1e-12)
 
 
 def test_many_points_lose_little_to_their_worst_one() -> None:
