@@ -40,7 +40,9 @@ def tube_profile(recurrences: Sequence[Recurrence], sources: Sources, layout: La
     for some, whole in zip(torch.split(inputs, block, dim=1), torch.split(valid, block, dim=1), strict=True):
         for index, spreads in enumerate(windows(tubes, some, whole, max_window)):
             if spreads.numel():
-                bounds[index] = torch.fmax(bounds[index], spreads.max().cpu())
+                # An overflow bounds nothing, and must not leave the place to the other blocks.
+                largest = spreads.max().nan_to_num(torch.inf, torch.inf).cpu()
+                bounds[index] = torch.fmax(bounds[index], largest)
     return bounds
 
 

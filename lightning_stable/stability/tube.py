@@ -57,7 +57,8 @@ def certify_windows(
             :func:`~lightning_stable.certify`. Cells whose states are bounded by themselves need none: tanh RNNs, GRUs.
 
     Returns:
-        One bound per window, shape ``(batch,)``, or ``()`` for one window that is not batched; float64.
+        One bound per window, shape ``(batch,)``, or ``()`` for one window that is not batched; float64, infinite where
+        numbers overflow.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -163,7 +164,8 @@ def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
     """
     # On a CPU the intervals of a block stay in its caches.
     blocks = torch.split(inputs, _CPU_BLOCK if inputs.device.type == "cpu" else inputs.shape[1], dim=1)
-    return torch.cat([_tube_bounds(tubes, block.contiguous()) for block in blocks])
+    # An overflow bounds nothing.
+    return torch.cat([_tube_bounds(tubes, block.contiguous()) for block in blocks]).nan_to_num(torch.inf, torch.inf)
 
 
 def _tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_stable import certify_windows, project_, register_recurrence
+from lightning_stable import certify_windows, project_, register_recurrence, truncation_profile
 from lightning_stable.recurrence import Recurrence, recurrences_of
 from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
 from lightning_stable.recurrence.gru import GRURecurrence
@@ -277,3 +277,16 @@ def test_attack(name: str, layers: int, bidirectional: bool, record_property: An
     )
     assert count >= 16_000
     assert worst <= 1
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "ugrnn"])
+def test_an_overflow_bounds_nothing(name: str) -> None:
+    module, x = net(name), torch.randn(60, 5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for value in module.parameters():
+            value *= 1e200
+    x[:, 1:] = 0  # and hides behind no other sequence
+    bounds = certify_windows(module, x, input_bound=9.0)
+    assert not bounds.isnan().any()
+    tube = truncation_profile(module, x, 4, input_bound=9.0).tube
+    assert (tube >= bounds[0].clamp(max=1.0)).all()
