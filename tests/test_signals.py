@@ -55,14 +55,17 @@ def test_the_second_one_of_a_kind_passes_at_once(seen: list[str]) -> None:
 
 
 def test_ctrl_c_is_raised_when_signals_pass(seen: list[str]) -> None:
-    held = HeldSignals()
-    held.attach()
-    held.close()
-    send(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        held.open()
-    held.detach()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before, held = signal.signal(signal.SIGINT, signal.default_int_handler), HeldSignals()
+    try:  # a shell's jobs in the background ignore it
+        held.attach()
+        held.close()
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            held.open()
+        held.detach()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_handlers_get_their_places_back(seen: list[str]) -> None:
