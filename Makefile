@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics test_checks.py test_copying.py test_linalg.py)
+CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics linalg test_checks.py test_copying.py)
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty lint types docs bench clean
