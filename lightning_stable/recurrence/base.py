@@ -169,6 +169,11 @@ class Recurrence(ABC):
             )
         return norm
 
+    @property
+    def sharpest_norm(self) -> str | None:
+        """The certificate that looks for its norm, and takes longer; None for a cell without one."""
+        return next((norm for norm in ("full", "tight") if norm in self.norms), None)
+
     # ----------------------------------------------------------------- weights
     def parameter_names(self) -> dict[str, str]:
         """Return attribute names by role, for the parameters this module has (``bias=False`` leaves some out)."""

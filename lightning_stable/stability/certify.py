@@ -49,8 +49,9 @@ def certify(
         input_bound: A number (``|x_k| <= B``), an input set (``ActiveEntries(8)``, ``L2Ball(3.0)``, ...), a mapping
             from names of recurrent modules or layers to those, or None: use what follows from the model itself
             (embedding tables, LayerNorm, clamps, bounded layers below).
-        norm: Certificate to use, the cell's default if None. RNN: ``l2``, ``linf``, ``l1``, ``perron``,
-            ``diagonal``, ``full``; gated cells: ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``.
+        norm: Certificate to use. RNN: ``l2``, ``linf``, ``l1``, ``perron``, ``diagonal``, ``full``; gated cells:
+            ``row``, ``tight``, ``l2``; LSTM also ``miller-hardt``. None takes the first of these, and where it gives
+            no rate below 1, the sharpest (``full``, ``tight``), which takes longer.
         state_bound: Largest entry of any part of a start state (``h_0``, ``c_0``), at least 0; 0 covers runs from zero
             only.
         modules: Shell-style patterns of the names of the recurrent modules to certify; None takes all.
@@ -68,7 +69,7 @@ def certify(
     with gathered_model(module):
         recurrences = find_recurrences(module, modules)
         sources = gathered_sets(resolve_sources(module, recurrences, input_bound, state_bound=state_bound))
-        report = certify_recurrences(recurrences, sources, norm, state_bound)
+        report = certify_recurrences(recurrences, sources, norm, state_bound, sharpest=norm is None)
         unknown = [layer.name for layer in report.layers if layer.reason == NO_INPUT_SET]
         if not unknown or is_recurrent(module):
             return report
@@ -88,6 +89,7 @@ def certify_recurrences(
     training: bool | None = None,
     leading_only: bool = False,
     witnesses: Mapping[str, Contraction] | None = None,
+    sharpest: bool = False,
 ) -> StabilityReport:
     """Certify recurrences whose input sets are known already; see :func:`certify`.
 
@@ -99,6 +101,7 @@ def certify_recurrences(
         training: Whether dropout between layers is active; None asks each module.
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
         witnesses: Norms found before, by the name of the recurrence; they are checked and not looked for again.
+        sharpest: Whether to try the cell's sharpest norm where the chosen one gives no rate below 1.
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
@@ -106,6 +109,11 @@ def certify_recurrences(
     for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):
         chosen = layer.recurrence.checked_norm(norm)
         contraction = layer.contraction(chosen, (witnesses or {}).get(layer.recurrence.name))
+        sharper = layer.recurrence.sharpest_norm
+        if sharpest and sharper is not None and 1 <= contraction.rate < math.inf:
+            other = layer.contraction(sharper)
+            if other.rate < 1:
+                chosen, contraction = sharper, other
         certificates.append(_certify_layer(layer, chosen, contraction))
         directed.append((layer, contraction))
     return StabilityReport(tuple(certificates), bounds=by_module(directed))

@@ -45,6 +45,36 @@ def cases() -> list[tuple[str, str]]:
     return [(name, norm) for name, norms in NORMS.items() for norm in norms]
 
 
+# Default norms --------------------------------------------------------------------------------------------------------
+def test_without_a_norm_nothing_is_called_unstable_before_the_sharpest_was_tried() -> None:
+    torch.manual_seed(0)
+    rnn = nn.RNN(8, 64)
+    (certificate,) = certify(rnn).layers
+    assert certificate.norm == "full"
+    assert certificate.rate <= 0.85 < 1 < certify(rnn, norm="l2").rate
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 5)
+    with torch.no_grad():
+        blocks = lstm.weight_hh_l0.view(4, 5, 5)
+        blocks[:, 0] *= 5  # one unit hears much, and is heard little
+        blocks[:, :, 0] /= 5
+        lstm.weight_hh_l0.mul_(0.9 / float(certify(lstm, input_bound=0.1, norm="tight").rate))
+    tight, row = (certify(lstm, input_bound=0.1, norm=norm).rate for norm in ("tight", "row"))
+    assert tight < 1 < row
+    assert certify(lstm, input_bound=0.1).layers[0].norm == "tight"
+
+
+def test_without_a_norm_the_first_is_kept_where_it_suffices_or_nothing_does() -> None:
+    torch.manual_seed(0)
+    small, large = nn.RNN(3, 5), nn.LSTM(3, 5)
+    with torch.no_grad():
+        small.weight_hh_l0.mul_(0.1)
+        large.weight_hh_l0.mul_(100)
+    assert certify(small).layers[0].norm == "l2"
+    assert certify(large, input_bound=1.0).layers[0].norm == "row"
+    assert certify(nn.LSTM(3, 5)).layers[0].norm == "row"  # nothing is known about its inputs
+
+
 # One step -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize(("name", "norm"), cases())

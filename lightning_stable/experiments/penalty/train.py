@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import tempfile
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback, TruncationPenaltyCallback
-from lightning_stable.datamodules import ChoralesDataModule, PythonDocsDataModule
+from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.diagnostics.truncation_profile import sequence_errors, windows_needed
 from lightning_stable.experiments.penalty.options import PenaltyOptions
 from lightning_stable.experiments.results import Row
-from lightning_stable.models import LanguageModel, MusicModel
-from lightning_stable.stability import ActiveEntries
+from lightning_stable.experiments.small_tasks import SmallTask
+from lightning_stable.models import LanguageModel
 
 # Of a column of text, and of the longest window that is measured.
 CHUNK, LONGEST = 70, 128
@@ -63,24 +60,8 @@ def settings(options: PenaltyOptions) -> list[Setting]:
 def train(setting: Setting, options: PenaltyOptions) -> Row:
     """Train and measure."""
     text = setting.task == "text"
-    data: Any
-    if text:
-        data = PythonDocsDataModule(chunk_length=CHUNK)
-    else:
-        data = ChoralesDataModule(options.data_dir, name=options.music, batch_size=8, eval_batch_size=32, bucket=True)
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    seed_everything(setting.seed, verbose=False)
-    model: Any
-    if text:
-        # Dropout before the recurrence would make the certificate cover every mask.
-        sizes: dict[str, Any] = {"hidden_size": options.units, "embedding_size": options.units}
-        model = LanguageModel(len(data.vocab), cell=setting.cell, **sizes, input_dropout=0.0)
-    else:
-        model = MusicModel(
-            cell=setting.cell, hidden_size=options.units, key_frequencies=data.key_frequencies, learning_rate=5e-3
-        )
+    task = SmallTask.load("text", chunk_length=CHUNK) if text else SmallTask.load(options.music, options.data_dir)
+    model: Any = task.model(setting.seed, options.units, cell=setting.cell)
     callbacks: list[Callback] = []
     if setting.method == "penalty":
         assert setting.window is not None
@@ -88,33 +69,16 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
         callbacks.append(TruncationPenaltyCallback(setting.window, setting.weight, seed=setting.seed))
     elif setting.method == "projection":
         assert setting.weight is not None
-        bound = None if text else ActiveEntries(data.max_active)
-        callbacks.append(StabilityProjectionCallback(setting.weight, input_bound=bound))
-    with tempfile.TemporaryDirectory() as folder:
-        best = ModelCheckpoint(folder, monitor="val_loss" if text else "val_nll")
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=options.text_epochs if text else options.music_epochs,
-            callbacks=[*callbacks, best],
-            gradient_clip_val=0.25 if text else 1.0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        start = time.perf_counter()
-        trainer.fit(model, datamodule=data)
-        seconds = time.perf_counter() - start
-        (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
-        best_epoch = int(torch.load(best.best_model_path, weights_only=True)["epoch"]) + 1
-    sequences = _text(model, data) if text else [inputs for inputs, _ in data.sequences("test")]
+        callbacks.append(StabilityProjectionCallback(setting.weight, input_bound=task.input_bound))
+    fitted = task.fit(model, callbacks, options.text_epochs if text else options.music_epochs)
+    sequences = _text(model, task.data) if text else [inputs for inputs, _ in task.data.sequences("test")]
     return {
         **asdict(setting),
-        "loss": metrics["test_loss" if text else "test_nll"],
+        "loss": fitted.test,
         **windows(model.core, sequences, options.tolerance),
-        "rate": certify(model, input_bound=None if text else ActiveEntries(data.max_active)).rate,
-        "epoch": best_epoch,
-        "seconds": round(seconds, 1),
+        "rate": certify(model, input_bound=task.input_bound).rate,
+        "epoch": fitted.epoch,
+        "seconds": round(fitted.seconds, 1),
         "units": options.units,
     }
 

@@ -1,0 +1,1 @@
+"""What stability costs: unconstrained and certified models beside each other, and what the loss is due to."""
