@@ -68,7 +68,10 @@ def chosen(options: CostOptions) -> list[Variant]:
 
 def train(task: SmallTask, variant: Variant, seed: int, options: CostOptions) -> Row:
     """Train one model, and certify it."""
-    model: Any = task.model(seed, options.units, rate_factor=variant.rate_factor, cell=variant.cell, **variant.model)
+    more = {"dropout": options.text_dropout} if task.name == "text" else {}
+    model: Any = task.model(
+        seed, options.units, rate_factor=variant.rate_factor, cell=variant.cell, **more, **variant.model
+    )
     if variant.start is not None:
         variant.start(model)
     epochs = options.text_epochs if task.name == "text" else options.music_epochs

@@ -28,6 +28,7 @@ class CostOptions:
         units: Recurrent units.
         text_epochs: Epochs on text.
         music_epochs: Epochs on music.
+        text_dropout: Dropout behind the recurrence on text.
     """
 
     out: Path = Path("runs/cost")
@@ -38,5 +39,6 @@ class CostOptions:
     rate: Annotated[float, between("(0, 1)")] = 0.99
     seeds: tuple[int, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
     units: Positive = 200
-    text_epochs: Positive = 8
+    text_epochs: Positive = 12
     music_epochs: Positive = 40
+    text_dropout: Annotated[float, between("[0, 1)")] = 0.4

@@ -1,0 +1,1 @@
+"""What a contraction must forget: for how many steps a stable network holds one bit."""
