@@ -66,10 +66,10 @@ def run_forgetting(options: ForgettingOptions) -> int:
         for length in options.lengths:
             solved = False
             for seed in options.seeds:
-                key = {"task": task, "cell": cell, "rate": rate, "length": length, "seed": seed}
+                key: Row = {"task": task, "cell": cell, "rate": rate, "length": length, "seed": seed}
                 row = next((row for row in rows if key.items() <= row.items()), None)
                 if row is None:
-                    row = key | {"accuracy": train(task, cell, rate, length, seed, options)}
+                    row = {**key, "accuracy": train(task, cell, rate, length, seed, options)}
                     rows.append(row)
                     write_results(options.out, rows)
                     line = f"{task}, {cell}, rate {rate:g}, {length} steps, seed {seed}: {row['accuracy']:.1%}"
