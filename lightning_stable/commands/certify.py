@@ -20,9 +20,11 @@ class Options(CheckpointOptions):
 
     Attributes:
         json: Print the report as JSON, with 'guarantee', 'stable' and 'reason'.
+        citation: Print the papers that the certificate rests on, as BibTeX, and nothing else.
     """
 
     json: bool = False
+    citation: bool = False
 
 
 def add(commands: Commands) -> None:
@@ -57,6 +59,9 @@ def run(options: Options) -> int:
     model, checkpoint = options.load()
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     stable, reason = verdict(report, bounds_in_training(checkpoint))
+    if options.citation:
+        sys.stdout.write(report.citation() + "\n")
+        return 0 if stable else 1
     if options.json:
         sys.stdout.write(json.dumps(report.to_dict() | {"stable": stable, "reason": reason}, indent=1) + "\n")
     console = Console()

@@ -10,7 +10,7 @@ has ``y_j ((W e)_j - y_j) >= 0``. Add twice the sum of these, weighted by ``T``,
 
     y^T P y <= 2 y^T T W e - y^T (2 T - P) y <= (W e)^T T (2 T - P)^(-1) T (W e) <= rate^2 e^T P e
 
-where the second step maximises over ``y`` (the sector condition of robust control, as in Revay, Wang & Manchester,
+where the second step maximises over ``y`` (the sector condition of robust control, as in Revay & Manchester,
 Contracting Implicit Recurrent Neural Networks). ``P = T = I`` gives ``||W||_2``.
 
 How small the rate can be is known. In the units of ``S = T^(1/2)`` let ``M = S W S^-1`` and ``P = S X S``. The

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_stable import checks
 from lightning_stable.recurrence.base import Contraction, State
+from lightning_stable.stability.citations import bibtex
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.stability.window_bounds import WindowBounds
 from lightning_stable.version import __version__
@@ -71,6 +72,10 @@ class LayerCertificate:
         if self.contraction is None:
             raise ValueError("The report must hold the norms of its certificates. Got a copy without; certify anew.")
         return self.contraction.distance(state, other)
+
+    def citation(self) -> str:
+        """Return the papers that the certificate rests on, as BibTeX."""
+        return bibtex([(self.cell, self.norm)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an infinite rate becomes None."""
@@ -184,6 +189,10 @@ class StabilityReport:
                     return None
                 window = larger
         return window
+
+    def citation(self) -> str:
+        """Return the papers that the certificates rest on, as BibTeX."""
+        return bibtex((layer.cell, layer.norm) for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an infinite or undefined rate becomes None."""

@@ -61,6 +61,12 @@ def test_json(rate: float | None, status: int, tmp_path: Path, capsys: pytest.Ca
     assert found == certify(model.eval()).to_dict()
 
 
+def test_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = language_model(0.9)
+    assert cli.main(["certify", str(as_cli(model, tmp_path)), "--citation"]) == 0
+    assert capsys.readouterr().out == certify(model.eval()).citation() + "\n"
+
+
 def test_inputs_that_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Gated(4)
     project_(model, 0.9, input_bound=2.0)
