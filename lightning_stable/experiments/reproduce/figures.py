@@ -15,7 +15,10 @@ _COLOURS = {"stable": "#0b6bcb", "unconstrained": "#8c8c8c", "convolutional": "#
 
 
 def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Path) -> Path:
-    """Draw a dot per model, those of a core together, filled if recurrent; published figures as crosses."""
+    """Draw a dot per model, those of a core together, filled if recurrent; published figures as crosses.
+
+    Bars are one standard deviation over seeds to each side.
+    """
     cores = list(dict.fromkeys(row["core"] for row in rows))
     figure, (panel,) = axes((7.5, 1.3 + 0.16 * len(rows) + 0.3 * len(cores)))
     height, middles = 0.0, []
@@ -28,7 +31,18 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
             )
             colour, window = _COLOURS[family], row["window"]
             face = "white" if window else colour
-            panel.plot(row["test"], height, "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
+            panel.errorbar(
+                row["test"],
+                height,
+                xerr=row["test_spread"],
+                fmt="o",
+                color=colour,
+                markerfacecolor=face,
+                markersize=7,
+                capsize=3,
+                zorder=3,
+                clip_on=False,
+            )
             if window:
                 place = (row["test"], height)
                 panel.annotate(
@@ -36,7 +50,8 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
                 )
             for published in row["published"]:
                 alpha = 1.0 if published["status"] == "published" else 0.35
-                panel.plot(published["value"], height, "x", color="#b3261e", alpha=alpha, markersize=6, zorder=2)
+                cross = {"color": "#b3261e", "alpha": alpha, "markersize": 6, "zorder": 2, "clip_on": False}
+                panel.plot(published["value"], height, "x", **cross)
             height += 1
         if core != cores[-1]:
             panel.axhline(height + 0.4, color="#dddddd", linewidth=0.8)

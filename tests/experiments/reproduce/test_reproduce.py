@@ -15,7 +15,7 @@ from lightning_stable.experiments.reproduce import reproduce
 from lightning_stable.experiments.reproduce.options import ReproduceOptions
 from lightning_stable.experiments.reproduce.task import read_task
 from lightning_stable.experiments.reproduce.train import finished
-from lightning_stable.experiments.results import write_text
+from lightning_stable.files import write_text
 
 TEXT = """
 title: Linear system
@@ -62,8 +62,10 @@ KEYS = [
     "validation",
     "test",
     "rate",
-    "guarantee",
+    "inputs",
+    "input_guarantee",
     "recurrent_norm",
+    "gates",
     "parameters",
     "seconds",
     "seed",
@@ -81,7 +83,7 @@ def test_a_task_from_end_to_end(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     task, out = read_task(TEXT, "linear"), tmp_path / "out"
-    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seed=7)) == 0
+    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seeds=(7,))) == 0
     printed = capfd.readouterr().out
     assert "3 models to train, 1 at a time, about" in printed
     assert "What to expect." in printed
@@ -96,8 +98,10 @@ def test_a_task_from_end_to_end(
     ]
     assert truncated["published"] == []
     assert stable["rate"] <= 0.5
-    assert stable["guarantee"] == "guaranteed"
+    assert stable["input_guarantee"] == "guaranteed"
     assert stable["recurrent_norm"] > 0
+    assert stable["gates"].keys() == {"h"}
+    assert tcn["gates"] == {}
     assert (tcn["rate"], tcn["recurrent_norm"]) == (None, None)
     assert {row["seed"] for row in rows.values()} == {7}
     assert (out / "results.png").stat().st_size > 10_000
@@ -124,20 +128,22 @@ def test_a_task_from_end_to_end(
     content = json.loads(marked.read_text())
     content["row"]["test"] = 123.0
     marked.write_text(json.dumps(content))
-    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seed=7, resume=True)) == 0
+    assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seeds=(7,), resume=True)) == 0
     assert "1 models to train" in capfd.readouterr().out.replace("1 model ", "1 models ")
     assert read(out)["rnn", True, None]["test"] == 123.0
     assert read(out)["tcn", False, None]["test"] == tcn["test"]
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_finished(tmp_path: Path) -> None:
-    config = write_text(tmp_path / "config.yaml", yaml.safe_dump({"seed_everything": 1}))
-    assert finished(tmp_path, config) is None
+    config = tmp_path / "config.yaml"
+    assert finished(tmp_path) is None
+    write_text(config, yaml.safe_dump({"seed_everything": 1}))
+    assert finished(tmp_path) is None
     result = {"row": {"test": 1.0}, "config": config.read_text()}
     (tmp_path / "result.json").write_text(json.dumps(result))
-    assert finished(tmp_path, config) == {"test": 1.0}
+    assert finished(tmp_path) == {"test": 1.0}
     write_text(config, yaml.safe_dump({"seed_everything": 2}))
-    assert finished(tmp_path, config) is None
+    assert finished(tmp_path) is None
 
 
 @pytest.mark.usefixtures("here")
@@ -177,14 +183,17 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(reproduce, "reproduce", fake)
     assert cli.main(["reproduce", "copy"]) == 0
-    arguments = ["--data-dir", ".", "--out", str(tmp_path), "--seed", "4", "--budget", "paper", "--baselines"]
+    arguments = ["--data-dir", ".", "--out", str(tmp_path), "--seeds", "4", "5", "--budget", "paper", "--baselines"]
+    arguments += ["--epochs", "6", "--hidden-size", "32", "--windows", "5", "10"]
     assert cli.main(["reproduce", "jsb", *arguments, "--resume", "--jobs", "3", "--only", "rnn", "tcn"]) == 0
     task, out, options = calls[0]
     assert (task, out) == ("copy", Path("runs/copy"))
     assert vars(options) == vars(ReproduceOptions()) | {"task": "copy"}
     task, out, options = calls[1]
     assert (task, out) == ("jsb", tmp_path)
-    expected = ReproduceOptions(tmp_path, Path(), "paper", 4, True, True, 3, ("rnn", "tcn"))
+    expected = ReproduceOptions(
+        tmp_path, Path(), "paper", (4, 5), 6, 32, (5, 10), baselines=True, resume=True, jobs=3, only=("rnn", "tcn")
+    )
     assert vars(options) == vars(expected) | {"task": "jsb"}
 
 
