@@ -28,7 +28,9 @@ class Display:
 
     def __init__(self, jobs: Sequence[Expected], processes: int, console: Console, noun: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[value]}"))
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._progress = Progress(
+            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
         self._whole = self._progress.add_task(f"{len(jobs)} {noun}", total=None, value="")
         self._bars: dict[str, Any] = {
             job.name: self._progress.add_task(job.name, visible=False, value="") for job in jobs

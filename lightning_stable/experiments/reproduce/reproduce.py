@@ -19,8 +19,8 @@ from lightning_stable.experiments.results import Row, show, show_failures, write
 from lightning_stable.experiments.timetable import duration
 from lightning_stable.files import write_text
 
-# Seconds of a run before its first epoch and after its last.
-_AROUND = 5.0
+# Seconds until the processes are there, and of a run before its first epoch and after its last.
+_START, _AROUND = 15.0, 2.0
 
 
 def reproduce(task: Task, out: Path, options: ReproduceOptions) -> int:
@@ -50,7 +50,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
     rows = _kept(task, out) if options.resume else {}
     waiting = by_importance([run for run in runs if run.name not in rows], task.baselines)
     processes = options.jobs or default_processes()
-    seconds = sum(run.seconds + _AROUND for run in waiting) / min(processes, max(1, len(waiting)))
+    seconds = _START + sum(run.seconds + _AROUND for run in waiting) / min(processes, max(1, len(waiting)))
     console.print(
         f"{task.title}: {len(waiting)} models to train, {processes} at a time, about {duration(seconds)}"
         + (f"; {len(rows)} are finished" if rows else ""),
@@ -71,7 +71,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
         floor = getattr(data, task.floor) if isinstance(task.floor, str) else task.floor
         models = summarized(ordered)
         # A narrow terminal may wrap it: numbers cut to fit say less.
-        Console(width=max(130, console.width)).print(results_table(task, models, floor))
+        Console(width=max(140, console.width)).print(results_table(task, models, floor))
         if task.note:
             console.print(task.note.strip(), highlight=False)
         plot_results(task, models, floor, out / "results.png")

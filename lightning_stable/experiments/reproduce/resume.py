@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
+
+from lightning_stable.bases import Callback
 
 _LAST = "last.ckpt"
 
@@ -49,13 +51,22 @@ class KeepLast(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._path = checkpoints(folder) / _LAST
+        self._generator: torch.Generator | None = None  # of the order of the training batches, if they have one
         self._restored: dict[str, Any] | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the loops begin an epoch: Lightning takes the batches of the last one for those of the next."""
+        if self._restored is not None:
+            trainer.fit_loop.restarting = False  # of all loops
+            trainer.fit_loop.on_iteration_done()
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, or after a restart draw on from where the random states were."""
+        self._generator = getattr(trainer.train_dataloader, "generator", None)
         if self._restored is not None:
-            _set_random_states(self._restored)
+            self._restore(self._restored)
             self._restored = None
         elif trainer.current_epoch > 0:
             trainer.save_checkpoint(self._path)
@@ -64,15 +75,17 @@ class KeepLast(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the random states."""
         devices: list[Tensor] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": devices}
+        order = None if self._generator is None else self._generator.get_state()
+        return {"cpu": torch.get_rng_state(), "cuda": devices, "order": order}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the random states until the epoch begins: what is made before it may draw numbers."""
         self._restored = state_dict
 
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    def _restore(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["cpu"].cpu())
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        if self._generator is not None:
+            self._generator.set_state(states["order"].cpu())

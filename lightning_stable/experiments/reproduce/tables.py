@@ -56,8 +56,8 @@ def results_table(task: Task, rows: Sequence[Row], floor: float | None) -> Table
 
 
 def describe_gates(row: Row) -> str:
-    """Return the largest rows of the gates in one line: ``i 0.05  f 0.01  g 0.02  o 6.86``."""
-    return "  ".join(f"{gate} {norm:.2f}" for gate, norm in row["gates"].items())
+    """Return the largest rows of the gates in one line: ``i 0.05 f 0.01 g 0.02 o 6.86``."""
+    return " ".join(f"{gate} {norm:.2f}" for gate, norm in row["gates"].items())
 
 
 def describe_published(row: Row) -> str:

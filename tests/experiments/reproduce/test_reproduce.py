@@ -16,43 +16,8 @@ from lightning_stable.experiments.reproduce.options import ReproduceOptions
 from lightning_stable.experiments.reproduce.task import read_task
 from lightning_stable.experiments.reproduce.train import finished
 from lightning_stable.files import write_text
+from tests.experiments.reproduce.tiny import TEXT
 
-TEXT = """
-title: Linear system
-metric: {name: loss, title: squared error}
-note: What to expect.
-config:
-  data:
-    class_path: lightning_stable.datamodules.LinearSystemDataModule
-    init_args: {length: 12, train_size: 64, valid_size: 16, test_size: 16}
-  model:
-    class_path: lightning_stable.models.SequenceRegressor
-    init_args: {input_size: 4, output_size: 2, hidden_size: 8}
-  trainer:
-    accelerator: cpu
-    max_epochs: 2
-    enable_progress_bar: false
-    enable_model_summary: false
-    callbacks: []
-stable:
-  trainer:
-    callbacks:
-    - class_path: lightning_stable.callbacks.StabilityProjectionCallback
-      init_args: {rate: 0.5, input_bound: 5.0}
-input_bound: {class_path: lightning_stable.stability.SupNorm, init_args: {bound: 5.0}}
-windows: [3]
-cells:
-  rnn: {seconds: 10}
-  lstm: {seconds: 10}
-baselines:
-  tcn: {seconds: 5, always: true, config: {model: {init_args: {kernel_size: 2}}}}
-budgets:
-  small: {}
-  paper: {}
-published:
-- {core: rnn, value: 0.5, source: Somebody, status: recalled, stable: true}
-floor: 1.0
-"""
 KEYS = [
     "task",
     "core",
