@@ -44,7 +44,7 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
                 clip_on=False,
             )
             if window:
-                place = (row["test"], height)
+                place = (row["test"] + (row["test_spread"] or 0.0), height)
                 panel.annotate(
                     f"{window}", place, (7, 0), textcoords="offset points", va="center", size=7, color=colour
                 )
@@ -68,8 +68,10 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
         Line2D([], [], marker="o", linestyle="", color=_COLOURS["convolutional"], label="convolutional"),
         Line2D([], [], marker="x", linestyle="", color="#b3261e", label="literature (pale: recalled)"),
     ]
+    if any(row["test_spread"] is not None for row in rows):
+        marks.append(Line2D([], [], marker="|", color="black", label="standard deviation over seeds"))
     panel.set_yticks(middles, cores)
-    panel.invert_yaxis()
+    panel.set_ylim(height - 2.1, -0.7)  # from top to bottom, with room for whole markers
     panel.grid(visible=False, axis="y")
     panel.set(xlabel=f"{task.metric.title}, test ({task.metric.better} is better)", title=task.title)
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

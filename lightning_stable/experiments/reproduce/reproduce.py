@@ -51,9 +51,10 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
     waiting = by_importance([run for run in runs if run.name not in rows], task.baselines)
     processes = options.jobs or default_processes()
     seconds = _START + sum(run.seconds + _AROUND for run in waiting) / min(processes, max(1, len(waiting)))
+    expected = f", {processes} at a time, about {duration(seconds)}" if waiting else ""
+    done = f"; {len(rows)} are finished" if rows else ""
     console.print(
-        f"{task.title}: {len(waiting)} models to train, {processes} at a time, about {duration(seconds)}"
-        + (f"; {len(rows)} are finished" if rows else ""),
+        f"{task.title}: {len(waiting)} model{'s' if len(waiting) != 1 else ''} to train{expected}{done}",
         highlight=False,
     )
 
@@ -73,7 +74,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
         # A narrow terminal may wrap it: numbers cut to fit say less.
         Console(width=max(140, console.width)).print(results_table(task, models, floor))
         if task.note:
-            console.print(task.note.strip(), highlight=False)
+            console.print(" ".join(task.note.split()), highlight=False)
         plot_results(task, models, floor, out / "results.png")
         board = f"tensorboard --logdir {out / 'tensorboard'}"
         show(console, Results=out / "results.json", Figure=out / "results.png", TensorBoard=board)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_task_from_end_to_end(
     content["row"]["test"] = 123.0
     marked.write_text(json.dumps(content))
     assert reproduce.reproduce(task, out, ReproduceOptions(only=ONLY, jobs=1, seeds=(7,), resume=True)) == 0
-    assert "1 models to train" in capfd.readouterr().out.replace("1 model ", "1 models ")
+    assert "1 model to train, 1 at a time, about" in capfd.readouterr().out
     assert read(out)["rnn", True, None]["test"] == 123.0
     assert read(out)["tcn", False, None]["test"] == tcn["test"]
 
@@ -120,6 +121,51 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capfd: pytest
     assert "tcn failed:" in printed
     assert "Got -2" in printed.replace("\n", " ")
     assert list(read(tmp_path)) == [("rnn", False, None)]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_goes_on_keeps_what_others_finished(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    task = read_task(TEXT, "linear")
+    assert reproduce.reproduce(task, tmp_path, ReproduceOptions(only=("rnn", "rnn-k3"), jobs=1)) == 0
+    assert reproduce.reproduce(task, tmp_path, ReproduceOptions(only=("tcn",), jobs=1, resume=True)) == 0
+    assert "; 2 are finished" in capfd.readouterr().out
+    found = [("rnn", False, None), ("rnn", False, 3), ("tcn", False, None)]
+    assert list(read(tmp_path)) == found
+    # Other windows and other seeds as well.
+    options = ReproduceOptions(only=("rnn", "rnn-k2"), jobs=1, resume=True, windows=(2,), seeds=(1, 2))
+    assert reproduce.reproduce(task, tmp_path, options) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["core"], row["window"], row["seed"]) for row in rows] == [
+        *(("rnn", None, 0), ("rnn", None, 1), ("rnn", None, 2)),
+        *(("rnn", 2, 1), ("rnn", 2, 2), ("rnn", 3, 0), ("tcn", None, 0)),
+    ]
+    table = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["seeds"] for row in table] == ["0 1 2", "1 2", "0", "0"]
+    assert float(table[0]["test"]) == pytest.approx(sum(row["test"] for row in rows[:3]) / 3)
+    assert float(table[0]["test_spread"]) > 0
+    assert table[2]["test_spread"] == ""
+    # Without --resume nothing is left of them.
+    assert reproduce.reproduce(task, tmp_path, ReproduceOptions(only=("tcn",), jobs=1)) == 0
+    assert list(read(tmp_path)) == [("tcn", False, None)]
+
+
+@pytest.mark.usefixtures("here")
+def test_its_own_checkpoints_are_certified_and_all_may_read_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = os.umask(0o022)
+    try:
+        reproduce.reproduce(read_task(TEXT, "linear"), tmp_path, ReproduceOptions(only=("lstm", "lstm-stable"), jobs=1))
+    finally:
+        os.umask(old)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    for name, status in (("lstm", 1), ("lstm-stable", 0)):
+        assert cli.main(["certify", str(tmp_path / "runs" / name / "checkpoints" / "best.ckpt"), "--json"]) == status
+        out = capsys.readouterr().out
+        layer = json.loads(out[out.index("{\n") :])["layers"][0]
+        assert (layer["input_bound"], layer["guarantee"]) == ("|x| <= 5", "guaranteed")
+        assert layer["rate"] == read(tmp_path)["lstm", status == 0, None]["rate"]
 
 
 def test_unknown_runs_are_refused(tmp_path: Path) -> None:
