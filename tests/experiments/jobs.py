@@ -1,6 +1,7 @@
 """Jobs for other processes, which import nothing that takes long."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,11 @@ from lightning_stable.experiments.pool import Job, Report, explained_stop, run_a
 def process(report: Report) -> int:
     report(1, 2, "half")
     return os.getpid()
+
+
+def blocked(report: Report) -> set[int]:
+    """Return the signals that this process does not see."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 def fail(reason: str, report: Report) -> int:

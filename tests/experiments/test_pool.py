@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lightning_stable.experiments.pool import Job, run_all
-from tests.experiments.jobs import fail, process
+from tests.experiments.jobs import blocked, fail, process
 
 SCRIPT = """
 import multiprocessing, os, time
@@ -37,6 +37,18 @@ def test_jobs_run_in_other_processes_and_one_that_fails_does_not_stop_the_others
     assert list(kept) == ["short", "long"]  # in their order
     assert os.getpid() not in kept.values()
     assert "short is done\nlong is done\n" in console.file.getvalue()
+
+
+def test_jobs_do_not_see_ctrl_c_and_who_waits_for_them_does() -> None:
+    kept: dict[str, set[int]] = {}
+
+    def keep(name: str, result: set[int]) -> str:
+        kept[name] = result
+        return ""
+
+    run_all([Job("a", 1.0, blocked, ())], 1, keep, Console(file=io.StringIO()), "jobs")
+    assert kept == {"a": {signal.SIGINT}}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_runs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
