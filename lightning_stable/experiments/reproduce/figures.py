@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.lines import Line2D
 
@@ -50,7 +51,13 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
                 )
             for published in row["published"]:
                 alpha = 1.0 if published["status"] == "published" else 0.35
-                cross = {"color": "#b3261e", "alpha": alpha, "markersize": 6, "zorder": 2, "clip_on": False}
+                cross: dict[str, Any] = {
+                    "color": "#b3261e",
+                    "alpha": alpha,
+                    "markersize": 6,
+                    "zorder": 2,
+                    "clip_on": False,
+                }
                 panel.plot(published["value"], height, "x", **cross)
             height += 1
         if core != cores[-1]:
