@@ -29,6 +29,7 @@ class Expected:
 class _Measured:
     start: float
     first: float | None = None  # the share done at the first report: more than 0 for a job that goes on
+    first_time: float = 0.0
     share: float = 0.0
     seconds: float | None = None  # once it is finished
 
@@ -75,7 +76,7 @@ class Timetable:
         measured = self._measured[name]
         measured.share = share
         if measured.first is None:
-            measured.first = share
+            measured.first, measured.first_time = share, self._clock()
 
     def finish(self, name: str) -> None:
         """A job is finished."""
@@ -90,25 +91,26 @@ class Timetable:
     def _left(self, job: Expected, measured: _Measured) -> float:
         spent = self._clock() - measured.start
         expected = max(job.seconds * (1 - (measured.first or 0.0)) * self._factor() - spent, 0.1 * spent)
-        done = measured.share - (measured.first or 0.0)
-        if done < _ENOUGH:
+        by_speed = self._by_speed(measured)
+        if by_speed is None:
             return expected
-        by_speed = spent * (1 - measured.share) / done
         return min(by_speed, expected) if job.may_end_early else by_speed
+
+    def _by_speed(self, measured: _Measured) -> float | None:
+        """Seconds until the end of a job if it goes on as fast as it did; None if that is not known yet."""
+        done = measured.share - (measured.first or 0.0)
+        return (self._clock() - measured.first_time) * (1 - measured.share) / done if done >= _ENOUGH else None
 
     def _factor(self) -> float:
         """How much longer jobs take than was expected."""
         took = expected = 0.0
         for name, measured in self._measured.items():
-            job, first = self._expected[name], measured.first or 0.0
-            if name in self._failed:
-                continue
-            if measured.seconds is not None:
-                took += measured.seconds
-                expected += job.seconds * (1 - first)
-            elif not job.may_end_early and measured.share - first >= _ENOUGH:
-                took += (self._clock() - measured.start) * (1 - first) / (measured.share - first)
-                expected += job.seconds * (1 - first)
+            job, seconds = self._expected[name], measured.seconds
+            if seconds is None and not job.may_end_early and (by_speed := self._by_speed(measured)) is not None:
+                seconds = self._clock() - measured.start + by_speed
+            if seconds is not None and name not in self._failed:
+                took += seconds
+                expected += job.seconds * (1 - (measured.first or 0.0))
         return took / expected if expected > 0 else 1.0
 
 
