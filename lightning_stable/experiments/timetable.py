@@ -90,11 +90,12 @@ class Timetable:
 
     def _left(self, job: Expected, measured: _Measured) -> float:
         spent = self._clock() - measured.start
-        expected = max(job.seconds * (1 - (measured.first or 0.0)) * self._factor() - spent, 0.1 * spent)
+        expected = job.seconds * (1 - (measured.first or 0.0)) * self._factor() - spent
         by_speed = self._by_speed(measured)
         if by_speed is None:
-            return expected
-        return min(by_speed, expected) if job.may_end_early else by_speed
+            return max(expected, 0.1 * spent)
+        # A job that has taken longer than was expected may as well go on to its end.
+        return min(by_speed, expected) if job.may_end_early and expected > 0 else by_speed
 
     def _by_speed(self, measured: _Measured) -> float | None:
         """Seconds until the end of a job if it goes on as fast as it did; None if that is not known yet."""

@@ -57,7 +57,10 @@ def test_of_jobs_that_may_end_early_only_finished_ones_say_how_long_others_take(
     clock.now += 20
     times.report("a", 0.1)  # 200 seconds, if it went on to its last epoch
     assert times.left == pytest.approx(20 + 40)
-    clock.now += 60
+    clock.now += 30
+    times.report("a", 0.25)  # longer than was expected
+    assert times.left == pytest.approx(150 + 40)
+    clock.now += 30
     times.finish("a")
     assert times.left == pytest.approx(80)
 
