@@ -16,7 +16,7 @@ from lightning_stable.experiments.reproduce.resume import last_checkpoint
 from lightning_stable.experiments.reproduce.task import Run, Task, read_task
 from lightning_stable.experiments.reproduce.train import finished, make_data, prepare, train
 from lightning_stable.experiments.results import Row
-from tests.experiments.reproduce.tiny import DELICATE
+from tests.experiments.reproduce.tiny import DELICATE, WORDS
 from tests.helpers import equal
 
 BATCHES = 4  # of an epoch
@@ -71,6 +71,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -
     assert equal(saved["state_dict"], again["state_dict"])
     assert equal(saved["optimizer_states"][0]["state"][0], again["optimizer_states"][0]["state"][0])
     assert [path.name for path in (parts / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
+def test_an_epoch_that_reads_a_part_of_a_text_begins_at_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "a b c b a c d e a d c b".split()
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(" ".join(words[i * i % 12] for i in range(400)))
+    text = WORDS.replace("init_args: {batch", f"init_args: {{data_dir: {tmp_path}, batch", 1)
+    monkeypatch.setattr("tests.experiments.reproduce.test_resume.DELICATE", text)
+    whole, parts = (tmp_path / name / "runs" / "gru" for name in ("whole", "parts"))
+    expected = fit("gru", whole)
+    killed("gru", parts, 2 * BATCHES + 2)
+    assert fit("gru", parts, resume=True) | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_what_a_part_of_the_first_epoch_left_goes(tmp_path: Path) -> None:

@@ -37,6 +37,35 @@ published:
 floor: 1.0
 """
 
+# A text of which an epoch reads a part.
+WORDS = """
+title: Words
+metric: {name: loss, title: nats}
+config:
+  data:
+    class_path: lightning_stable.datamodules.TextDataModule
+    init_args: {batch_size: 4, eval_batch_size: 2, chunk_length: 5, vary_length: true}
+  model:
+    class_path: lightning_stable.models.LanguageModel
+    init_args: {vocab_size: data.vocab_size, hidden_size: 8, embedding_size: 8, dropout: 0.5, input_dropout: 0.0}
+  optimizer:
+    class_path: torch.optim.Adam
+    init_args: {lr: 0.05}
+  trainer:
+    accelerator: cpu
+    max_epochs: 4
+    limit_train_batches: 4
+    num_sanity_val_steps: 0
+    enable_progress_bar: false
+    enable_model_summary: false
+    callbacks: []
+cells:
+  gru: {seconds: 10}
+budgets:
+  small: {}
+  paper: {}
+"""
+
 # With what a run that goes on can get wrong.
 DELICATE = """
 title: Linear system
