@@ -106,8 +106,8 @@ class Task:
         metric: What is measured.
         config: The configuration that all runs share.
         cells: By the name of a recurrent core: ``config`` over the shared one, ``stable`` over that where the model is
-            projected, ``seconds``, and ``window_cost``, the share of that by which a truncated run takes longer per
-            input of its window.
+            projected, ``seconds``, ``stable_seconds`` where projected models take another time, and ``window_cost``,
+            the share of that by which a truncated run takes longer per input of its window.
         budgets: By name: ``config`` over the shared one, ``windows`` and a factor ``time``.
         note: What to expect; it is printed under the table.
         baselines: As ``cells``, for convolutional cores; ``always`` marks those that no option has to ask for.
@@ -173,7 +173,8 @@ class Task:
             config = merged(config, self.stable, own.get("stable", {}))
         arguments = {"cell": core, **size} | ({} if window is None else {"window": window})
         config = merged(config, {"model": {"init_args": arguments}})
-        seconds = time * own["seconds"] * (1 + own.get("window_cost", 0.3) * (window or 0))
+        alone = own.get("stable_seconds", own["seconds"]) if stable else own["seconds"]
+        seconds = time * alone * (1 + own.get("window_cost", 0.3) * (window or 0))
         return Run(core, stable, window, config, seconds)
 
     def _convolutional(self, core: str, shared: Config, time: float) -> Run:
@@ -195,10 +196,13 @@ def by_importance(runs: Iterable[Run], baselines: Iterable[str]) -> list[Run]:
     convolutional = set(baselines)
     runs = list(runs)
     seeds = {seed: place for place, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    pairs: dict[tuple[str, int | None], float] = {}
+    for run in runs:
+        pairs[run.core, run.window] = max(run.seconds, pairs.get((run.core, run.window), 0.0))
 
     def importance(run: Run) -> tuple[float, ...]:
         group = 2 if run.core in convolutional else 0 if run.window is None else 1
-        return group, seeds[run.seed], -run.seconds
+        return group, seeds[run.seed], -pairs[run.core, run.window]
 
     return sorted(runs, key=importance)
 

@@ -28,7 +28,7 @@ config:
 stable: {trainer: {callbacks: [{class_path: Projection}]}}
 windows: [4]
 cells:
-  rnn: {seconds: 10}
+  rnn: {seconds: 10, stable_seconds: 15}
   gru: {seconds: 20, config: {model: {init_args: {size: 7}}}, stable: {optimizer: {init_args: {lr: 1.0}}}}
 baselines:
   tcn: {seconds: 5, always: true}
@@ -61,6 +61,7 @@ def test_a_task_stands_for_its_runs() -> None:
     assert (best.core, best.stable, best.window) == ("gru", True, 4)
     assert runs["tcn"].config["model"]["init_args"] == {"size": 3, "core": "tcn"}
     assert best.seconds > runs["gru"].seconds == 20
+    assert (runs["rnn"].seconds, runs["rnn-stable"].seconds, runs["gru-stable"].seconds) == (10, 15, 20)
     paper = {run.name: run for run in task.runs(ReproduceOptions(budget="paper", baselines=True))}
     assert list(paper) == ["rnn", "rnn-stable", "gru", "gru-stable", "tcn", "wavenet"]
     assert paper["rnn"].config["data"]["init_args"] == {"length": 50}
