@@ -173,7 +173,7 @@ class Task:
             config = merged(config, self.stable, own.get("stable", {}))
         arguments = {"cell": core, **size} | ({} if window is None else {"window": window})
         config = merged(config, {"model": {"init_args": arguments}})
-        alone = own.get("stable_seconds", own["seconds"]) if stable else own["seconds"]
+        alone = own["stable_seconds" if stable and "stable_seconds" in own else "seconds"]
         seconds = time * alone * (1 + own.get("window_cost", 0.3) * (window or 0))
         return Run(core, stable, window, config, seconds)
 
