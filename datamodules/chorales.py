@@ -30,7 +30,7 @@ SOURCES = {
     "jsb": Source("JSB_Chorales.mat", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
     "nottingham": Source("Nottingham.mat"),
     "musedata": Source("MuseData.mat"),
-    "piano-midi": Source("Piano_midi.mat"),
+    "piano-midi": Source("Piano_midi.mat", "990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34"),
 }
 
 
@@ -94,8 +94,8 @@ class ChoralesDataModule(SequenceDataModule):
     nothing to predict and is left out.
 
     The ``music`` extra (scipy) is needed. ``prepare_data`` downloads a file that ``data_dir`` does not hold, and checks
-    it: the JSB chorales by their sha256; the other three, whose checksums are unknown, must read as three non-empty
-    splits of 88-key piano rolls.
+    it: the JSB chorales and Piano-midi.de by their sha256; the other two, whose checksums are unknown, must read as
+    three non-empty splits of 88-key piano rolls.
 
     Args:
         data_dir: Folder with ``JSB_Chorales.mat``, ``Nottingham.mat``, ``MuseData.mat`` or ``Piano_midi.mat``; by

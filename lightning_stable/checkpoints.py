@@ -20,10 +20,10 @@ from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_stable import checks, models
+from lightning_stable import checks, models, stability
 from lightning_stable.class_paths import obstacle_to_import, recorded_class_path
 from lightning_stable.inert import load_inert, unread_in
-from lightning_stable.stability import InputSet
+from lightning_stable.stability import ActiveEntries, Box, InputSet, L2Ball, SupNorm
 from lightning_stable.stability.inputs.sets import Recorded
 from lightning_stable.trainers import classes
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Checkpoint = dict[str, Any]
 _LONGEST_REASON = 300
 TRUST = "If you trust the file's author, `--trust` (in Python `trust=True`) reads all of it and runs their code."
+_DECLARED = "lightning_stable_inputs"
 _SHARDED = ".metadata"  # torch.distributed.checkpoint's file
 
 
@@ -238,6 +239,37 @@ def recorded_inputs(checkpoint: Checkpoint) -> dict[str, InputSet]:
         for state in _projection_states(checkpoint)
         for name, seen in state["input_ranges"].items()
     }
+
+
+def declare_inputs(checkpoint: Checkpoint, declared: Mapping[str, Any]) -> None:
+    """Let a checkpoint say for which inputs its model is meant.
+
+    Args:
+        checkpoint: The checkpoint.
+        declared: A set of :mod:`lightning_stable.stability` as a configuration writes it, ``class_path`` and
+            ``init_args``.
+    """
+    checkpoint[_DECLARED] = dict(declared)
+
+
+def declared_inputs(checkpoint: Checkpoint) -> InputSet | None:
+    """Return the inputs that :func:`declare_inputs` kept; None if there are none. No other class is made.
+
+    Raises:
+        ValueError: If the checkpoint has something else in their place.
+    """
+    declared = checkpoint.get(_DECLARED)
+    if declared is None:
+        return None
+    sets = {f"{stability.__name__}.{kind.__name__}": kind for kind in (ActiveEntries, Box, L2Ball, SupNorm)}
+    try:
+        made: InputSet = sets[declared["class_path"]](**declared.get("init_args", {}))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The input set in a checkpoint must be one of {', '.join(sets)}, with its arguments. "
+            f"Got {checks.shown(declared)}."
+        ) from error
+    return made
 
 
 def recorded_reports(checkpoint: Checkpoint) -> list[dict[str, Any]]:

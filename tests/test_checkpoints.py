@@ -18,6 +18,8 @@ from lightning_stable import callbacks
 from lightning_stable.callbacks import StabilityProjectionCallback, StateGradientCallback
 from lightning_stable.checkpoints import (
     bounds_in_training,
+    declare_inputs,
+    declared_inputs,
     import_class,
     load_model,
     read_checkpoint,
@@ -334,6 +336,32 @@ def test_what_a_projection_callback_knows(tmp_path: Path) -> None:
     again = read_checkpoint(str(tmp_path / "model.ckpt"))
     assert recorded_reports(again) == [report]
     assert torch.equal(recorded_inputs(again)["core"].box(3, seen).high, box.high)
+
+
+def test_declared_inputs() -> None:
+    checkpoint: dict[str, Any] = {}
+    assert declared_inputs(checkpoint) is None
+    declare_inputs(checkpoint, {"class_path": "lightning_stable.stability.ActiveEntries", "init_args": {"count": 4}})
+    found = declared_inputs(checkpoint)
+    assert found is not None
+    assert (found.describe(), found.guarantee) == ("at most 4 entries active in [0, 1]", "guaranteed")
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"class_path": "os.mkdir", "init_args": {"path": "there"}},
+        {"class_path": "lightning_stable.stability.ActiveEntries", "init_args": {"count": -1}},
+        {"class_path": "lightning_stable.stability.Box"},
+        {"init_args": {}},
+        {"class_path": "lightning_stable.stability.Box", "init_args": 3},
+        "ActiveEntries",
+        3,
+    ],
+)
+def test_declared_inputs_that_are_none(declared: Any) -> None:
+    with pytest.raises(ValueError, match=r"The input set in a checkpoint must be one of .*ActiveEntries.* Got "):
+        declared_inputs({"lightning_stable_inputs": declared})
 
 
 def test_a_flipped_bit_never_loads_other_weights(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class CheckpointOptions:
         checkpoint: Checkpoint that a Trainer saved; no code in it is run, unless --trust says so.
         input_bound: What is known about the inputs of the recurrences: a number B (every |x| <= B), active:COUNT (at
             most COUNT entries are not 0, each in [0, 1]), l2:RADIUS or box:LOW:HIGH (default: what follows from the
-            model itself, then the range of the inputs seen).
+            model itself, then what the checkpoint declares, then the range of the inputs seen).
         class_path: The LightningModule, of lightning.pytorch or pytorch_lightning (default: the class the checkpoint
             names, if it is one of lightning_stable.models).
         arguments: Argument of the class that the checkpoint does not hold; may be repeated.
@@ -90,7 +90,7 @@ class CheckpointOptions:
 
 
 def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bound: str | None) -> StabilityReport:
-    """Certify a model; where its inputs are unknown, for the range that a callback recorded in training.
+    """Certify a model; where its inputs are unknown, for those the checkpoint declares or a callback saw in training.
 
     Args:
         model: The model, in evaluation mode.
@@ -121,14 +121,15 @@ def certify_checkpoint(model: LightningModule, checkpoint: Checkpoint, input_bou
 def known_inputs(model: LightningModule, checkpoint: Checkpoint, input_bound: str | None) -> InputBound:
     """Return what is known about inputs as :func:`certify_checkpoint` uses it; None is what follows from the model."""
     from lightning_stable import certify
-    from lightning_stable.checkpoints import recorded_inputs
+    from lightning_stable.checkpoints import declared_inputs, recorded_inputs
     from lightning_stable.recurrence import find_recurrences
 
     if input_bound is not None:
         return parse_input_bound(input_bound)
-    report, recorded = certify(model), recorded_inputs(checkpoint)
+    report, declared = certify(model), declared_inputs(checkpoint)
     unknown = {r.module_name for r in find_recurrences(model) if r.name in unknown_inputs(report)}
-    return {name: recorded[name] for name in unknown & recorded.keys()} or None
+    known = recorded_inputs(checkpoint) if declared is None else dict.fromkeys(unknown, declared)
+    return {name: known[name] for name in unknown & known.keys()} or None
 
 
 def unknown_inputs(report: StabilityReport) -> set[str]:

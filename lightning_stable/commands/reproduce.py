@@ -9,7 +9,18 @@ from typing import Literal
 from lightning_stable.experiments.reproduce.options import ReproduceOptions
 from lightning_stable.options import Commands, add_command
 
-TaskName = Literal["jsb", "nottingham", "atis", "wikitext2", "ptb-char", "ptb-word", "copy", "adding"]
+TaskName = Literal[
+    "jsb",
+    "nottingham",
+    "piano-midi",
+    "musedata",
+    "atis",
+    "wikitext2",
+    "ptb-char",
+    "ptb-word",
+    "copy",
+    "adding",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,7 @@ def add(commands: Commands) -> None:
         examples=[
             "jsb --data-dir data/jsb_chorales",
             "copy --only gru gru-stable tcn",
+            "jsb --seeds 0 1 2 --windows 5 10",
             "jsb --out runs/jsb --resume",
         ],
     )

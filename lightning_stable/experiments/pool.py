@@ -1,4 +1,4 @@
-"""Jobs side by side, each in its own process, with their progress."""
+"""Jobs side by side, each in its own process, until all are done or a signal ends them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_stable.experiments.display import Display
+from lightning_stable.experiments.timetable import Expected
 
 # Called inside a job with how much is done, of how much, and a text to show.
 Report = Callable[[int, int, str], None]
@@ -28,29 +33,20 @@ class Job:
         seconds: About how long the job takes.
         function: Called with the arguments and a :data:`Report`; it and they must survive pickling.
         arguments: The arguments.
+        may_end_early: Whether it may end before the total it reports.
     """
 
     name: str
     seconds: float
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Sender:
-    """Sends the progress of a job to the process that shows it."""
-
-    messages: Any
-    name: str
-
-    def __call__(self, done: int, total: int, text: str) -> None:
-        self.messages.put((self.name, done, total, text))
+    may_end_early: bool = False
 
 
 def run_all(
     jobs: Sequence[Job], processes: int, keep: Callable[[str, Any], str], console: Console, noun: str
 ) -> dict[str, Exception]:
-    """Do jobs side by side, the longest first.
+    """Do jobs side by side, in their order. No process is left when this ends, in whatever way.
 
     Args:
         jobs: The jobs, of different names.
@@ -61,39 +57,52 @@ def run_all(
 
     Returns:
         The errors of the jobs that failed, by name.
+
+    Raises:
+        SystemExit: On SIGTERM or SIGHUP, with the exit status of a process that the signal ends.
     """
     failures: dict[str, Exception] = {}
     if not jobs:
         return failures
     context = multiprocessing.get_context("spawn")  # a process with threads must not be forked
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[value]}"))
-    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-    with context.Manager() as manager, progress:
-        messages = manager.Queue()
-        whole = progress.add_task(f"{len(jobs)} {noun}", total=sum(job.seconds for job in jobs), value="")
-        bars = {job.name: progress.add_task(job.name, visible=False, value="") for job in jobs}
-        executor = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
+    messages = context.Queue()
+    processes = min(processes, len(jobs))
+    expected = [Expected(job.name, job.seconds, job.may_end_early) for job in jobs]
+    others = set(multiprocessing.active_children())
+    with _exit_on_signals(), Display(expected, processes, console, noun) as display:
+        executor = ProcessPoolExecutor(processes, context, _begin, (messages,))
         try:
-            pending = {
-                executor.submit(job.function, *job.arguments, _Sender(messages, job.name)): job
-                for job in sorted(jobs, key=lambda job: -job.seconds)
-            }
+            with _without_interrupts():
+                pending = {executor.submit(_work, job): job for job in jobs}
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                _show(messages, progress, bars)
+                _show(messages, display)
                 for future in done:
                     job = pending.pop(future)
-                    progress.update(bars[job.name], visible=False)
-                    progress.advance(whole, job.seconds)
                     try:
                         result = future.result()
                     except Exception as error:  # the others go on
                         failures[job.name] = error
+                        display.fail(job.name)
                     else:
-                        progress.console.print(keep(job.name, result), highlight=False)
+                        display.finish(job.name, keep(job.name, result))
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
     return failures
+
+
+@contextmanager
+def explained_stop(console: Console, text: str) -> Iterator[None]:
+    """Print a text if Ctrl-C or a signal ends the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        console.print(text, highlight=False, soft_wrap=True)
+        raise
 
 
 def default_processes() -> int:
@@ -114,11 +123,6 @@ def one_thread() -> None:
         torch.set_num_threads(1)
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in words: ``12 minutes`` or ``40 seconds``."""
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
-
-
 def end_with_parent() -> None:
     """End this process when the one that started it is gone, however it went."""
 
@@ -131,10 +135,70 @@ def end_with_parent() -> None:
     threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
-def _show(messages: Any, progress: Progress, bars: dict[str, Any]) -> None:
+# Inside the processes of the jobs -------------------------------------------------------------------------------------
+_messages: Any = None  # a queue can be handed to a process only when it starts
+
+
+def _begin(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    end_with_parent()
+
+
+def _work(job: Job) -> Any:
+    def report(done: int, total: int, text: str) -> None:
+        _messages.put((job.name, done, total, text))
+
+    report(0, 0, "starts")
+    return job.function(*job.arguments, report)
+
+
+# In the process that waits for them -----------------------------------------------------------------------------------
+def _show(messages: Any, display: Display) -> None:
     while True:
         try:
             name, done, total, text = messages.get_nowait()
         except queue.Empty:
-            return
-        progress.update(bars[name], visible=True, completed=done, total=total, value=text)
+            break
+        if total:
+            display.report(name, done, total, text)
+        else:
+            display.begin(name)
+    display.refresh()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C, which reaches all processes of a terminal, does not interrupt: this one ends them.
+
+    They inherit what is blocked, and it holds before they run any code.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """Let signals that would end the process at once raise SystemExit instead, the first time."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():  # which alone may set handlers
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -198,8 +198,10 @@ def source(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S
         server.content[f"{name}.mat"] = write(tmp_path / "server", name=name).read_bytes()
     monkeypatch.setattr(chorales, "URL", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    digest = sha256(server.content["JSB_Chorales.mat"]).hexdigest()
-    monkeypatch.setitem(chorales.SOURCES, "jsb", chorales.Source("JSB_Chorales.mat", digest))
+    for name, real in list(chorales.SOURCES.items()):
+        if real.sha256 is not None:
+            digest = sha256(server.content[real.file]).hexdigest()
+            monkeypatch.setitem(chorales.SOURCES, name, chorales.Source(real.file, digest))
     return server
 
 
@@ -227,13 +229,20 @@ def test_a_folder_that_is_not_there_is_not_made(source: Server, tmp_path: Path) 
     assert source.requests == []
 
 
-def test_the_checksum_is_that_of_the_published_file() -> None:
-    assert ChoralesDataModule().source.sha256 == "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("jsb", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
+        ("piano-midi", "990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34"),
+    ],
+)
+def test_the_checksums_are_those_of_the_published_files(name: Any, digest: str) -> None:
+    assert ChoralesDataModule(name=name).source.sha256 == digest
 
 
 @pytest.mark.parametrize("name", list(NAMES))
 def test_cut_or_wrong_downloads_leave_nothing(source: Server, tmp_path: Path, name: Any) -> None:
-    """JSB by its checksum, the others by what they hold."""
+    """By their checksums, or by what they hold."""
     file = f"{NAMES[name]}.mat"
     folder = tmp_path / "mine"
     folder.mkdir()

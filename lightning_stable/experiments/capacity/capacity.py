@@ -28,8 +28,9 @@ from lightning_stable.experiments.capacity.point import Point, Trial
 from lightning_stable.experiments.capacity.reals import Reals
 from lightning_stable.experiments.capacity.search import open_storage, search_point, stored
 from lightning_stable.experiments.capacity.trainability import Trainability
-from lightning_stable.experiments.pool import Job, default_processes, duration, run_all
+from lightning_stable.experiments.pool import Job, default_processes, explained_stop, run_all
 from lightning_stable.experiments.results import Row, show, show_failures, write_csv, write_results
+from lightning_stable.experiments.timetable import duration
 from lightning_stable.models import CELLS
 
 
@@ -103,7 +104,10 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
 
     work = (budget.trials, budget.steps, options.seed)
     tasks = [Job(point.name, seconds[point], search_point, (experiment, point, url, work)) for point in waiting]
-    failures = run_all(tasks, jobs, keep, console, "networks")
+    longest_first = sorted(tasks, key=lambda job: -job.seconds)
+    stopped = f"Stopped. Finished trials are kept in {out}; the same command with --resume goes on."
+    with explained_stop(console, stopped):
+        failures = run_all(longest_first, jobs, keep, console, "networks")
     rows = _write(experiment, finished, out)
     if rows:
         for table in experiment.tables(rows):

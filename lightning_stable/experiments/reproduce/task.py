@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import yaml
 
 from lightning_stable import checks
-from lightning_stable.experiments.reproduce.options import BudgetName
+from lightning_stable.experiments.reproduce.options import BudgetName, ReproduceOptions
 
 Config = dict[str, Any]
 
@@ -63,6 +63,8 @@ class Run:
         window: The window of a truncated model; None for a recurrent one.
         config: The complete configuration of LightningCLI.
         seconds: About how long the run takes on one core.
+        seed: Its seed.
+        is_one_of_many: Whether the same model is trained with other seeds, too.
     """
 
     core: str
@@ -70,19 +72,33 @@ class Run:
     window: int | None
     config: Config
     seconds: float
+    seed: int = 0
+    is_one_of_many: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the model: ``lstm-stable-k10``."""
+        parts = [self.core, "stable" if self.stable else "", f"k{self.window}" if self.window else ""]
+        return "-".join(part for part in parts if part)
 
     @property
     def name(self) -> str:
-        """The name of the run: ``lstm-stable-k10``."""
-        parts = [self.core, "stable" if self.stable else "", f"k{self.window}" if self.window else ""]
-        return "-".join(part for part in parts if part)
+        """The name of the run: that of the model, and ``-seed1`` where there are several."""
+        return f"{self.model}-seed{self.seed}" if self.is_one_of_many else self.model
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether it may end before its last epoch."""
+        callbacks = self.config["trainer"].get("callbacks", [])
+        return any(callback["class_path"].endswith(".EarlyStopping") for callback in callbacks)
 
 
 @dataclass(frozen=True)
 class Task:
     """A task as its file describes it.
 
-    A value ``data.NAME`` in a configuration is replaced by that attribute of the data module, once it is set up.
+    A value ``data.NAME`` in a configuration is replaced by that attribute of the data module, once it is set up, and
+    ``trainer.NAME`` by that argument of the trainer.
 
     Attributes:
         name: The name of the task and its file.
@@ -90,8 +106,8 @@ class Task:
         metric: What is measured.
         config: The configuration that all runs share.
         cells: By the name of a recurrent core: ``config`` over the shared one, ``stable`` over that where the model is
-            projected, ``seconds``, and ``window_cost``, the share of that by which a truncated run takes longer per
-            input of its window.
+            projected, ``seconds``, ``stable_seconds`` where projected models take another time, and ``window_cost``,
+            the share of that by which a truncated run takes longer per input of its window.
         budgets: By name: ``config`` over the shared one, ``windows`` and a factor ``time``.
         note: What to expect; it is printed under the table.
         baselines: As ``cells``, for convolutional cores; ``always`` marks those that no option has to ask for.
@@ -118,39 +134,77 @@ class Task:
     published: tuple[Published, ...] = ()
     floor: float | str | None = None
 
-    def runs(
-        self, budget: BudgetName, *, seed: int, data_dir: Path | None = None, baselines: bool = False
-    ) -> list[Run]:
-        """Return all models of a budget.
+    def runs(self, options: ReproduceOptions) -> list[Run]:
+        """Return all models of a budget, each with all seeds.
 
         Args:
-            budget: ``"small"`` or ``"paper"``.
-            seed: The seed of every run.
-            data_dir: The folder with the data set; None takes the data module's default.
-            baselines: Whether all convolutional cores are taken, not only those that are always there.
+            options: How to train them; ``only`` is left to the caller.
+
+        Raises:
+            ValueError: If a seed or a window is given twice.
         """
-        chosen = self.budgets[budget]
-        shared = merged(self.config, chosen.get("config", {}))
-        time: float = chosen.get("time", 1.0)
-        options: Config = {"seed_everything": seed}
-        if data_dir is not None:
-            options["data"] = {"init_args": {"data_dir": str(data_dir)}}
-        runs = []
-        for core, own in self.cells.items():
-            for stable in (False, True):
-                for window in (None, *chosen.get("windows", self.windows)):
-                    config = merged(shared, own.get("config", {}), {"model": {"init_args": {"cell": core}}})
-                    if stable:
-                        config = merged(config, self.stable, own.get("stable", {}))
-                    if window is not None:
-                        config = merged(config, {"model": {"init_args": {"window": window}}})
-                    seconds = time * own["seconds"] * (1 + own.get("window_cost", 0.3) * (window or 0))
-                    runs.append(Run(core, stable, window, merged(config, options), seconds))
-        for core, own in self.baselines.items():
-            if baselines or own.get("always", False):
-                config = merged(shared, {"model": {"init_args": {"core": core}}}, own.get("config", {}), options)
-                runs.append(Run(core, False, None, config, time * own["seconds"]))
-        return runs
+        for name, values in (("seeds", options.seeds), ("windows", options.windows or ())):
+            if len(set(values)) < len(values):
+                raise ValueError(f"`--{name}` must name each once. Got {' '.join(map(str, values))}.")
+        budget = self.budgets[options.budget]
+        shared = merged(self.config, budget.get("config", {}))
+        time: float = budget.get("time", 1.0)
+        if options.epochs is not None:
+            time *= options.epochs / shared["trainer"]["max_epochs"]
+            shared = merged(shared, {"trainer": {"max_epochs": options.epochs}})
+        windows = budget.get("windows", self.windows) if options.windows is None else options.windows
+        size = {} if options.hidden_size is None else {"hidden_size": options.hidden_size}
+        cores = self.baselines.items()
+        runs = [
+            *(
+                self._recurrent(core, stable, window, size, shared, time)
+                for core in self.cells
+                for stable in (False, True)
+                for window in (None, *windows)
+            ),
+            *(self._convolutional(core, shared, time) for core, own in cores if options.baselines or own.get("always")),
+        ]
+        return [_seeded(run, seed, options) for run in runs for seed in options.seeds]
+
+    def _recurrent(self, core: str, stable: bool, window: int | None, size: Config, shared: Config, time: float) -> Run:
+        own = self.cells[core]
+        config = merged(shared, own.get("config", {}))
+        if stable:
+            config = merged(config, self.stable, own.get("stable", {}))
+        arguments = {"cell": core, **size} | ({} if window is None else {"window": window})
+        config = merged(config, {"model": {"init_args": arguments}})
+        alone = own["stable_seconds" if stable and "stable_seconds" in own else "seconds"]
+        seconds = time * alone * (1 + own.get("window_cost", 0.3) * (window or 0))
+        return Run(core, stable, window, config, seconds)
+
+    def _convolutional(self, core: str, shared: Config, time: float) -> Run:
+        own = self.baselines[core]
+        config = merged(shared, {"model": {"init_args": {"core": core}}}, own.get("config", {}))
+        return Run(core, False, None, config, time * own["seconds"])
+
+
+def by_importance(runs: Iterable[Run], baselines: Iterable[str]) -> list[Run]:
+    """Return runs in the order in which to train them: a series that is stopped has the rows that say most.
+
+    Recurrent models come first, unconstrained and stable beside each other, then truncated ones, then convolutional
+    networks; the first seed of all of them before the second, and the longest first among what is alike.
+
+    Args:
+        runs: The runs.
+        baselines: The names of the convolutional cores.
+    """
+    convolutional = set(baselines)
+    runs = list(runs)
+    seeds = {seed: place for place, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    pairs: dict[tuple[str, int | None], float] = {}
+    for run in runs:
+        pairs[run.core, run.window] = max(run.seconds, pairs.get((run.core, run.window), 0.0))
+
+    def importance(run: Run) -> tuple[float, ...]:
+        group = 2 if run.core in convolutional else 0 if run.window is None else 1
+        return group, seeds[run.seed], -pairs[run.core, run.window]
+
+    return sorted(runs, key=importance)
 
 
 def task_names() -> list[str]:
@@ -200,15 +254,33 @@ def merged(*configs: Mapping[str, Any]) -> Config:
     return result
 
 
-def filled(config: Any, data: object) -> Any:
-    """Return a configuration with every string ``"data.NAME"`` replaced by that attribute of the data module."""
-    if isinstance(config, dict):
-        return {key: filled(value, data) for key, value in config.items()}
-    if isinstance(config, list):
-        return [filled(value, data) for value in config]
-    if isinstance(config, str) and config.startswith("data."):
-        return getattr(data, config.removeprefix("data."))
-    return config
+def filled(config: Any, data: object, trainer: Config | None = None) -> Any:
+    """Return a configuration with the values that its strings name.
+
+    Args:
+        config: The configuration, or a part of it.
+        data: The data module; ``"data.NAME"`` is that attribute of it.
+        trainer: The arguments of the trainer; ``"trainer.NAME"`` is one of them.
+    """
+    sources = {"data": data, "trainer": SimpleNamespace(**(trainer or {}))}
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [fill(each) for each in value]
+        source, _, name = value.partition(".") if isinstance(value, str) else ("", "", "")
+        return getattr(sources[source], name) if source in sources and name.isidentifier() else value
+
+    return fill(config)
+
+
+def _seeded(run: Run, seed: int, options: ReproduceOptions) -> Run:
+    own: Config = {"seed_everything": seed}
+    if options.data_dir is not None:
+        own["data"] = {"init_args": {"data_dir": str(options.data_dir)}}
+    many = len(options.seeds) > 1
+    return replace(run, config=merged(run.config, own), seed=seed, is_one_of_many=many)
 
 
 def _folder() -> Any:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -6,8 +7,15 @@ import pytest
 from lightning.pytorch.cli import instantiate_class
 
 from lightning_stable.commands.reproduce import TaskName
-from lightning_stable.experiments.reproduce.options import BudgetName
-from lightning_stable.experiments.reproduce.task import filled, load_task, merged, read_task, task_names
+from lightning_stable.experiments.reproduce.options import BudgetName, ReproduceOptions
+from lightning_stable.experiments.reproduce.task import (
+    by_importance,
+    filled,
+    load_task,
+    merged,
+    read_task,
+    task_names,
+)
 from lightning_stable.models import CELLS, CORES
 
 TEXT = """
@@ -20,7 +28,7 @@ config:
 stable: {trainer: {callbacks: [{class_path: Projection}]}}
 windows: [4]
 cells:
-  rnn: {seconds: 10}
+  rnn: {seconds: 10, stable_seconds: 15}
   gru: {seconds: 20, config: {model: {init_args: {size: 7}}}, stable: {optimizer: {init_args: {lr: 1.0}}}}
 baselines:
   tcn: {seconds: 5, always: true}
@@ -35,7 +43,7 @@ published:
 
 def test_a_task_stands_for_its_runs() -> None:
     task = read_task(TEXT, "task")
-    runs = {run.name: run for run in task.runs("small", seed=3, data_dir=Path("there"))}
+    runs = {run.name: run for run in task.runs(ReproduceOptions(seeds=(3,), data_dir=Path("there")))}
     assert list(runs) == [
         *("rnn", "rnn-k4", "rnn-stable", "rnn-stable-k4", "gru", "gru-k4", "gru-stable", "gru-stable-k4", "tcn")
     ]
@@ -53,10 +61,40 @@ def test_a_task_stands_for_its_runs() -> None:
     assert (best.core, best.stable, best.window) == ("gru", True, 4)
     assert runs["tcn"].config["model"]["init_args"] == {"size": 3, "core": "tcn"}
     assert best.seconds > runs["gru"].seconds == 20
-    paper = {run.name: run for run in task.runs("paper", seed=0, baselines=True)}
+    assert (runs["rnn"].seconds, runs["rnn-stable"].seconds, runs["gru-stable"].seconds) == (10, 15, 20)
+    paper = {run.name: run for run in task.runs(ReproduceOptions(budget="paper", baselines=True))}
     assert list(paper) == ["rnn", "rnn-stable", "gru", "gru-stable", "tcn", "wavenet"]
     assert paper["rnn"].config["data"]["init_args"] == {"length": 50}
     assert paper["rnn"].seconds == 100
+
+
+def test_options_replace_what_the_budget_says() -> None:
+    options = ReproduceOptions(seeds=(0, 4), epochs=8, hidden_size=9, windows=(2, 6), baselines=False)
+    runs = {run.name: run for run in read_task(TEXT, "task").runs(options)}
+    assert len(runs) == 2 * (2 * 2 * 3 + 1)
+    names = [name for name in runs if name.startswith("rnn-stable")]
+    assert names == [f"rnn-stable{window}-seed{seed}" for window in ("", "-k2", "-k6") for seed in (0, 4)]
+    run = runs["gru-k6-seed4"]
+    assert (run.model, run.seed, run.config["seed_everything"]) == ("gru-k6", 4, 4)
+    assert run.config["trainer"]["max_epochs"] == 8
+    assert run.config["model"]["init_args"] == {"size": 7, "cell": "gru", "hidden_size": 9, "window": 6}
+    assert runs["gru-seed0"].seconds == 80  # for four times as many epochs
+    assert "hidden_size" not in runs["tcn-seed0"].config["model"]["init_args"]
+
+
+@pytest.mark.parametrize(("name", "values"), [("seeds", (1, 2, 1)), ("windows", (5, 5))])
+def test_what_is_given_twice_is_refused(name: str, values: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"`--{name}` must name each once. Got {' '.join(map(str, values))}"):
+        read_task(TEXT, "task").runs(replace(ReproduceOptions(), **{name: values}))
+
+
+def test_the_main_rows_come_first() -> None:
+    task = read_task(TEXT, "task")
+    runs = by_importance(task.runs(ReproduceOptions(seeds=(5, 1))), task.baselines)
+    pairs = ["gru", "gru-stable", "rnn", "rnn-stable"]
+    truncated = [f"{name}-k4" for name in pairs]
+    expected = [(name, seed) for names in (pairs, truncated, ["tcn"]) for seed in (5, 1) for name in names]
+    assert [(run.model, run.seed) for run in runs] == expected
 
 
 def test_configurations_are_laid_over_each_other() -> None:
@@ -95,11 +133,11 @@ def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) 
     assert task.cells.keys() <= CELLS.keys()
     assert task.baselines.keys() <= CORES.keys()
     assert any(baseline.get("always") for baseline in task.baselines.values())
-    runs = task.runs(budget, seed=0, baselines=True)
+    runs = task.runs(ReproduceOptions(budget=budget, baselines=True))
     assert all({"rnn", "lstm"} <= {run.core for run in runs if run.stable == stable} for stable in (False, True))
     data = SimpleNamespace(vocab_size=9, labels=["O", "B-x"], max_active=4, key_frequencies=[0.05] * 88)
     for run in runs:
-        config = filled(run.config, data)
+        config = filled(run.config, data, run.config["trainer"])
         arguments = config["model"]["init_args"]
         assert arguments.keys() >= ({"core"} if run.core in CORES else {"cell"})
         if arguments.get("hidden_size", 0) <= 300:  # large ones take their time
@@ -119,3 +157,5 @@ def test_models_and_callbacks_of_every_task_can_be_made(name: str, budget: Any) 
 def test_values_of_the_data_are_filled_in() -> None:
     config = {"a": ["data.size", {"b": "data.size"}], "c": "database", "d": 3}
     assert filled(config, SimpleNamespace(size=5)) == {"a": [5, {"b": 5}], "c": "database", "d": 3}
+    schedule = {"T_max": "trainer.max_epochs", "text": "trainer. It trains."}
+    assert filled(schedule, None, {"max_epochs": 7}) == schedule | {"T_max": 7}
