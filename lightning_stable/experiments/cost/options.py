@@ -39,6 +39,6 @@ class CostOptions:
     rate: Annotated[float, between("(0, 1)")] = 0.99
     seeds: tuple[int, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
     units: Positive = 200
-    text_epochs: Positive = 12
+    text_epochs: Positive = 14
     music_epochs: Positive = 40
     text_dropout: Annotated[float, between("[0, 1)")] = 0.4

@@ -12,7 +12,7 @@ from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.experiments.cost.ablations import BoundLeakAlone, HoldAtZero, spread_time_scales
 from lightning_stable.experiments.small_tasks import SmallTask
 
-_DEEP = {"num_layers": 3, "residual": True, "normalize": True}
+_TWO, _THREE = ({"num_layers": layers, "residual": True, "normalize": True} for layers in (2, 3))
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ MODELS = [
     *_pair("RNN", "rnn", norm="full"),
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
-    *_pair("3 RNN layers", "rnn", _DEEP, norm="full"),
-    *_pair("3 leaky RNN layers", "leaky", _DEEP),
-    *_pair("3 MinGRU layers", "mingru", _DEEP),
+    *_pair("2 LSTM layers", "lstm", _TWO),
+    *_pair("3 RNN layers", "rnn", _THREE, norm="full"),
+    *_pair("3 leaky RNN layers", "leaky", _THREE),
+    *_pair("3 MinGRU layers", "mingru", _THREE),
 ]
 
 
