@@ -2,8 +2,8 @@
 
 Budgets are frozen at the weights before a projection, which are larger than those after it, so a projection ends well
 inside the set. On the segment ``after + s (before - after)`` every row norm and every gate rises with ``s``, hence so
-does the rate of the unit, and bisection finds the largest ``s`` of every unit; the certificate itself decides what is
-inside.
+does the rate of the unit, and the largest ``s`` of every unit is found by false position and bisection in turn; the
+certificate itself decides what is inside.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from lightning_stable.stability.inputs.joint import joint_drive
 from lightning_stable.stability.inputs.resolve import Layer
 from lightning_stable.stability.projection.recurrence import Target
 
-_UNIT_BISECTIONS = 25
-_COMMON_BISECTIONS = 15
-_EXACT_BISECTIONS = 5
+_UNIT_STEPS = 50
+_COMMON_STEPS = 30
+_EXACT_STEPS = 10
+# Room below the target, in rate or gate, that need not be used.
+_LITTLE = 1e-5
 
 
 def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tensor]:
@@ -44,15 +46,15 @@ def give_back(layer: Layer, changed: Weights, target: Target) -> dict[str, Tenso
     share = torch.zeros_like(recurrence.row_norms(layer.weights))
     # What is inside in another norm only must not go back unit by unit in this one.
     known = target.norm != "l2" and segment.rates(share) is not None
-    if known and (target.norm == "row" or segment.units_fit(share).all()):
-        share = segment.largest(share, torch.ones_like(share), segment.units_fit, _UNIT_BISECTIONS)
-        share = segment.largest(share, segment.without_leak, segment.units_fit, _UNIT_BISECTIONS)
+    if known and (target.norm == "row" or (segment.units_room(share) >= 0).all()):
+        share = segment.largest(share, torch.ones_like(share), segment.smallest_room, _UNIT_STEPS)
+        share = segment.largest(share, segment.without_leak, segment.units_room, _UNIT_STEPS)
     if target.norm != "row" or segment.rates(share) is None:
-        gate = segment.largest(torch.zeros_like(share), segment.leak, segment.gate_fits, _UNIT_BISECTIONS)
-        share = segment.largest(share, gate + segment.without_leak, segment.fits, _COMMON_BISECTIONS)
+        gate = segment.largest(torch.zeros_like(share), segment.leak, segment.gate_room, _UNIT_STEPS)
+        share = segment.largest(share, gate + segment.without_leak, segment.room, _COMMON_STEPS)
     segment.is_exact = True
-    fits = segment.units_fit if target.norm == "row" and segment.rates(share) is not None else segment.fits
-    return segment.at(segment.largest(torch.zeros_like(share), share, fits, _EXACT_BISECTIONS))
+    room = segment.units_room if target.norm == "row" and segment.rates(share) is not None else segment.room
+    return segment.at(segment.largest(torch.zeros_like(share), share, room, _EXACT_STEPS))
 
 
 class _Segment:
@@ -111,39 +113,49 @@ class _Segment:
         """Return the largest values of the leak gates."""
         return self.recurrence.leak_maximum(*self._here(share), self.target.state_bound)
 
-    def gate_fits(self, share: Tensor) -> Tensor:
-        """Return for which units the leak gate is within its bound."""
-        return self.gates(share) <= self.highest
+    def gate_room(self, share: Tensor) -> Tensor:
+        """Return how far the leak gates are below their bounds; negative above."""
+        return self.highest - self.gates(share)
 
-    def units_fit(self, share: Tensor) -> Tensor:
-        """Return which units are inside."""
-        rates = self.rates(share)
+    def units_room(self, share: Tensor) -> Tensor:
+        """Return how far below the target the rates of units are; negative too where their gate is above its bound."""
+        rates, gates = self.rates(share), self.gate_room(share)
         assert rates is not None
-        return (rates <= self.target.rate) & self.gate_fits(share)
+        return torch.where(gates < 0, gates, self.target.rate - rates)
 
-    def fits(self, share: Tensor) -> Tensor:
-        """Return whether the certificate of the target has its rate."""
+    def smallest_room(self, share: Tensor) -> Tensor:
+        """Return how far inside the units are, by rate or by gate: there is no more to gain for one at either bound."""
+        return torch.minimum(self.units_room(share), self.gate_room(share))
+
+    def room(self, share: Tensor) -> Tensor:
+        """Return how far below the target's rate its certificate is."""
         weights, drive = self._here(share)
         found = self.recurrence.contraction(weights, drive, norm=self.target.norm, state_bound=self.layer.state_bound)
-        return found.rate <= self.target.rate
+        return self.target.rate - found.rate
 
-    def largest(self, start: Tensor, end: Tensor, fits: Callable[[Tensor], Tensor], bisections: int) -> Tensor:
-        """``start`` raised to ``s end``, where that is more, for the largest ``s`` in [0, 1] that fits.
+    def largest(self, start: Tensor, end: Tensor, room: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+        """``start`` raised to ``s end``, where that is more, for nearly the largest ``s`` in [0, 1] that leaves room.
 
-        ``s`` is a number for each unit where ``fits`` says which units do, and a common one where it says whether all
-        do.
+        ``s`` is a number for each unit where ``room`` says how much each has, and a common one where it is that of all.
         """
 
         def raised(s: Tensor) -> Tensor:
             return start.maximum(s * end)
 
-        one = torch.ones_like(start[0])
-        whole = fits(raised(one))
+        low, high = torch.zeros_like(start[0]), torch.ones_like(start[0])
+        outside = room(raised(high))
+        whole = outside >= 0
         if whole.all():
-            return raised(one)
-        low, high = torch.zeros_like(one), one
-        for _ in range(bisections):
-            middle = (low + high) / 2
-            fit = fits(raised(middle))
-            low, high = torch.where(fit, middle, low), torch.where(fit, high, middle)
-        return raised(torch.where(whole, one, low))
+            return raised(high)
+        inside = torch.full_like(outside, torch.inf)
+        for step in range(steps):
+            # A straight line between the ends meets 0 there; where one is not finite, and every other time, the middle.
+            fraction = (inside / (inside - outside)).nan_to_num(0.5) if step % 2 else torch.full_like(outside, 0.5)
+            trial = low + fraction.clamp(0.02, 0.98) * (high - low)
+            found = room(raised(trial))
+            fits = found >= 0
+            low, high = torch.where(fits, trial, low), torch.where(fits, high, trial)
+            inside, outside = torch.where(fits, found, inside), torch.where(fits, outside, found)
+            if ((inside <= _LITTLE) | whole).all():
+                break
+        return raised(torch.where(whole, torch.ones_like(low), low))
