@@ -1,15 +1,29 @@
 """``python -m lightning_stable.experiments.penalty``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 
 from lightning_stable.experiments.penalty.options import PenaltyOptions
 from lightning_stable.options import add_options, read_options
 
-if __name__ == "__main__":
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m lightning_stable.experiments.penalty", description=__doc__)
     add_options(parser, PenaltyOptions)
-    options = read_options(parser.parse_args(), PenaltyOptions)
-    from lightning_stable.experiments.penalty.penalty import run_penalty
+    return parser
 
-    sys.exit(run_penalty(options))
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment and return its exit status."""
+    options = read_options(build_parser().parse_args(arguments), PenaltyOptions)
+    from lightning_stable.experiments.penalty.penalty import run_penalty  # its imports take seconds
+
+    return run_penalty(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
