@@ -68,11 +68,14 @@ class HeldSignals:
         finally:
             self._is_agreeing = False
         self._is_open = True
-        while self._due:
-            number = self._due[0]
-            if number in self._handlers:
-                self._handlers[number](number, sys._getframe())
-            self._due = self._due[1:]
+        try:
+            while self._due:
+                number = self._due[0]
+                if number in self._handlers:
+                    self._handlers[number](number, sys._getframe())
+                self._due = self._due[1:]
+        finally:  # a handler may raise
+            self._due = []
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_agreeing or number in self._due:
