@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from benchmarks import certificates, overhead, premises, profile, projection, scaling, scan, shadow, truncation, tube
 from benchmarks.timing import Comparison
+from lightning_stable.files import write_text
+from lightning_stable.options import output_file, positive
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
@@ -43,15 +44,17 @@ def main() -> None:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        type=int,
+        type=positive,
         default=projection.SIZES,
         help="units of the cells of projections and certificates",
     )
     parser.add_argument("--device", default="cpu", help=f"cpu or cuda; {', '.join(ON_CPUS_ONLY)} run on CPUs only")
-    parser.add_argument("--processes", type=int, default=1, help="processes of a run of callbacks, by DDP")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--processes", type=positive, default=1, help="processes of a run of callbacks, by DDP")
+    parser.add_argument("--json", type=output_file, help="write the rows to this file")
     parser.add_argument(
-        "--plot", type=Path, help="draw ratios into this file, and curves of costs into one named after it, -curves"
+        "--plot",
+        type=output_file,
+        help="draw ratios into this file, and curves of costs into one named after it, -curves",
     )
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
@@ -71,7 +74,8 @@ def main() -> None:
             f"truncated {sides['windowed']:.0f} MiB, {sides['naive'] / sides['windowed']:.1f} times less"
         )
     if options.json:
-        options.json.write_text(json.dumps([row.to_dict() for rows in rows_by_name.values() for row in rows], indent=1))
+        measured = [row.to_dict() for rows in rows_by_name.values() for row in rows]
+        write_text(options.json, json.dumps(measured, indent=1))
     if options.plot:
         from benchmarks.figures import draw_curves, draw_ratios  # the slowest import by far
 

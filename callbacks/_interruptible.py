@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_stable.bases import Callback
 from lightning_stable.callbacks._same_batches import SameBatches
+from lightning_stable.callbacks._same_signals import SameSignals
 from lightning_stable.signals import HeldSignals
 from lightning_stable.trainers import callbacks_of
 
@@ -20,6 +21,7 @@ class Interruptible(Callback):
 
     _signals: HeldSignals | None = None  # of the one that holds them, while a fit trains
     _same_batches: SameBatches | None = None  # of the first one, where there are several processes
+    _same_signals: SameSignals | None = None  # of the one that holds signals, where there are several processes
     _step_before = 0  # the trainer's ``global_step`` as the batch began
 
     def _begin_training(self, trainer: Trainer) -> None:
@@ -27,6 +29,8 @@ class Interruptible(Callback):
         if trainer.world_size > 1 and callbacks_of(trainer, Interruptible)[0] is self:
             self._same_batches = SameBatches(trainer)
         self._hold_signals(trainer)
+        if trainer.world_size > 1 and self._signals is not None:
+            self._same_signals = SameSignals()
 
     def _compare_processes(self, trainer: Trainer, batch_idx: int) -> None:
         """End a run whose processes part here; to be called before any collective operation of the batch's end."""
@@ -51,18 +55,19 @@ class Interruptible(Callback):
 
     def _forget_training(self) -> None:
         """Leave a copy without what belongs to the run."""
-        for name in ("_signals", "_same_batches"):
+        for name in ("_signals", "_same_batches", "_same_signals"):
             vars(self).pop(name, None)
 
     def _let_signals_pass(self) -> None:
-        """Run the handlers that wait."""
+        """Run the handlers that wait, in all processes; to be called at the same moment by all of them."""
         if self._signals is not None:
-            self._signals.open()
+            self._signals.open(self._same_signals)
             self._signals.close()
 
     def _end_training(self) -> None:
         """Give signals back to their handlers; for every end of a run."""
-        vars(self).pop("_same_batches", None)
+        for name in ("_same_batches", "_same_signals"):
+            vars(self).pop(name, None)
         if self._signals is not None:
             signals = self._signals
             del self._signals

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -25,7 +24,9 @@ from rich.table import Table
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.datamodules import ChoralesDataModule
+from lightning_stable.files import write_text
 from lightning_stable.models import MusicModel
+from lightning_stable.options import between, existing_folder, output_file, positive, seed
 from lightning_stable.quiet import quiet
 from lightning_stable.stability import ActiveEntries
 from lightning_stable.stability.report import format_rate
@@ -92,15 +93,16 @@ def train(variant: Variant, data: ChoralesDataModule, options: argparse.Namespac
 def main() -> None:
     """Train the pairs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=existing_folder, required=True)
     parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"])
     parser.add_argument("--methods", nargs="+", default=["shares"], help="projections (default: shares)")
-    parser.add_argument("--gate-bounds", nargs="+", type=float, default=[None], help="default: rate squared")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--hidden-size", type=int, default=150)
-    parser.add_argument("--rate", type=float, default=0.99)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    share = between("(0, 1)")
+    parser.add_argument("--gate-bounds", nargs="+", type=share, default=[None], help="default: rate squared")
+    parser.add_argument("--epochs", type=positive, default=60)
+    parser.add_argument("--hidden-size", type=positive, default=150)
+    parser.add_argument("--rate", type=share, default=0.99)
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--json", type=output_file, help="also write the rows to this file")
     options = parser.parse_args()
     data = ChoralesDataModule(options.data_dir, batch_size=8, eval_batch_size=32)
     try:
@@ -122,7 +124,7 @@ def main() -> None:
         table.add_row(row["cell"], row["variant"], nll, format_rate(row["rate"]), row["guarantee"], norm, gates)
     Console(width=150).print(table)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        write_text(options.json, json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ from lightning_stable import linalg, project_, register_recurrence, truncate
 from lightning_stable.datamodules import LinearSystemDataModule
 from lightning_stable.datamodules.linear_system import LinearSystem
 from lightning_stable.figures import axes, save
+from lightning_stable.files import write_text
+from lightning_stable.options import output_folder, seed
 from lightning_stable.recurrence import Contraction, Recurrence
 from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.intervals import Interval
@@ -459,8 +461,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments asked for; return 0 if every statement held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
-    parser.add_argument("--out", type=Path, default=Path("runs/theory"), help="folder for figures and numbers")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=output_folder, default=Path("runs/theory"), help="folder for figures and numbers")
+    parser.add_argument("--seed", type=seed, default=0)
     options = parser.parse_args(arguments)
     console, all_held = Console(width=110), True
     for name, experiment in EXPERIMENTS.items():
@@ -471,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.out / name
         save(finding.figure, path.with_suffix(".png"))
         summary = {"statement": finding.statement, "held": finding.held, "seed": options.seed}
-        path.with_suffix(".json").write_text(json.dumps(summary | finding.numbers, indent=1))
+        write_text(path.with_suffix(".json"), json.dumps(summary | finding.numbers, indent=1))
         console.print(finding.table)
         console.print(f"{'Held' if finding.held else 'DID NOT HOLD'}: {finding.statement}\n{path}.png, {path}.json\n")
     return 0 if all_held else 1

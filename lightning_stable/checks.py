@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from os import PathLike, fspath
+from os import PathLike, fsencode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # which the help of a command does without
     from torch import Tensor
 
 _LONGEST_VALUE = 100
+_LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 
 
 def shown(value: object) -> str:
@@ -169,15 +170,23 @@ def path(name: str, value: object) -> Path:
 
     Raises:
         TypeError: If the value is neither a string nor a path.
-        ValueError: If it is empty, which would stand for the working directory.
+        ValueError: If it is empty, which would stand for the working directory, or no file can have it.
     """
     if not isinstance(value, (str, PathLike)):
         raise TypeError(f"`{name}` must be a path. Got {shown(value)}.")
     if value == "":
         raise ValueError(f"`{name}` must not be empty. Got {shown(value)}.")
-    if "\0" in str(fspath(value)):
+    named = Path(value)
+    if "\0" in str(named) or not all(map(_is_name, named.parts)):
         raise ValueError(f"`{name}` must be a path that a file can have. Got {shown(value)}.")
-    return Path(value)
+    return named
+
+
+def _is_name(part: str) -> bool:
+    try:
+        return len(fsencode(part)) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ which folders are in use.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ _PREFIX, _SUFFIX = ".lightning-stable-", ".part"
 # Seconds after which a folder is taken for abandoned where no lock can say so.
 _FORGOTTEN = 86_400.0
 _BLOCK = 1 << 20
+# Errors that say that nobody, or not this user, writes there; a full disk may have room when the time comes.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
 @contextmanager
@@ -40,9 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written.
     """
     path = path.resolve()  # behind a link lies what is meant
-    if path.exists() and not path.is_file():
-        raise ValueError(f"The path of a file must not be that of a folder or a device. Got {str(path)!r}.")
-    check_folder(path.parent)
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     folder, lock = _new_folder(path.parent)
@@ -67,8 +68,19 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def check_file(path: Path) -> None:
+    """Check that a file can be written, which need not exist; nothing is made.
+
+    Raises:
+        ValueError: If there is something else at its path, or its folder cannot be written to.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"The path of a file must not be that of a folder or a device. Got {str(path)!r}.")
+    check_folder(path.parent)
+
+
 def check_folder(folder: Path) -> None:
-    """Check that files can be written to a folder, which need not exist; nothing is made.
+    """Check that files can be written to a folder, which need not exist; nothing is left.
 
     Raises:
         ValueError: If there is something else at its path, or the folder it would be in may not be written to.
@@ -78,8 +90,12 @@ def check_folder(folder: Path) -> None:
         there = there.parent
     if not there.is_dir():
         raise ValueError(f"The path of a folder must not lead through a file. Got {str(folder)!r}, and a file {there}.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"The folder must be one that may be written to. Got {str(folder)!r}.")
+    try:
+        # Permissions say nothing about a file system that is read-only or no real one, and nothing to the superuser.
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise ValueError(f"The folder must be one that may be written to. Got {str(folder)!r}.") from error
 
 
 def unpacked(archive: zipfile.ZipFile, member: str, largest: int) -> bytes:

@@ -26,7 +26,7 @@ from typing import (
 )
 
 from lightning_stable import checks
-from lightning_stable.files import check_folder
+from lightning_stable.files import check_file, check_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -165,6 +165,13 @@ def output_folder(text: str) -> Path:
     """Parse the path of a folder that is there, or can be made."""
     found = path(text)
     _checked(lambda: check_folder(found), "a folder, there or to be made, to write to", text)
+    return found
+
+
+def output_file(text: str) -> Path:
+    """Parse the path of a file that is there, or can be made."""
+    found = path(text)
+    _checked(lambda: check_file(found), "a file, there or to be made, in a folder to write to", text)
     return found
 
 

@@ -86,6 +86,11 @@ def changed(change: Callable[[nn.LSTM], Any]) -> Callable[[], nn.LSTM]:
     return make
 
 
+def in_inference_mode(make: Callable[[], Any]) -> Any:
+    with torch.inference_mode():
+        return make()
+
+
 ONE = Kind((NEVER, (), {}, b"3", 3j))
 NUMBER = Kind(("0.5", None, True, [0.5], tensor("tensor([0.5, 0.5])"), *ONE.types), (NAN, -1, -math.inf, -HUGE))
 INTEGER = Kind((1.5, True, "3", None, [3], NAN, math.inf, *ONE.types))
@@ -115,7 +120,7 @@ KINDS: dict[str, Kind] = {
     "text": TEXT + Kind((None,), ("",)),
     "label": TEXT,
     "choice": TEXT + Kind((None,), ("", "neither")),
-    "path": Kind((3, True, None, [], 1.5, NEVER), ("", "a\0b")),
+    "path": Kind((3, True, None, [], 1.5, NEVER), ("", "a\0b", "a" * 300, "folder/" + "a" * 300, "\ud800")),
     "patterns": Kind((3, True, (3,), ("core", None), NEVER, {1: 2}, [b"core"])),
     "module patterns": Kind((3, True, (3,), ("core", None), NEVER, {1: 2}, [b"core"]), (), "`modules`"),
     "module": NO_MODULE,
@@ -140,6 +145,17 @@ KINDS: dict[str, Kind] = {
             Made("no recurrence", lambda: nn.Linear(1, 1)),
         ),
         r"recurren|weight",
+    ),
+    # And what is good enough to be certified.
+    "module to change": Kind(
+        (),
+        (
+            Made(
+                "expanded weight_hh",
+                changed(lambda layer: setattr(layer, "weight_hh_l0", nn.Parameter(torch.ones(1, 1).expand(16, 4)))),
+            ),
+            Made("weights of inference mode", lambda: in_inference_mode(lambda: nn.LSTM(3, 4))),
+        ),
     ),
     "class of modules": Kind((0, None, "nn.LSTM", int, Made("a module", lambda: nn.LSTM(1, 1)), [nn.LSTM], NEVER)),
     "callable": Kind((3, "logits", True, [], NEVER, 1.5)),

@@ -284,8 +284,8 @@ SPECIAL: dict[tuple[str, str], str] = {
 }
 # Values that are meant after all, by callable and argument.
 MEANT: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("UGRNN", "dropout"): (1.0,),  # as torch's layers
-    ("IntersectionRNN", "dropout"): (1.0,),
+    # As torch's layers.
+    **{(cell, "dropout"): (1.0,) for cell in ("UGRNN", "IntersectionRNN", "LeakyRNN", "MinGRU", "MinLSTM")},
     ("unigram_perplexity", "train_ids"): (EMPTY,),
     ("lay_out_columns", "stream"): (NO_TOKENS,),
 }
@@ -317,6 +317,8 @@ def walk() -> list[Case]:
                 name = parameter.name
                 assert (call, name) in SPECIAL or name in NAMES, f"{call} takes a {name}: say of which kind it is"
                 kind = KINDS[SPECIAL.get((call, name)) or NAMES[name]]
+                if (call, name) == ("project_", "module"):
+                    kind = kind + KINDS["module to change"]
                 if (call, name) in SPECIAL and SPECIAL[call, name] == "bound of the model":
                     kind = KINDS["bound"] + kind
                 found[call, name] = Case(call, function, name, kind, "None" in str(parameter.annotation))

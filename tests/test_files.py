@@ -1,6 +1,8 @@
+import errno
 import os
 import random
 import stat
+import tempfile
 import zipfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,7 +87,7 @@ def test_only_files_are_replaced(tmp_path: Path, kind: str) -> None:
     assert names(tmp_path) == [kind]
 
 
-def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("", "new", "new/below"):
         check_folder(tmp_path / folder)
@@ -95,9 +97,19 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="through a file"):
             write_text(tmp_path / folder / "x", "text")
     assert names(tmp_path) == ["file"]
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="may be written to"):
-        check_folder(tmp_path / "new")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_folders_that_take_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(number, os.strerror(number), str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    if number == errno.ENOSPC:
+        check_folder(tmp_path / "new")  # it may have room when the time comes
+    else:
+        with pytest.raises(ValueError, match="may be written to"):
+            check_folder(tmp_path / "new")
 
 
 def _killed(path: Path) -> None:

@@ -1,7 +1,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -62,6 +62,8 @@ def test_ctrl_c_is_raised_when_signals_pass(seen: list[str]) -> None:
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             held.open()
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)  # once more, as what the first one led to hangs
         held.detach()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -94,3 +96,52 @@ def test_other_threads_hold_nothing(seen: list[str]) -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
     send(signal.SIGUSR1)
     assert seen == ["SIGUSR1"]
+
+
+def test_handlers_run_for_what_waits_in_any_process(seen: list[str]) -> None:
+    held = HeldSignals()
+    held.attach()
+    held.close()
+    send(signal.SIGUSR1)
+    held.open(lambda waiting: [*waiting, signal.SIGTERM, signal.SIGHUP])
+    assert seen == ["SIGUSR1", "SIGTERM"]  # and nobody handles SIGHUP
+    held.detach()
+
+
+def test_what_comes_while_processes_agree_waits_or_is_due(seen: list[str]) -> None:
+    held = HeldSignals()
+    held.attach()
+    held.close()
+    send(signal.SIGTERM)
+
+    def agree(waiting: Sequence[int]) -> list[int]:
+        found = [*waiting]
+        send(signal.SIGTERM, signal.SIGUSR1)  # another process sent the first one on
+        return found
+
+    held.open(agree)
+    assert seen == ["SIGTERM"]
+    held.close()
+    held.open()
+    assert seen == ["SIGTERM", "SIGUSR1"]
+    held.detach()
+
+
+def test_a_signal_that_its_handler_is_sent_again_runs_once() -> None:
+    runs = []
+
+    def handle(*_: object) -> None:
+        runs.append(1)
+        send(signal.SIGUSR1)
+
+    before, held = signal.signal(signal.SIGUSR1, handle), HeldSignals()
+    try:
+        held.attach()
+        held.close()
+        send(signal.SIGUSR1)
+        held.open()
+        held.close()
+        assert len(runs) == 1
+        held.detach()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -76,7 +76,7 @@ def load_data(path: Path) -> Tensor | LightningDataModule:
         return read_tensor(path, "--data")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"`--data` must be a YAML file that can be read. Got {str(path)!r}: {error}.") from error
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "class_path" not in data:

@@ -200,7 +200,7 @@ class _Run:
     def _as_inputs(self, values: Any) -> Tensor:
         is_packed = isinstance(values, PackedSequence)
         if not (is_packed or isinstance(values, Tensor)) or (is_packed and self.layout.packed is None):
-            raise TypeError(f"`output_gradients` must be laid out as the output. Got {type(values).__name__}.")
+            raise TypeError(f"`output_gradients` must be laid out as the output. Got {checks.shown(values)}.")
         if self.layout.packed is not None:
             return self.layout.padded(values.data)
         gradients = checks.real_tensor("output_gradients", values)

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from lightning_stable import checks
 from lightning_stable.export._onnx import converting, import_onnx
 from lightning_stable.export.metadata import ARCHIVED, Metadata
+from lightning_stable.files import check_folder
 
 Tensors = tuple[Tensor, ...]
 Runner = Callable[[Tensors], Tensors]
@@ -98,4 +99,8 @@ def checked_path(path: str | Path, format: str, name: str = "path") -> Path:
         raise ValueError(f"`{name}` must end in {FORMATS[format].suffix!r} for {format!r}. Got {str(path)!r}.")
     if not path.parent.is_dir():
         raise ValueError(f"`{name}` must be in a folder that exists. Got {str(path)!r}.")
+    try:
+        check_folder(path.parent)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be in a folder that may be written to. Got {str(path)!r}.") from error
     return path

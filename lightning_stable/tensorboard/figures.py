@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_stable import checks
+from lightning_stable import checks, files
 from lightning_stable.figures import save
 
 if TYPE_CHECKING:
@@ -69,19 +68,14 @@ def check_folder(figures: object) -> Path | None:
 
 
 def check_writable(folder: Path | None) -> None:
-    """Check, before a run, that a folder for figures can be made and written to; nothing is made.
+    """Check, before a run, that a folder for figures can be made and written to; nothing is left.
 
     Raises:
         ValueError: If there is a file at its path or above it, or it may not be written to.
     """
     if folder is None:
         return
-    there = folder.absolute()
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "may not be written to" if there.is_dir() else "is no folder"
-        raise ValueError(
-            f"`figures` must be the path of a folder that can be written to. Got {str(folder)!r}, and {str(there)!r} "
-            f"{reason}."
-        )
+    try:
+        files.check_folder(folder.absolute())
+    except ValueError as error:
+        raise ValueError(f"`figures` must be the path of a folder that can be written to. {error}") from error

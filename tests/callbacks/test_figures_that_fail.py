@@ -19,7 +19,7 @@ def test_a_path_that_is_a_file_is_refused_before_the_run(make: Any, below: str, 
     (tmp_path / "file").touch()
     run = trainer(tmp_path, make(figures=tmp_path / "file" / below))
     for start in (run.fit, run.validate):
-        with pytest.raises(ValueError, match=r"`figures` must be the path of a folder .*Got .*file.* is no folder\."):
+        with pytest.raises(ValueError, match=r"`figures` must be the path of a folder .*through a file\. Got .*file"):
             start(Recurrent("lstm"), sequences())
     assert not run.global_step
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from lightning_stable.cli import build_parser, main
+from lightning_stable.experiments.cost import __main__ as cost
+from lightning_stable.experiments.forgetting import __main__ as forgetting
+from lightning_stable.experiments.penalty import __main__ as penalty
 from lightning_stable.models import MusicModel
 from tests.bad_values import HANG, Hang, no_longer_than
 from tests.checkpoint_files import as_cli
@@ -19,10 +22,13 @@ from tests.checkpoint_files import as_cli
 HUGE = "1" + "0" * 400
 COUNT = ("0", "-1", "1.5", "three", "nan", "", HUGE, "1e3", "0x10", "None")
 SHARE = ("0", "1", "-0.5", "nan", "inf", "half", "", HUGE, "0.5.5")
+NAME = ("neither", "", "3")
 SEED = ("-1", "1.5", "one", "", HUGE, str(2**63), "nan")
 SIZE = ("0", "-1", "nan", "inf", "small", "", HUGE)
-FOLDER = ("file", "file/below", "fifo", "")
-MISSING = ("nowhere", "folder", "fifo", "empty", "garbage", "", "bomb.zip")
+LONG = "a" * 300
+# Nobody makes a file in /proc, whatever the permissions say.
+FOLDER = ("file", "file/below", "fifo", "", LONG, *(("/proc/below",) if Path("/proc").is_dir() else ()))
+MISSING = ("nowhere", LONG, "folder", "fifo", "empty", "garbage", "", "bomb.zip")
 
 # Bad words of each option, by its name or `command name`.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -39,19 +45,43 @@ WORDS: dict[str, tuple[str, ...]] = {
             "steps",
             "batches",
             "max_window",
+            "windows",
+            "units",
+            "lengths",
+            "text_epochs",
+            "music_epochs",
         ],
         COUNT,
     ),
     **dict.fromkeys(["rate", "gate_bound", "coverage", "confidence"], SHARE),
-    **dict.fromkeys(["cell", "budget", "format", "task", "experiment", "cells", "only"], ("neither", "", "3")),
+    **dict.fromkeys(
+        ["cell", "budget", "format", "task", "experiment", "cells", "only", "tasks", "music", "studies"],
+        ("neither", "", "3"),
+    ),
     "bound": ("neither", "", "3"),
+    "rates": ("0", "1.5", "nan", "inf", "half", "", HUGE),
+    "text_dropout": ("1", "-0.5", "nan", "half", "", HUGE),
     **dict.fromkeys(["seed", "seeds"], SEED),
-    "tolerance": SIZE,
+    **dict.fromkeys(["tolerance", "weights"], SIZE),
+    "penalty tolerance": SHARE,
     "out": FOLDER,
-    "export out": ("model.txt", "folder", "nowhere/model.onnx", "file/model.onnx", "fifo", "", "model"),
+    "export out": (
+        LONG + ".onnx",
+        *(("/proc/model.onnx",) if Path("/proc").is_dir() else ()),
+        *("model.txt", "folder", "nowhere/model.onnx", "file/model.onnx", "fifo", "", "model"),
+    ),
     "data_dir": ("nowhere", "file", "fifo", ""),
     "checkpoint": MISSING,
-    "data": (*MISSING, "empty.yaml", "broken.yaml", "other.yaml", "list.yaml", "nowhere.yaml", "class.yaml"),
+    "data": (
+        *MISSING,
+        "empty.yaml",
+        "broken.yaml",
+        "other.yaml",
+        "list.yaml",
+        "nowhere.yaml",
+        "class.yaml",
+        "deep.yaml",
+    ),
     "example": MISSING,
     "input_bound": (
         *(
@@ -105,7 +135,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "storage": ("nowhere", "", "nosql://x", "sqlite:///nowhere/below/search.db"),
 }
-FLAGS = {"help", "traceback", "version", "json", "trust", "streaming", "baselines", "resume"}
+FLAGS = {"help", "traceback", "version", "json", "citation", "trust", "streaming", "baselines", "resume"}
 # What a command needs beside the option; words that belong to it come first.
 NEEDED = {
     "demo": [],
@@ -114,13 +144,19 @@ NEEDED = {
     "certify": ["good.ckpt"],
     "profile": ["good.ckpt", "--data", "inputs.pt"],
     "export": ["good.ckpt", "--window", "2"],
+    "penalty": [],
+    "cost": [],
+    "forgetting": [],
 }
+# What has a command line of its own.
+OTHERS = {"penalty": penalty, "cost": cost, "forgetting": forgetting}
 
 
 def options() -> Iterator[tuple[str, argparse.Action]]:
     (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parsers = {**commands.choices, **{name: other.build_parser() for name, other in OTHERS.items()}}
     for command in NEEDED:
-        for action in commands.choices[command]._actions:
+        for action in parsers[command]._actions:
             if action.dest not in FLAGS:
                 yield command, action
 
@@ -176,6 +212,7 @@ def here(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         "other.yaml": "model: {}",
         "list.yaml": "- data",
         "class.yaml": "data: {class_path: nobody.Data}",
+        "deep.yaml": "data: " + "[" * 3000,
     }.items():
         Path(name).write_text(text)
     with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -190,7 +227,7 @@ def answer(words: list[str], action: argparse.Action, word: str, capsys: Any) ->
     before = sorted(Path().rglob("*"))
     try:
         with no_longer_than(HANG):
-            status: Any = main(words)
+            status: Any = OTHERS[words[0]].main(words[1:]) if words[0] in OTHERS else main(words)
     except SystemExit as left:
         status = left.code
     except Hang:

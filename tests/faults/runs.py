@@ -51,6 +51,8 @@ INSIDE = ("training_step", "validation_step", "optimizer_step", "lr_scheduler_st
 PLACES = (*HOOKS, *INSIDE, *(f"twin {name}" for name in INSIDE), "transfer_batch_to_device", "checkpoint write")
 SIGNALS = ("SIGUSR1", "SIGTERM", "SIGINT", "SIGKILL")
 FULL = "full disk"
+# What a validation leaves behind, which a run resumed from the last batch of its last epoch misses.
+VALIDATED = ("logged in validations", "random states")
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,19 @@ class Generators(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = state
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_fit_start(self, *_: Any) -> None:
         if self.state is not None:
             torch.set_rng_state(self.state["torch"])
 
+    on_train_start = on_fit_start  # what is set up in between may draw, and a run that is at its end does not start
+
 
 class Trained(Recurrent):
-    """An LSTM with dropout, inputs of which nothing is known, a scheduler, and places to be interrupted at."""
+    """A network with dropout, inputs of which nothing is known, a scheduler, and places to be interrupted at."""
 
-    def __init__(self, visit: Callable[[str], None]) -> None:
-        core = nn.LSTM(3, 5, num_layers=2, dropout=0.3, batch_first=True)
-        super().__init__(core, bounded=False, growth=0.3)
+    def __init__(self, core: type[nn.RNNBase], interval: str, visit: Callable[[str], None]) -> None:
+        super().__init__(core(3, 5, num_layers=2, dropout=0.3, batch_first=True), bounded=False, growth=0.3)
+        self.interval = interval
         self.visit = visit
 
     def at(self, name: str) -> None:
@@ -148,7 +152,7 @@ class Trained(Recurrent):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
 
 
 class _Visited:
@@ -177,7 +181,7 @@ def fit(folder: Path, fault: Fault | None = None, ckpt: Path | None = None, **se
     """Train in this process, and return all that two runs must have in common, and the visits."""
     L.seed_everything(1, verbose=False)
     visit = Visits(fault)
-    model = Trained(visit)
+    model = Trained(settings.pop("core", nn.GRU), settings.pop("interval", "step"), visit)
     projection = StabilityProjectionCallback(0.9, every_n_steps=settings.pop("every_n_steps", 2))
     shadow = FeedForwardShadowCallback(2)
     places = Places()
@@ -194,14 +198,17 @@ def fit(folder: Path, fault: Fault | None = None, ckpt: Path | None = None, **se
         **{"max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATED, "val_check_interval": 3} | settings,
     )
     run.fit(model, Loader(BATCHES), sequences(2, scale=2.0, seed=1), ckpt_path=ckpt, weights_only=False)
-    ours = projection.state_dict()
+    ours, twin = projection.state_dict(), shadow.state_dict()
+    logged = twin.pop("values")
     return {
         "weights": {name: value.detach().clone() for name, value in model.state_dict().items()},
-        # But for what it logged last: resumed from the last batch of an epoch, Lightning leaves out the validation.
-        "twin": {name: value for name, value in shadow.state_dict().items() if name != "values"},
+        "twin": twin,
+        "logged in training": {name: value for name, value in logged.items() if not name.startswith("val_")},
+        "logged in validations": {name: value for name, value in logged.items() if name.startswith("val_")},
         "optimizer": run.optimizers[0].state_dict(),
         "ranges": ours["input_ranges"],
         "counts": (run.global_step, run.current_epoch, ours["steps"], ours["num_projections"]),
+        "random states": Generators().state_dict(),
         "visits": visit.counts,
     }
 
@@ -282,6 +289,16 @@ def forked(
         time.sleep(0.01)
     result = folder / "result.pt"
     return os.waitstatus_to_exitcode(status), torch.load(result, weights_only=False) if result.exists() else None
+
+
+def misses_validation(checkpoint: Path | None) -> bool:
+    """Whether it was made between the last batch of a run and the validation after it, which nothing makes up for."""
+    if checkpoint is None:
+        return False
+    loops = torch.load(checkpoint, weights_only=False)["loops"]["fit_loop"]
+    batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    in_batch = batches["current"]["completed"] < batches["current"]["processed"]
+    return batches["is_last_batch"] and in_batch and epochs["current"]["started"] == EPOCHS
 
 
 def left_by(folder: Path) -> Path | None:

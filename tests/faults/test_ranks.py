@@ -43,3 +43,26 @@ def test_a_process_that_falls_behind_is_waited_for(what: str, tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert equal(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["SIGTERM 1:1", "SIGTERM 0:1 1:2", "SIGINT 1:1"])
+def test_processes_end_at_the_same_step(what: str, tmp_path: Path) -> None:
+    """A signal for one of them ends both, and the second signal changes nothing."""
+    run(what, tmp_path)
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    error = {"SIGTERM": "SIGTERMException", "SIGINT": "KeyboardInterrupt"}[what.split()[0]]
+    assert said == [f"{error} after 2 steps"] * 2
+    assert equal(*(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["SIGUSR1 1:3", "SIGUSR1 0:3 1:2"])
+def test_processes_save_at_the_same_step(what: str, tmp_path: Path) -> None:
+    """And go on to the end that a run resumed from there has."""
+    results = []
+    for part in (what, "resume"):
+        ended = run(part, tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        results += [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all(equal(results[0], other) for other in results[1:])

@@ -1,15 +1,28 @@
 """``python -m lightning_stable.experiments.cost``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 
+from lightning_stable.experiments.command import parser_of
 from lightning_stable.experiments.cost.options import CostOptions
-from lightning_stable.options import add_options, read_options
+from lightning_stable.options import read_options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    return parser_of("cost", "What stability costs: unconstrained and certified models beside each other.", CostOptions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment and return its exit status."""
+    options = read_options(build_parser().parse_args(arguments), CostOptions)
+    from lightning_stable.experiments.cost.cost import run_cost  # its imports take seconds
+
+    return run_cost(options)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lightning_stable.experiments.cost", description=__doc__)
-    add_options(parser, CostOptions)
-    options = read_options(parser.parse_args(), CostOptions)
-    from lightning_stable.experiments.cost.cost import run_cost
-
-    sys.exit(run_cost(options))
+    sys.exit(main())

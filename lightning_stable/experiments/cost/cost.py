@@ -32,6 +32,7 @@ def run_cost(options: CostOptions) -> int:
     Raises:
         ValueError: If ``only`` names no variant.
     """
+    variants = chosen(options)
     one_thread()
     console, path = Console(), options.out / "results.json"
     rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -41,7 +42,7 @@ def run_cost(options: CostOptions) -> int:
         (task, variant, seed)
         for seed in options.seeds
         for task in tasks.values()
-        for variant in chosen(options)
+        for variant in variants
         if (task.name, variant.name, seed, options.units) not in done
     ]
     for count, (task, variant, seed) in enumerate(todo, 1):

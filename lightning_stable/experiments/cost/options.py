@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_stable.options import Positive, between
+from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed, between
 
 TaskName = Literal["text", "jsb", "piano-midi"]
 StudyName = Literal["models", "reasons"]
@@ -31,13 +31,13 @@ class CostOptions:
         text_dropout: Dropout behind the recurrence on text.
     """
 
-    out: Path = Path("runs/cost")
+    out: OutputFolder = Path("runs/cost")
     tasks: tuple[TaskName, ...] = ("text", "jsb")
-    data_dir: Path | None = None
+    data_dir: ExistingFolder | None = None
     studies: tuple[StudyName, ...] = ("models",)
     only: tuple[str, ...] | None = field(default=None, metadata={"metavar": "VARIANT"})
     rate: Annotated[float, between("(0, 1)")] = 0.99
-    seeds: tuple[int, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
+    seeds: tuple[Seed, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
     units: Positive = 200
     text_epochs: Positive = 14
     music_epochs: Positive = 40

@@ -1,15 +1,28 @@
 """``python -m lightning_stable.experiments.forgetting``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 
+from lightning_stable.experiments.command import parser_of
 from lightning_stable.experiments.forgetting.options import ForgettingOptions
-from lightning_stable.options import add_options, read_options
+from lightning_stable.options import read_options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    return parser_of("forgetting", "For how many steps a stable network holds one bit.", ForgettingOptions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment and return its exit status."""
+    options = read_options(build_parser().parse_args(arguments), ForgettingOptions)
+    from lightning_stable.experiments.forgetting.forgetting import run_forgetting  # its imports take seconds
+
+    return run_forgetting(options)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lightning_stable.experiments.forgetting", description=__doc__)
-    add_options(parser, ForgettingOptions)
-    options = read_options(parser.parse_args(), ForgettingOptions)
-    from lightning_stable.experiments.forgetting.forgetting import run_forgetting
-
-    sys.exit(run_forgetting(options))
+    sys.exit(main())

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_stable.options import Positive, between
+from lightning_stable.experiments.demo.options import CellName
+from lightning_stable.options import OutputFolder, Positive, Seed, between
 
 BitTask = Literal["hold", "parity"]
 
@@ -26,13 +27,13 @@ class ForgettingOptions:
         steps: Training steps.
     """
 
-    out: Path = Path("runs/forgetting")
+    out: OutputFolder = Path("runs/forgetting")
     tasks: tuple[BitTask, ...] = ("hold", "parity")
-    cells: tuple[str, ...] = field(default=("rnn", "lstm", "gru"), metadata={"metavar": "CELL"})
+    cells: tuple[CellName, ...] = field(default=("rnn", "lstm", "gru"), metadata={"metavar": "CELL"})
     rates: tuple[Annotated[float, between("(0, 1]")], ...] = field(
         default=(0.9, 0.95, 0.99, 1.0), metadata={"metavar": "RATE"}
     )
     lengths: tuple[Positive, ...] = field(default=(5, 10, 20, 50, 100, 200), metadata={"metavar": "LENGTH"})
-    seeds: tuple[int, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
+    seeds: tuple[Seed, ...] = field(default=(1, 2, 3), metadata={"metavar": "SEED"})
     units: Positive = 32
     steps: Positive = 1500

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lightning_stable.options import Positive, between
+from lightning_stable.experiments.demo.options import CellName
+from lightning_stable.options import ExistingFolder, OutputFolder, Positive, Seed, between
 
 TaskName = Literal["text", "music"]
 
@@ -31,17 +32,17 @@ class PenaltyOptions:
         tolerance: Error of an output, as a share of the mean norm of the outputs.
     """
 
-    out: Path = Path("runs/penalty")
+    out: OutputFolder = Path("runs/penalty")
     tasks: tuple[TaskName, ...] = ("music", "text")
     music: Literal["jsb", "piano-midi"] = "jsb"
-    data_dir: Path | None = None
-    cells: tuple[str, ...] = field(default=("lstm", "gru"), metadata={"metavar": "CELL"})
+    data_dir: ExistingFolder | None = None
+    cells: tuple[CellName, ...] = field(default=("lstm", "gru"), metadata={"metavar": "CELL"})
     windows: tuple[Positive, ...] = field(default=(6, 12, 24), metadata={"metavar": "WINDOW"})
     weights: tuple[Annotated[float, between("(0, inf)")], ...] = field(
         default=(0.3, 1.0, 3.0, 10.0, 30.0), metadata={"metavar": "WEIGHT"}
     )
     rate: Annotated[float, between("(0, 1)")] = 0.99
-    seeds: tuple[int, ...] = field(default=(1,), metadata={"metavar": "SEED"})
+    seeds: tuple[Seed, ...] = field(default=(1,), metadata={"metavar": "SEED"})
     units: Positive = 200
     text_epochs: Positive = 8
     music_epochs: Positive = 40

@@ -112,6 +112,9 @@ class Box(InputSet):
         self.low, self.high = (_ends(name, value) for name, value in (("low", low), ("high", high)))
         self._label = _checked_label(label)
         entries = max(self.low.numel(), self.high.numel())
+        if {self.low.numel(), self.high.numel()} - {1, entries}:
+            shapes = f"low of shape {tuple(self.low.shape)}, high of shape {tuple(self.high.shape)}"
+            raise ValueError(f"`low` and `high` must have as many entries as each other, or one. Got {shapes}.")
         self.features = entries if entries > 1 else None
         # Checking reads values on the host, which bounds computed during training must not.
         if checks.boolean("checked", checked) and not (

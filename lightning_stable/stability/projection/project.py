@@ -160,6 +160,7 @@ def project_(
         sources = resolve_sources(module, recurrences, input_bound, state_bound=constraint.state_bound)
         sources = gathered_sets(sources)
         check_finite(recurrences)
+        check_writable(recurrences)
         parameters = [id(value) for r in recurrences for value in r.parameters().values()]
         # What one recurrence asks of weights it shares may be too little for the other.
         for _ in range(1 if len(set(parameters)) == len(parameters) else _SHARED_ROUNDS):
@@ -171,6 +172,27 @@ def is_frozen(recurrence: Recurrence) -> bool:
     """Return whether a parameter that the projection would have to change requires no gradient."""
     parameters = recurrence.parameters()
     return any(not value.requires_grad for role, value in parameters.items() if role in recurrence.projected_roles)
+
+
+def check_writable(recurrences: Iterable[Recurrence]) -> None:
+    """Check that what the projection changes can be written to in place, before any of it is.
+
+    Raises:
+        ValueError: If a weight was made in inference mode, or is expanded, so that its entries share memory.
+    """
+    for recurrence in recurrences:
+        if is_frozen(recurrence):
+            continue
+        names = recurrence.parameter_names()
+        for role, value in recurrence.parameters().items():
+            shares = any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+            if shares or (value.is_inference() and not torch.is_inference_mode_enabled()):
+                what = "an expanded tensor" if shares else "a tensor made in inference mode"
+                name = f"{recurrence.module_name}.{names[role]}".removeprefix(".")
+                raise ValueError(
+                    f"Recurrent weights must be tensors that can be written to. Got {what} in {name!r}: store a clone "
+                    "of it as the parameter."
+                )
 
 
 Update = tuple[Tensor, Tensor]

@@ -22,7 +22,14 @@ from lightning_stable.stability.inputs.resolve import Sources, gathered_sets, re
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
 from lightning_stable.stability.inputs.watch import InputMonitor
 from lightning_stable.stability.projection.every_step import FastProjection, State
-from lightning_stable.stability.projection.project import Constraint, Update, apply_updates, is_frozen, propose_updates
+from lightning_stable.stability.projection.project import (
+    Constraint,
+    Update,
+    apply_updates,
+    check_writable,
+    is_frozen,
+    propose_updates,
+)
 from lightning_stable.stability.report import StabilityReport
 from lightning_stable.stability.spectra import layer_spectra
 
@@ -65,7 +72,8 @@ class Projector:
         with gathered_model(module) as shards:
             self.recurrences = find_recurrences(module, modules)
             self.constraint = constraint
-            if training:  # a norm or method that does not fit shows now, not when the first inputs arrive
+            if training:  # what does not fit shows now, not when the first inputs arrive
+                check_writable(self.recurrences)
                 for recurrence in self.recurrences:
                     if not is_frozen(recurrence):
                         constraint.target(recurrence, 0.0, exact=True)

@@ -322,3 +322,9 @@ def test_rounding_is_no_excess(scale: float) -> None:
     assert L2Ball(scale).excess(rounded * torch.tensor([1.0, 0.0])) == 0
     outside = high * torch.tensor([1.0, 1 + 1e-5])
     assert box.excess(outside).item() == pytest.approx(1e-8 * scale, rel=0.1)
+
+
+def test_the_ends_of_a_box_fit_together() -> None:
+    with pytest.raises(ValueError, match=r"`low` and `high` must .*Got low of shape \(3,\), high of shape \(4,\)"):
+        Box(torch.zeros(3), torch.ones(4))
+    assert Box(torch.zeros(3), 1.0).features == 3

@@ -332,3 +332,17 @@ def test_huge_weights_and_biases_in_half_precision() -> None:
     for name, dtype in itertools.product(["lstm", "gru", "proj"], [torch.bfloat16, torch.float16]):
         module = set_(net(name, units=8, scale=20, dtype=dtype), bias_ih=40.0)
         assert project_(module, 0.9, input_bound=B).rate <= 0.9
+
+
+def test_weights_that_cannot_be_written_leave_all_as_they_are() -> None:
+    first, second = nn.RNN(3, 4), nn.RNN(4, 4)
+    with torch.no_grad():
+        first.weight_hh_l0.mul_(9)
+    second.weight_hh_l0 = nn.Parameter(torch.ones(1, 1).expand(4, 4))
+    before = snapshot(first)
+    with pytest.raises(ValueError, match=r"can be written to. Got an expanded tensor in '1.weight_hh_l0'"):
+        project_(nn.Sequential(first, second))
+    assert moved(first, before) == []
+    second.requires_grad_(False)  # what is not projected may be what it likes
+    with pytest.warns(UserWarning, match="frozen"):
+        project_(nn.Sequential(first, second))
