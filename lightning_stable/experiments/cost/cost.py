@@ -63,7 +63,7 @@ def chosen(options: CostOptions) -> list[Variant]:
     found = {variant.name: variant for study in options.studies for variant in STUDIES[study]}
     for name in options.only or ():
         if name not in found:
-            raise ValueError(f"`only` must name variants: {', '.join(map(repr, found))}. Got {name!r}.")
+            raise ValueError(f"`--only` must name variants: {', '.join(map(repr, found))}. Got {name!r}.")
     return [variant for name, variant in found.items() if options.only is None or name in options.only]
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_stable.experiments.command import parser_of
+from lightning_stable.experiments.command import parser_of, run_with
 from lightning_stable.experiments.penalty.options import PenaltyOptions
 from lightning_stable.options import read_options
 
@@ -18,10 +18,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit status."""
-    options = read_options(build_parser().parse_args(arguments), PenaltyOptions)
+    parser = build_parser()
+    options = read_options(parser.parse_args(arguments), PenaltyOptions)
     from lightning_stable.experiments.penalty.penalty import run_penalty  # its imports take seconds
 
-    return run_penalty(options)
+    return run_with(parser, run_penalty, options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_chosen_by_name() -> None:
     assert [variant.name for variant in chosen(CostOptions(only=("GRU",)))] == ["GRU"]
     both = chosen(CostOptions(studies=("models", "reasons")))
     assert len({variant.name for variant in both}) == len(both)
-    with pytest.raises(ValueError, match=r"`only` must name variants: 'RNN', .* Got 'GRUU'"):
+    with pytest.raises(ValueError, match=r"`--only` must name variants: 'RNN', .* Got 'GRUU'"):
         chosen(CostOptions(only=("GRUU",)))
 
 
