@@ -56,6 +56,7 @@ MODELS = [
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
     *_pair("2 LSTM layers", "lstm", _TWO),
+    *_pair("3 LSTM layers", "lstm", _THREE),
     *_pair("3 RNN layers", "rnn", _THREE, norm="full"),
     *_pair("3 leaky RNN layers", "leaky", _THREE),
     *_pair("3 MinGRU layers", "mingru", _THREE),
