@@ -54,7 +54,8 @@ def run_cost(options: CostOptions) -> int:
         )
         console.print(f"{count} of {len(todo)}: {shown}", highlight=False)
     for table in tables([row for row in rows if row["task"] in options.tasks], options):
-        console.print(table)
+        # A narrow terminal may wrap it: numbers cut to fit say less.
+        Console(width=max(110, console.width)).print(table)
     return 0
 
 
