@@ -58,7 +58,7 @@ def test_version_is_read_from_its_one_place() -> None:
 
 def test_the_core_imports_no_lightning() -> None:
     """Nor does the package itself load what draws and measures."""
-    above = ("callbacks", "datamodules", "experiments", "models", "shadow", "tensorboard")
+    above = ("callbacks", "datamodules", "experiments", "models", "shadow", "tensorboard", "testing")
     core = [name for name in PROJECT["tool"]["setuptools"]["packages"] if not set(above) & set(name.split("."))]
     loaded = python("import sys, lightning_stable", "print(*sys.modules)").split()
     assert not {"lightning", "matplotlib", "torchmetrics"} & set(loaded)
