@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -291,13 +291,16 @@ def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Te
     if _inside(layer, constraint):
         return {}
     recurrence = layer.recurrence
+    if layer.contraction(recurrence.checked_norm(constraint.norm)).rate.isnan():
+        raise ValueError(not_finite(recurrence.name))
     margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     while margin < 0.5:
         target = constraint.target(recurrence, margin, exact=True)
-        stored = _stored(layer, give_back(layer, shrink(layer, target), target))
-        weights = layer.weights | {role: value.double() for role, value in stored.items()}
-        if _inside(replace(layer, weights=weights), constraint):
-            return stored
+        shrunk = shrink(layer, target)
+        if _inside(_with(layer, _stored(layer, shrunk)), constraint):
+            stored = _stored(layer, give_back(layer, shrunk, target))
+            if _inside(_with(layer, stored), constraint):
+                return stored
         margin *= 4  # rounding to the stored dtype has left the set: aim further inside
     if target.method == "miller-hardt" and isinstance(recurrence, GatedRecurrence):
         bound = constraint.gate_bound_of(recurrence, target.method)
@@ -314,10 +317,24 @@ def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Te
     )
 
 
+def _with(layer: Layer, stored: Mapping[str, Tensor]) -> Layer:
+    """Return the layer with stored weights in place of its own."""
+    return replace(layer, weights=layer.weights | {role: value.double() for role, value in stored.items()})
+
+
 def _stored(layer: Layer, changed: dict[str, Tensor]) -> dict[str, Tensor]:
     """Round new weights to the dtypes of the parameters."""
     parameters = layer.recurrence.parameters()
     return {role: value.to(parameters[role].dtype) for role, value in changed.items()}
+
+
+def not_finite(name: str) -> str:
+    """Return what is wrong where a rate is NaN though the recurrent weights are finite."""
+    return (
+        f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
+        "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
+        "learning rate or clip gradients."
+    )
 
 
 def _inside(layer: Layer, constraint: Constraint) -> bool:

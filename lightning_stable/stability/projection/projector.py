@@ -28,6 +28,7 @@ from lightning_stable.stability.projection.project import (
     apply_updates,
     check_writable,
     is_frozen,
+    not_finite,
     propose_updates,
 )
 from lightning_stable.stability.report import StabilityReport
@@ -285,7 +286,7 @@ class Projector:
             )
             for certificate in report.layers:
                 if math.isnan(certificate.rate):
-                    raise ValueError(_not_finite(certificate.name))
+                    raise ValueError(not_finite(certificate.name))
             report = self.without_broken_premises(report, sources, leading_only=leading_only)
         with self._shards.stored():
             self.monitor.accept_weights()
@@ -468,7 +469,7 @@ class Projector:
             broken = updates[int(finite.to(torch.uint8).argmin())][0]
             whole = broken if broken._base is None else broken._base
             owner = next(r for r in self.recurrences if any(p is whole for p in r.parameters().values()))
-            raise ValueError(_not_finite(owner.name))
+            raise ValueError(not_finite(owner.name))
         return [(parameter, torch.where(finite.all(), value, parameter.detach())) for parameter, value in updates]
 
 
@@ -479,14 +480,6 @@ def _on_device(inputs: InputSet, device: torch.device) -> InputSet:
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             setattr(moved, name, value.to(device))
     return moved
-
-
-def _not_finite(name: str) -> str:
-    return (
-        f"The input set of the recurrence {name!r} must be finite. Got NaN or Inf in the weights it is derived from "
-        "(an embedding, a LayerNorm) or in their products; the recurrent weights were left as they are. Lower the "
-        "learning rate or clip gradients."
-    )
 
 
 def _unseen(name: str) -> str:
