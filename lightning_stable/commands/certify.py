@@ -64,13 +64,13 @@ def run(options: Options) -> int:
         return 0 if stable else 1
     if options.json:
         sys.stdout.write(json.dumps(report.to_dict() | {"stable": stable, "reason": reason}, indent=1) + "\n")
-    console = Console()
-    if not options.json:
+    else:
+        console = Console()
+        if stable is not None:
+            console.print(reason, markup=False, highlight=False, soft_wrap=True)
         console.print(report.table())
     if stable is None:
         raise ValueError(reason)
-    if not options.json:
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
     return 0 if stable else 1
 
 

@@ -80,10 +80,42 @@ def run(options: Options) -> int:
         raise ValueError(f"`--data` must make the model call its recurrences. Got {[str(p) for p in options.data]}.")
     profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance)
     console = Console()
+    for name, module in profiles.items():
+        console.print(verdict(name or "The model", module, options), markup=False, highlight=False, soft_wrap=True)
     console.print(_table(profiles, options))
     for path in _write(profiles, options.out):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def verdict(name: str, module: ModuleProfile, options: Options) -> str:
+    """Return one sentence or two: whether a module is certified stable, and for how long its past matters.
+
+    Args:
+        name: How to call the module.
+        module: What was found.
+        options: The options of the command.
+    """
+    from lightning_stable.stability.report import format_rate
+
+    rate, small = format_rate(module.report.rate), f"the output by at most {options.tolerance:g}"
+    certified = f"is certified stable (rate {rate}, {module.report.guarantee})"
+    measured = (
+        f"more than {options.max_window} inputs were needed here"
+        if module.measured is None
+        else f"{module.measured} were enough where it began at zero"
+    )
+    if not module.report.is_stable:
+        return (
+            f"{name} is not certified stable (rate {rate}). Of this data, {measured}; any other past may change more."
+        )
+    if module.tube is None:
+        seen = f"no window up to {options.max_window} is certified for this data"
+        return f"{name} {certified}, but {seen}; {measured}."
+    return (
+        f"{name} {certified}: after {module.tube} inputs of this data, the past changes {small}, "
+        f"whatever it was; {measured}."
+    )
 
 
 def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:

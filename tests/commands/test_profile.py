@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch.nn.utils.rnn import pack_sequence
 
 from lightning_stable import certify, cli, project_, truncation_profile
 from lightning_stable.commands._windows import profile_modules, record
+from lightning_stable.commands.profile import Options, verdict
 from lightning_stable.datamodules import CopyMemoryDataModule, LinearSystemDataModule
 from lightning_stable.models import LanguageModel, SlotTagger
 from lightning_stable.stability.inputs.sets import SupNorm
+from lightning_stable.stability.report import format_rate
 from tests.checkpoint_files import CLASS, Cells, Gated, Plain, as_cli, save
 from tests.commands.test_certify import error_of, language_model
 from tests.models.examples import slots
@@ -66,6 +69,23 @@ def test_what_the_model_says_about_its_inputs_comes_before_their_range() -> None
     found = profile_modules(gated, record(gated, [inputs()], 1), None, 5, 0.05)["core"]
     assert found.guarantee == "data"
     torch.testing.assert_close(found.profile.bound, truncation_profile(gated.core, inputs(), 5).bound)
+
+
+def test_the_verdict_is_a_sentence() -> None:
+    model = stable().eval()
+    (found,) = profile_modules(model, record(model, [inputs(4, 60)], 1), None, 60, 1e-3).values()
+    options = Options(checkpoint=Path("best.ckpt"), data=(), max_window=60, tolerance=1e-3)
+    text = verdict("core", found, options)
+    assert text.startswith(
+        f"core is certified stable (rate {format_rate(found.report.rate)}, data): after {found.tube} "
+    )
+    assert f"changes the output by at most 0.001, whatever it was; {found.measured} were enough" in text
+    short = replace(found, tube=None, measured=None)
+    assert "but no window up to 60 is certified for this data; more than 60 inputs were needed" in verdict(
+        "core", short, options
+    )
+    unknown = replace(found, layers=tuple(replace(layer, rate=1.5) for layer in found.layers))
+    assert verdict("core", unknown, options).startswith("core is not certified stable (rate 1.5")
 
 
 def test_batches_of_different_lengths_are_joined() -> None:

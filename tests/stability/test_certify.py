@@ -482,7 +482,7 @@ def test_a_broken_embedding_is_never_stable(name: str, norm: str, value: float) 
     assert not certify(model, norm=norm).is_stable
     before = model.core.weight_hh_l0.clone()
     if math.isnan(value):
-        with pytest.raises(ValueError, match="input set of the recurrence .* must be finite"):
+        with pytest.raises(ValueError, match=r"input set of the recurrence .* must be finite"):
             project_(model, 0.9, norm=norm)
         assert torch.equal(model.core.weight_hh_l0, before)
 
