@@ -10,7 +10,7 @@ import torch
 from tests.faults import campaigns
 
 
-def main(kills: int = 100, visits: int = 2) -> int:
+def main(kills: int = 100, visits: int = 1) -> int:
     """Interrupt runs at so many moments by chance, and at so many visits of every place."""
     torch.set_num_threads(1)
     begun, failures = time.monotonic(), 0
