@@ -38,6 +38,13 @@ def write_results(folder: Path, rows: Sequence[Row], **flat: Callable[[Row], obj
     write_csv(folder / "results.csv", [row | {key: value(row) for key, value in flat.items()} for row in rows])
 
 
+def read_results(folder: Path) -> list[Row]:
+    """Return the rows that :func:`write_results` left in a folder; none if it did not."""
+    path = folder / "results.json"
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
+
+
 def show(console: Console, **values: object) -> None:
     """Print a line for every value, its name in front; paths are not broken."""
     width = max(map(len, values)) + 1

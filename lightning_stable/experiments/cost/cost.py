@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import statistics
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -15,10 +15,10 @@ from lightning_stable import certify
 from lightning_stable.experiments.cost.options import CostOptions
 from lightning_stable.experiments.cost.variants import STUDIES, Variant
 from lightning_stable.experiments.pool import one_thread
-from lightning_stable.experiments.results import Row, write_results
+from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.experiments.small_tasks import SmallTask
 from lightning_stable.quiet import quiet
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.report import format_rate
 
 
@@ -34,8 +34,7 @@ def run_cost(options: CostOptions) -> int:
     """
     variants = chosen(options)
     one_thread()
-    console, path = Console(), options.out / "results.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    console, rows = Console(), read_results(options.out)
     done = {_key(row) for row in rows}
     tasks = {name: SmallTask.load(name, options.data_dir) for name in options.tasks}
     todo = [
@@ -128,13 +127,10 @@ def tables(rows: Sequence[Row], options: CostOptions) -> list[Table]:
     return found
 
 
-def _norms(recurrence: Any) -> list[float]:
+def _norms(recurrence: Recurrence) -> list[float]:
     """Return the largest row norm, the l1 norm, of every gate's recurrent weights."""
-    weights = recurrence.parameters()
-    if "weight_hh" not in weights:
-        return []
-    blocks = weights["weight_hh"].detach().chunk(len(getattr(recurrence, "gates", "h")))
-    return [float(block.abs().sum(1).max()) for block in blocks]
+    blocks = recurrence.recurrent_blocks(recurrence.weights()).values()
+    return [block.abs().sum(1).max().item() for block in blocks]
 
 
 def _key(row: Row) -> tuple[object, ...]:
@@ -152,6 +148,5 @@ def _ratio(task: str, nats: float, other: float) -> float:
 def _spread(task: str, tests: Sequence[float]) -> str:
     """Return the standard deviation over seeds, in the unit of the table."""
     values = [math.exp(nats) if task == "text" else nats for nats in tests]
-    mean = sum(values) / len(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{deviation:.2f}" if task == "text" else f"{deviation:.3f}"

@@ -81,5 +81,10 @@ def _reasons(name: str, cell: str) -> list[Variant]:
 
 STUDIES: dict[str, list[Variant]] = {
     "models": MODELS,
-    "reasons": [*_reasons("LSTM", "lstm"), *_reasons("GRU", "gru")],
+    "reasons": [
+        *_reasons("LSTM", "lstm"),
+        Variant("LSTM, stable, rate 0.999, leak bound 0.95", "lstm", {"rate": 0.999, "gate_bound": 0.95}),
+        *_reasons("GRU", "gru"),
+        Variant("RNN, stable, l2", "rnn", {"norm": "l2"}),
+    ],
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -19,7 +18,7 @@ from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.datamodules.generated import GeneratedDataModule
 from lightning_stable.experiments.forgetting.options import BitTask, ForgettingOptions
 from lightning_stable.experiments.pool import one_thread
-from lightning_stable.experiments.results import Row, write_results
+from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.models import SequenceRegressor
 from lightning_stable.quiet import quiet
 
@@ -60,8 +59,7 @@ def run_forgetting(options: ForgettingOptions) -> int:
         The exit status, 0.
     """
     one_thread()
-    console, path = Console(), options.out / "results.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    console, rows = Console(), read_results(options.out)
     for task, cell, rate in product(options.tasks, options.cells, options.rates):
         for length in options.lengths:
             solved = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -16,7 +15,7 @@ from rich.table import Table
 from lightning_stable.experiments.penalty.options import PenaltyOptions
 from lightning_stable.experiments.penalty.train import LONGEST, Setting, settings, train
 from lightning_stable.experiments.pool import one_thread
-from lightning_stable.experiments.results import Row, write_results
+from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.figures import axes, log_axis, save
 from lightning_stable.quiet import quiet
 
@@ -32,8 +31,7 @@ def run_penalty(options: PenaltyOptions) -> int:
         The exit status, 0.
     """
     one_thread()
-    console, path = Console(), options.out / "results.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    console, rows = Console(), read_results(options.out)
     done = {_key(row) for row in rows}
     todo = [setting for setting in settings(options) if _key(asdict(setting)) not in done]
     for count, setting in enumerate(todo, 1):

@@ -117,15 +117,19 @@ class _Segment:
         """Return how far the leak gates are below their bounds; negative above."""
         return self.highest - self.gates(share)
 
+    def _rooms(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        rates = self.rates(share)
+        assert rates is not None
+        return self.target.rate - rates, self.gate_room(share)
+
     def units_room(self, share: Tensor) -> Tensor:
         """Return how far below the target the rates of units are; negative too where their gate is above its bound."""
-        rates, gates = self.rates(share), self.gate_room(share)
-        assert rates is not None
-        return torch.where(gates < 0, gates, self.target.rate - rates)
+        rates, gates = self._rooms(share)
+        return torch.where(gates < 0, gates, rates)
 
     def smallest_room(self, share: Tensor) -> Tensor:
         """Return how far inside the units are, by rate or by gate: there is no more to gain for one at either bound."""
-        return torch.minimum(self.units_room(share), self.gate_room(share))
+        return torch.minimum(*self._rooms(share))
 
     def room(self, share: Tensor) -> Tensor:
         """Return how far below the target's rate its certificate is."""

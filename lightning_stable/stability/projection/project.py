@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -288,18 +289,21 @@ def _fast(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Tens
 
 
 def _strict(layer: Layer, constraint: Constraint, margin: float) -> dict[str, Tensor]:
-    if _inside(layer, constraint):
+    recurrence, rate = layer.recurrence, _rate(layer, constraint)
+    if rate <= constraint.rate:
         return {}
-    recurrence = layer.recurrence
-    if layer.contraction(recurrence.checked_norm(constraint.norm)).rate.isnan():
+    if math.isnan(rate):
         raise ValueError(not_finite(recurrence.name))
     margin = max(margin, max(STRICT_MARGIN[value.dtype] for value in recurrence.parameters().values()))
     while margin < 0.5:
         target = constraint.target(recurrence, margin, exact=True)
         shrunk = shrink(layer, target)
-        if _inside(_with(layer, _stored(layer, shrunk)), constraint):
+        stored = _stored(layer, shrunk)
+        if _rate(_with(layer, stored), constraint) <= constraint.rate:
+            if not isinstance(recurrence, GatedRecurrence):  # it is at the target
+                return stored
             stored = _stored(layer, give_back(layer, shrunk, target))
-            if _inside(_with(layer, stored), constraint):
+            if _rate(_with(layer, stored), constraint) <= constraint.rate:
                 return stored
         margin *= 4  # rounding to the stored dtype has left the set: aim further inside
     if target.method == "miller-hardt" and isinstance(recurrence, GatedRecurrence):
@@ -337,16 +341,16 @@ def not_finite(name: str) -> str:
     )
 
 
-def _inside(layer: Layer, constraint: Constraint) -> bool:
-    """Return whether float64 weights have the certificate and respect the gate bound."""
+def _rate(layer: Layer, constraint: Constraint) -> float:
+    """Return the certified rate of float64 weights; infinite if they do not respect the gate bound."""
     recurrence = layer.recurrence
     target = constraint.target(recurrence, 0.0, exact=True)
-    inside = layer.contraction(target.norm).rate <= target.rate
+    rate = layer.contraction(target.norm).rate.item()
     known = layer.drive is not None or not recurrence.needs_drive
-    if isinstance(recurrence, LeakingRecurrence) and known and target.gate_bound is not None:
+    if isinstance(recurrence, LeakingRecurrence) and known and target.gate_bound is not None and rate <= target.rate:
         leak = recurrence.leak_maximum(layer.weights, layer.drive, target.state_bound)
-        inside = inside & (leak <= target.gate_bound).all()
-    return bool(inside)
+        return rate if (leak <= target.gate_bound).all() else math.inf
+    return rate
 
 
 def _warn_if_unstable(layer: Layer, constraint: Constraint) -> None:
