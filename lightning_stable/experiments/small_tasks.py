@@ -29,12 +29,14 @@ class Fitted(NamedTuple):
         test: The loss on the test split after the epoch of that, to whose weights the model is set.
         epoch: The number of that epoch, from 1.
         seconds: How long the training took.
+        logged: What was logged last while it trained.
     """
 
     validation: float
     test: float
     epoch: int
     seconds: float
+    logged: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ class SmallTask:
             start = time.perf_counter()
             trainer.fit(model, datamodule=self.data)
             seconds = time.perf_counter() - start
+            logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
             (metrics,) = trainer.test(model, datamodule=self.data, ckpt_path="best", verbose=False)
             epoch = int(torch.load(best.best_model_path, weights_only=True)["epoch"]) + 1
             assert best.best_model_score is not None
-        return Fitted(best.best_model_score.item(), metrics["test_loss" if text else "test_nll"], epoch, seconds)
+        tested = metrics["test_loss" if text else "test_nll"]
+        return Fitted(best.best_model_score.item(), tested, epoch, seconds, logged)
 
 
 def _music(name: Literal["jsb", "piano-midi"], data_dir: Path | None, **options: Any) -> ChoralesDataModule:

@@ -17,8 +17,8 @@ from lightning_stable.experiments.penalty.train import Setting, settings, window
 
 def test_all_settings_once() -> None:
     found = settings(PenaltyOptions(windows=(2, 4), weights=(1.0, 3.0), seeds=(1, 2)))
-    assert len(found) == len(set(found)) == 2 * 4 * (2 + 4)
-    assert [setting.method for setting in found[:8]] == ["none"] * 4 + ["projection"] * 4
+    assert len(found) == len(set(found)) == 2 * (4 * (2 + 4) + 2)
+    assert [setting.method for setting in found[:10]] == ["none"] * 4 + ["projection"] * 4 + ["convolution"] * 2
 
 
 def test_the_window_of_nine_in_ten() -> None:
@@ -43,12 +43,13 @@ def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lightning_stable.experiments.penalty.penalty.train", train)
     options = PenaltyOptions(tmp_path, tasks=("text",), cells=("gru",), windows=(4,), weights=(1.0, 3.0), seeds=(1, 2))
     assert run_penalty(options) == 0
-    assert len(made) == 8
+    assert len(made) == 10
     assert run_penalty(options) == 0  # all are there
-    assert len(made) == 8
+    assert len(made) == 10
     assert (tmp_path / "penalty.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    (table,) = tables(rows, options)
+    table, beside = tables(rows, options)
+    assert list(beside.columns[0].cells) == ["convolution"]
     columns = {column.header: list(column.cells) for column in table.columns}
     assert columns[""] == ["none", "penalty", "penalty", "projection"]
     assert columns["above"] == ["+0.0%", "+5.0%", "+15.0%", "+5.0%"]
@@ -58,9 +59,11 @@ def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
     options = PenaltyOptions(
-        tmp_path, tasks=("text",), cells=("lstm",), windows=(8,), weights=(1.0,), units=8, text_epochs=1
+        tmp_path, tasks=("text",), cells=("lstm",), windows=(8,), weights=(1.0,), units=8, text_epochs=1, twin=8
     )
     assert run_penalty(options) == 0
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in rows] == ["none", "projection", "penalty"]
+    assert [row["method"] for row in rows] == ["none", "projection", "convolution", "penalty"]
     assert rows[1]["rate"] <= 0.99
+    assert rows[2]["half"] == rows[2]["all"] == 1 + 2 * 2 * (2**3 - 1)  # three blocks of two convolutions
+    assert [row["distance"] > 0 for row in rows if row["method"] != "convolution"] == [True] * 3

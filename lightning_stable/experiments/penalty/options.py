@@ -30,6 +30,8 @@ class PenaltyOptions:
         text_epochs: Epochs on text.
         music_epochs: Epochs on music.
         tolerance: Error of an output, as a share of the mean norm of the outputs.
+        twin: Window of a twin that trains beside every recurrent model (default: no twins); its distance in the end
+            joins the results.
     """
 
     out: OutputFolder = Path("runs/penalty")
@@ -47,3 +49,4 @@ class PenaltyOptions:
     text_epochs: Positive = 8
     music_epochs: Positive = 40
     tolerance: Annotated[float, between("(0, 1)")] = 0.05
+    twin: Positive | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +19,11 @@ from lightning_stable.experiments.results import Row, read_results, write_result
 from lightning_stable.figures import axes, log_axis, save
 from lightning_stable.quiet import quiet
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COLOURS = {"none": "black", "projection": "#c0392b"}
+_METHODS = ("none", "penalty", "projection", "convolution")
 _BY_WINDOW = ("#08306b", "#1f78b4", "#5aa5d6", "#a6cee3")
 
 
@@ -52,41 +56,60 @@ def tables(rows: Sequence[Row], options: PenaltyOptions) -> list[Table]:
         means = [(key, _mean(own)) for key, own in _grouped(group, "method", "window", "weight")]
         free = next((mean["loss"] for (method, *_), mean in means if method == "none"), math.nan)
         table = Table(title=f"{task}, {cell}: test loss, and the window for an error of {options.tolerance:.0%}")
-        for name in ("", "window", "weight", "loss", "above", "half", "9 in 10", "all"):
+        twins = any("distance" in row for row in group)
+        for name in ("", "window", "weight", "loss", "above", "half", "9 in 10", "all", *(["twin"] if twins else [])):
             table.add_column(name, justify="left" if not name else "right")
         for (method, window, weight), mean in means:
             table.add_row(
                 method,
                 *("" if value is None else f"{value:g}" for value in (window, weight)),
                 f"{mean['loss']:.4f}" + (f" +- {mean['spread']:.4f}" if mean["seeds"] > 1 else ""),
-                f"{mean['loss'] / free - 1:+.1%}",
+                "" if math.isnan(free) else f"{mean['loss'] / free - 1:+.1%}",
                 *(_shown(mean[key]) for key in ("half", "most", "all")),
+                *([f"{mean['distance']:.2g}" if "distance" in mean else ""] if twins else []),
             )
         found.append(table)
     return found
 
 
 def plot(rows: Sequence[Row], path: Path, options: PenaltyOptions) -> Path:
-    """Draw a panel for each task and cell, the loss against the window that nine in ten sequences need."""
-    panels = _grouped(rows, "task", "cell")
-    figure, drawn = axes((5.5 * min(2, len(panels)), 4 * math.ceil(len(panels) / 2)), math.ceil(len(panels) / 2), 2)
+    """Draw a panel for each task and cell, the loss against the window that nine in ten sequences need.
+
+    The curves of the penalty begin where it weighs nothing. The convolutional network of the task stands beside them.
+    """
+    groups = _grouped(rows, "task", "cell")
+    panels = [(key, group) for key, group in groups if group[0]["method"] != "convolution"]
+    convolutions = {task: _mean(group) for (task, _), group in groups if group[0]["method"] == "convolution"}
+    columns = min(2, len(panels))
+    figure, drawn = axes((6 * columns, 4.2 * math.ceil(len(panels) / 2)), math.ceil(len(panels) / 2), columns)
     for panel, ((task, cell), group) in zip(drawn, panels, strict=False):
         curves = _grouped(group, "method", "window")
+        free = [_mean(own) for (method, _), own in curves if method == "none"]
         by_window = iter(_BY_WINDOW)
         for (method, window), own in curves:
-            means = sorted((_mean(each) for _, each in _grouped(own, "weight")), key=lambda mean: mean["weight"] or 0)
-            places = [mean["most"] or 2 * LONGEST for mean in means]
-            label = method if window is None else f"penalty, window {window:g}"
+            means = [_mean(each) for _, each in _grouped(own, "weight")]
             colour = _COLOURS.get(method) or next(by_window, _BY_WINDOW[-1])
-            panel.plot(places, [mean["loss"] for mean in means], "o-", color=colour, label=label)
+            label = f"penalty, window {window:g}" if method == "penalty" else method
+            kind = "o" if method == "none" else "s" if method == "projection" else "o-"
+            _draw(panel, [*(free if method == "penalty" else []), *means], kind, colour, label)
+        if task in convolutions:
+            _draw(panel, [convolutions[task]], "D", "#6a51a3", "convolutional network")
+        name = options.music if task == "music" else task
         panel.set(
-            title=f"{task}, {cell}",
-            xlabel=f"window for 9 in 10 sequences, error {options.tolerance:.0%}",
-            ylabel="test loss (nats)",
+            title=f"{name}, {cell.upper()}",
+            xlabel=f"window that 9 in 10 sequences need for an error of {options.tolerance:.0%} (steps)",
+            ylabel=f"test loss (nats per {'word' if task == 'text' else 'frame'})",
         )
         log_axis(panel, "x", subs=(1, 2, 4, 8))
-        panel.legend(frameon=False, fontsize=8)
+    if drawn:
+        handles, labels = drawn[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return save(figure, path)
+
+
+def _draw(panel: Axes, means: Sequence[Row], kind: str, colour: str, label: str) -> None:
+    places = [mean["most"] or 2 * LONGEST for mean in means]
+    panel.plot(places, [mean["loss"] for mean in means], kind, color=colour, label=label, markersize=5)
 
 
 def _key(row: Row) -> tuple[object, ...]:
@@ -100,7 +123,7 @@ def _grouped(rows: Sequence[Row], *names: str) -> list[tuple[tuple[Any, ...], li
         return tuple(row[name] for name in names)
 
     def order(row: Row) -> tuple[object, ...]:
-        values = (("none", "penalty", "projection").index(row[n]) if n == "method" else row[n] for n in names)
+        values = (_METHODS.index(row[n]) if n == "method" else row[n] for n in names)
         return tuple((-1, "") if value is None else (0, value) for value in values)
 
     return [(group, list(own)) for group, own in groupby(sorted(rows, key=order), key=key)]
@@ -112,7 +135,9 @@ def _mean(rows: Sequence[Row]) -> Row:
     spread = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1))
     found = {key: [row[key] for row in rows] for key in ("half", "most", "all")}
     windows = {key: None if None in values else sum(values) / len(values) for key, values in found.items()}
-    return {**rows[0], **windows, "loss": mean, "spread": spread, "seeds": len(rows)}
+    distances = [row["distance"] for row in rows if "distance" in row]
+    twin = {"distance": sum(distances) / len(distances)} if distances else {}
+    return {**rows[0], **windows, **twin, "loss": mean, "spread": spread, "seeds": len(rows)}
 
 
 def _line(row: Row) -> str:

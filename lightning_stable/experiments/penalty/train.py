@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lightning_stable import certify
-from lightning_stable.callbacks import StabilityProjectionCallback, TruncationPenaltyCallback
+from lightning_stable.callbacks import (
+    FeedForwardShadowCallback,
+    StabilityProjectionCallback,
+    TruncationPenaltyCallback,
+)
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.diagnostics.truncation_profile import sequence_errors, windows_needed
 from lightning_stable.experiments.penalty.options import PenaltyOptions
@@ -22,6 +26,9 @@ from lightning_stable.models import LanguageModel
 
 # Of a column of text, and of the longest window that is measured.
 CHUNK, LONGEST = 70, 128
+# Residual blocks of the convolutional network, and the factor of its learning rate on music.
+_BLOCKS, _SLOWER = 3, 0.4
+_DISTANCE = "shadow/val_weight_distance_relative"
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Setting:
 
     Attributes:
         task: ``"text"`` or ``"music"``.
-        cell: The cell.
-        method: ``"none"``, ``"penalty"`` or ``"projection"``.
+        cell: The cell, or ``"tcn"``.
+        method: ``"none"``, ``"penalty"``, ``"projection"`` or ``"convolution"``.
         window: That of the penalty; None without one.
         weight: That of the penalty, or the rate of the projection; None without either.
         seed: The seed.
@@ -52,6 +59,7 @@ def settings(options: PenaltyOptions) -> list[Setting]:
         tasks = [(task, cell) for task in options.tasks for cell in options.cells]
         found += [Setting(*task, "none", None, None, seed) for task in tasks]
         found += [Setting(*task, "projection", None, options.rate, seed) for task in tasks]
+        found += [Setting(task, "tcn", "convolution", None, None, seed) for task in options.tasks]
         pairs = [(window, weight) for weight in options.weights for window in options.windows]
         found += [Setting(*task, "penalty", *pair, seed) for pair in pairs for task in tasks]
     return found
@@ -61,7 +69,16 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
     """Train and measure."""
     text = setting.task == "text"
     task = SmallTask.load("text", chunk_length=CHUNK) if text else SmallTask.load(options.music, options.data_dir)
-    model: Any = task.model(setting.seed, options.units, cell=setting.cell)
+    epochs = options.text_epochs if text else options.music_epochs
+    row: Row = {**asdict(setting), "units": options.units}
+    if setting.method == "convolution":
+        slower = 1.0 if text else _SLOWER
+        model: Any = task.model(setting.seed, options.units, rate_factor=slower, core="tcn", num_layers=_BLOCKS)
+        fitted = task.fit(model, [], epochs)
+        # An output depends on this many inputs, and the error behind them is 0.
+        needed = dict.fromkeys(("half", "most", "all"), model.receptive_field)
+        return {**row, "loss": fitted.test, **needed, "epoch": fitted.epoch, "seconds": round(fitted.seconds, 1)}
+    model = task.model(setting.seed, options.units, cell=setting.cell)
     callbacks: list[Callback] = []
     if setting.method == "penalty":
         assert setting.window is not None
@@ -70,16 +87,18 @@ def train(setting: Setting, options: PenaltyOptions) -> Row:
     elif setting.method == "projection":
         assert setting.weight is not None
         callbacks.append(StabilityProjectionCallback(setting.weight, input_bound=task.input_bound))
-    fitted = task.fit(model, callbacks, options.text_epochs if text else options.music_epochs)
+    if options.twin is not None:
+        callbacks.append(FeedForwardShadowCallback(options.twin))
+    fitted = task.fit(model, callbacks, epochs)
     sequences = _text(model, task.data) if text else [inputs for inputs, _ in task.data.sequences("test")]
     return {
-        **asdict(setting),
+        **row,
         "loss": fitted.test,
         **windows(model.core, sequences, options.tolerance),
         "rate": certify(model, input_bound=task.input_bound).rate,
+        **({"twin": options.twin, "distance": fitted.logged[_DISTANCE]} if options.twin is not None else {}),
         "epoch": fitted.epoch,
         "seconds": round(fitted.seconds, 1),
-        "units": options.units,
     }
 
 
