@@ -23,7 +23,7 @@ from lightning_stable.diagnostics.recorded_calls import RecordedCalls
 from lightning_stable.recurrence import find_recurrences
 from lightning_stable.stability.certify import certify_recurrences
 from lightning_stable.stability.inputs.resolve import Sources, resolve_sources
-from lightning_stable.stability.inputs.sets import Recorded
+from lightning_stable.stability.inputs.sets import InputSet, Recorded
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
 from lightning_stable.trainers import classes, trainer_class
 from lightning_stable.truncation.exact.layout import Layout
@@ -153,17 +153,23 @@ def _options(batches: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def profile_modules(
-    model: LightningModule, inputs: dict[str, Any], input_bound: str | None, max_window: int, tolerance: float
+    model: LightningModule,
+    inputs: dict[str, Any],
+    input_bound: str | None,
+    max_window: int,
+    tolerance: float,
+    declared: InputSet | None = None,
 ) -> dict[str, ModuleProfile]:
     """Measure and certify the windows of recurrent modules, by the name of the module.
 
     Args:
         model: The model, in evaluation mode.
         inputs: What each module is given, by its name, from :func:`record`.
-        input_bound: The input set as the command line writes it; None takes what follows from the model, then the
-            range of the inputs.
+        input_bound: The input set as the command line writes it; None takes what follows from the model, then what is
+            declared, then the range of the inputs.
         max_window: The longest window that is measured.
         tolerance: The error that a window may leave, in the Euclidean norm.
+        declared: The set that the checkpoint declares, where it holds for the inputs.
 
     Raises:
         ValueError: If the inputs are not within ``input_bound``.
@@ -172,14 +178,14 @@ def profile_modules(
     bound = None if input_bound is None else parse_input_bound(input_bound)
     sources = resolve_sources(model, recurrences, bound, training=False)
     for name, sequences in inputs.items():
-        if bound is not None and bound.excess(sequences.data) > _ROUNDING * sequences.data.abs().amax():
+        if bound is not None and not holds(bound, sequences.data):
             raise ValueError(
                 f"`--input-bound` must hold for the data. Got inputs of {name!r} outside {bound.describe()}."
             )
     for recurrence in recurrences:
         name = recurrence.module_name
         if recurrence.layer == 0 and not {name, recurrence.name} & sources.keys():
-            sources[name] = _range(inputs[name])
+            sources[name] = _range(inputs[name]) if declared is None else declared
     report = certify_recurrences(recurrences, sources, training=False)
     profiles = {}
     for bounds in report.bounds:
@@ -198,6 +204,11 @@ def profile_modules(
             time=Layout.of(model.get_submodule(name), inputs[name]).time,
         )
     return profiles
+
+
+def holds(bound: InputSet, values: Tensor) -> bool:
+    """Return whether inputs are in a set, up to rounding."""
+    return bool(bound.excess(values) <= _ROUNDING * values.abs().amax())
 
 
 def _range(inputs: Tensor | PackedSequence) -> Recorded:

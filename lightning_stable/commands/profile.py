@@ -68,18 +68,23 @@ def run(options: Options) -> int:
     """
     from rich.console import Console
 
-    from lightning_stable.commands._windows import load_data, profile_modules, record
+    from lightning_stable.checkpoints import declared_inputs
+    from lightning_stable.commands._windows import holds, load_data, profile_modules, record
     from lightning_stable.quiet import quiet
     from lightning_stable.recurrence import find_recurrences
 
-    model, _ = options.load()
+    model, checkpoint = options.load()
     find_recurrences(model)  # a model without any is refused before the data is loaded
     with quiet():
         inputs = record(model, [load_data(path) for path in options.data], options.batches)
     if not inputs:
         raise ValueError(f"`--data` must make the model call its recurrences. Got {[str(p) for p in options.data]}.")
-    profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance)
-    console = Console()
+    console, declared = Console(), declared_inputs(checkpoint)
+    if declared is not None and not all(holds(declared, sequences.data) for sequences in inputs.values()):
+        left = f"These inputs leave the set that the checkpoint declares, {declared.describe()}"
+        console.print(f"{left}: certified for their range.", markup=False, highlight=False, soft_wrap=True)
+        declared = None
+    profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance, declared)
     for name, module in profiles.items():
         console.print(verdict(name or "The model", module, options), markup=False, highlight=False, soft_wrap=True)
     console.print(_table(profiles, options))

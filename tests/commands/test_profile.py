@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_stable import certify, cli, project_, truncation_profile
+from lightning_stable import certify, cli, project_, stability, truncation_profile
+from lightning_stable.checkpoints import declare_inputs
 from lightning_stable.commands._windows import profile_modules, record
 from lightning_stable.commands.profile import Options, verdict
 from lightning_stable.datamodules import CopyMemoryDataModule, LinearSystemDataModule
@@ -162,6 +163,21 @@ def test_a_table_and_a_plot(window: int | None, tmp_path: Path, capsys: pytest.C
     assert str(certified) in out
     assert ("> 7" if measured is None else f" {measured} ") in out
     assert "10 x" in out
+
+
+@pytest.mark.parametrize("size", [2.0, 3.0])
+def test_the_set_that_the_checkpoint_declares(size: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is taken where it holds for the data."""
+    path = save(stable(), tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    declare_inputs(checkpoint, {"class_path": f"{stability.__name__}.SupNorm", "init_args": {"bound": 2.0}})
+    torch.save(checkpoint, path)
+    data = stored(inputs() * size / 2, tmp_path / "inputs.pt")
+    command = ["profile", str(path), "--class-path", CLASS, "--data", data, "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert ("guaranteed" in out) == (size == 2.0)
+    assert ("These inputs leave the set that the checkpoint declares, |x| <= 2: " in out) == (size == 3.0)
 
 
 class Slashed(LightningModule):
