@@ -105,8 +105,11 @@ class SmallTask:
             trainer.fit(model, datamodule=self.data)
             seconds = time.perf_counter() - start
             logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
-            (metrics,) = trainer.test(model, datamodule=self.data, ckpt_path="best", verbose=False)
-            epoch = int(torch.load(best.best_model_path, weights_only=True)["epoch"]) + 1
+            checkpoint = torch.load(best.best_model_path, weights_only=True)
+            epoch = int(checkpoint["epoch"]) + 1
+            # Of a run with averaged weights the trainer would load the others.
+            model.load_state_dict(checkpoint["state_dict"])
+            (metrics,) = trainer.test(model, datamodule=self.data, verbose=False)
             assert best.best_model_score is not None
         tested = metrics["test_loss" if text else "test_nll"]
         return Fitted(best.best_model_score.item(), tested, epoch, seconds, logged)

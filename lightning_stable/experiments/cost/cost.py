@@ -76,7 +76,12 @@ def train(task: SmallTask, variant: Variant, seed: int, options: CostOptions) ->
     if variant.start is not None:
         variant.start(model)
     epochs = options.text_epochs if task.name == "text" else options.music_epochs
-    fitted = task.fit(model, variant.callbacks(task, options.rate), epochs)
+    callbacks = variant.callbacks(task, options.rate)
+    if options.averaging:
+        from lightning.pytorch.callbacks import EMAWeightAveraging  # since Lightning 2.6
+
+        callbacks.append(EMAWeightAveraging(decay=options.averaging))
+    fitted = task.fit(model, callbacks, epochs)
     rate = certify(model, input_bound=task.input_bound).rate
     return {
         "task": task.name,

@@ -29,6 +29,7 @@ class CostOptions:
         text_epochs: Epochs on text.
         music_epochs: Epochs on music.
         text_dropout: Dropout behind the recurrence on text.
+        averaging: Decay of a moving average of the weights, which validations and tests see; 0 for none.
     """
 
     out: OutputFolder = Path("runs/cost")
@@ -42,3 +43,4 @@ class CostOptions:
     text_epochs: Positive = 14
     music_epochs: Positive = 40
     text_dropout: Annotated[float, between("[0, 1)")] = 0.4
+    averaging: Annotated[float, between("[0, 1)")] = 0.0

@@ -53,7 +53,9 @@ def test_runs_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
-    options = CostOptions(tmp_path, tasks=("text",), only=("GRU, stable",), seeds=(1,), units=8, text_epochs=1)
+    options = CostOptions(
+        tmp_path, tasks=("text",), only=("GRU, stable",), seeds=(1,), units=8, text_epochs=1, averaging=0.9
+    )
     assert run_cost(options) == 0
     (row,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert row["rate"] <= 0.99
