@@ -10,7 +10,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import certificates, overhead, premises, profile, projection, scaling, scan, shadow, truncation, tube
+from benchmarks import (
+    certificates,
+    overhead,
+    peers,
+    premises,
+    profile,
+    projection,
+    scaling,
+    scan,
+    shadow,
+    truncation,
+    tube,
+)
 from benchmarks.timing import Comparison
 from lightning_stable.files import write_text
 from lightning_stable.options import output_file, positive
@@ -18,6 +30,7 @@ from lightning_stable.options import output_file, positive
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
     "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
+    "peers": lambda options: peers.peers(device=options.device),
     "overhead": lambda options: overhead.overhead(device=options.device),
     "premises": lambda options: premises.premises(device=options.device),
     "truncation": lambda options: truncation.truncation_against_naive(
@@ -87,12 +100,14 @@ def main() -> None:
 
 def _table(rows: Sequence[Comparison], title: str) -> Table:
     table = Table(title=f"{title}: torch {torch.__version__}, one thread; ratio = baseline / ours")
-    for column in ("what", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error"):
+    extra = list(dict.fromkeys(name for row in rows for name in row.extra))
+    for column in ("what", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error", *extra):
         table.add_column(column, justify="left" if column in ("what", "baseline") else "right")
     for row in rows:
         times = (f"{row.baseline_seconds * 1e3:.2f}", f"{row.ours_seconds * 1e3:.2f}")
         ratio = (f"{row.ratio:.3f}", f"{row.spread:.3f}", f"{row.error:.1e}")
-        table.add_row(row.name, str(row.size), row.baseline, *times, *ratio)
+        others = (f"{row.extra[name]:.7g}" if name in row.extra else "" for name in extra)
+        table.add_row(row.name, str(row.size), row.baseline, *times, *ratio, *others)
     return table
 
 

@@ -9,6 +9,7 @@ import torch
 from benchmarks.certificates import certificates
 from benchmarks.figures import draw_curves, draw_ratios
 from benchmarks.overhead import overhead
+from benchmarks.peers import RATE, peers
 from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, quadratic, spectral, svd_clamp
 from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
@@ -49,6 +50,31 @@ def test_gated_projections_are_compared_with_the_plain_one() -> None:
     rows = list(gated(sizes=(8,), steps=2))
     assert len(rows) == 6
     assert all(row.error < 1e-4 for row in rows)
+
+
+def test_only_the_projection_stays_in_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peers._is_installed", lambda module: False)
+    with pytest.warns(UserWarning, match="left out of the peers: geotorch, deel-torchlip"):
+        rows = {row.name.removeprefix("peer "): row for row in peers(sizes=(24,), steps=2)}
+    norms = {name: row.extra["largest norm"] for name, row in rows.items()}
+    assert next(iter(rows)) == "no constraint"
+    for name in ("ours", "ours, premises checked"):
+        assert norms[name] <= RATE
+        assert rows[name].error == rows[name].extra["outside"] == 0
+    assert norms["svd clamp after the step"] == pytest.approx(RATE, rel=1e-5)
+    for name in ("no constraint", "soft penalty", "torch spectral_norm"):
+        assert norms[name] > RATE
+        assert rows[name].extra["outside"] > 0
+
+
+@pytest.mark.parametrize(("package", "rows"), [("geotorch", 2), ("deel.torchlip", 1)])
+def test_peers_of_other_packages(package: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package, reason="needs the extra `bench`")
+    monkeypatch.setattr("benchmarks.peers._is_installed", lambda module: module == package)
+    with pytest.warns(UserWarning, match="left out"):
+        found = [row for row in peers(sizes=(8,), steps=2) if package.split(".")[0] in row.name]
+    assert len(found) == rows
+    assert all(row.extra["largest norm"] <= RATE * (1 + 1e-5) for row in found)
 
 
 def test_certificates_are_never_below_the_norm() -> None:
