@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks import (
     certificates,
+    limits,
     overhead,
     peers,
     premises,
@@ -22,6 +23,7 @@ from benchmarks import (
     shadow,
     truncation,
     tube,
+    validations,
 )
 from benchmarks.timing import Comparison
 from lightning_stable.files import write_text
@@ -31,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
     "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
     "peers": lambda options: peers.peers(device=options.device),
+    "validations": lambda options: validations.validations(),
+    "limits": lambda options: limits.limits(device=options.device),
     "overhead": lambda options: overhead.overhead(device=options.device),
     "premises": lambda options: premises.premises(device=options.device),
     "truncation": lambda options: truncation.truncation_against_naive(
@@ -38,15 +42,17 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     ),
     "scan": lambda options: scan.scan(device=options.device),
     "profile": lambda options: profile.profile_against_runs(device=options.device),
-    "tube": lambda options: tube.tube(),
+    "tube": lambda options: tube.tube(device=options.device),
+    "exported": lambda options: tube.exported(),
     "shadow": lambda options: shadow.shadow(device=options.device),
     "scaling": lambda options: scaling.scaling(device=options.device),
+    "projection-scaling": lambda options: scaling.projection_scaling(device=options.device),
     "processes": lambda options: scaling.world_sizes(),
     "callbacks": lambda options: scaling.callbacks(options.processes, device=options.device),
 }
 MEMORY = "memory"
-CURVES = ("scaling", "processes")
-ON_CPUS_ONLY = ("certificates", "tube", "processes", MEMORY)
+CURVES = ("scaling", "projection-scaling", "processes")
+ON_CPUS_ONLY = ("certificates", "validations", "exported", "processes", MEMORY)
 
 
 def main() -> None:

@@ -62,12 +62,17 @@ def compared(
 
 
 def duration(function: Callable[[], object], device: str = "cpu") -> float:
-    """Return the seconds of one call, its work on the device included."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.synchronize()
+    """Return the seconds of one call: of this processor on a CPU, where other programs would count, else of a clock.
+
+    A processor's seconds are those of all threads, so that one thread is to be set. On an accelerator its work is
+    waited for.
+    """
+    if device == "cpu":
+        start = time.process_time()
+        function()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    if on_gpu:
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -28,14 +28,16 @@ _FIRST_STEPS = 3
 class _Clock(L.Callback):
     """Times steps from the start of one batch to that of the next; the first process leaves the times in a file."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, alone: bool) -> None:
         self.path, self.device = path, device
+        # As in benchmarks.timing; processes wait for each other.
+        self.now = time.process_time if alone and device == "cpu" else time.perf_counter
         self.times: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self.times.append(self.now())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
@@ -98,7 +100,7 @@ def step_times(
             accelerator="cpu" if on_cpu else "gpu",
             devices=processes,
             strategy="auto" if processes == 1 else several,
-            callbacks=[*callbacks(), _Clock(path, device)],
+            callbacks=[*callbacks(), _Clock(path, device, processes == 1)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
