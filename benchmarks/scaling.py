@@ -123,8 +123,8 @@ def world_sizes(sizes: tuple[int, ...] = (1, 2), rounds: int = 5, units: int = 2
     seconds_by_size: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
-            seconds = step_seconds(_projection_and_twin, units=units, vocabulary=1750, steps=16, processes=size)
-            seconds_by_size[size].append(seconds)
+            settings = {"units": units, "vocabulary": 1750, "steps": 16, "processes": size, "clocked": True}
+            seconds_by_size[size].append(step_seconds(_projection_and_twin, **settings))
     yield from _along("processes", seconds_by_size, "projection and twin", "cpu")
 
 

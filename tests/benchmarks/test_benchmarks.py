@@ -83,6 +83,18 @@ def test_gated_projections_are_compared_with_the_plain_one() -> None:
     assert all(row.error < 1e-4 for row in rows)
 
 
+def test_one_process_is_timed_as_several_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def seconds(callbacks: object, *, processes: int, clocked: bool, **settings: object) -> float:
+        asked.append((processes, clocked))
+        return 1.0
+
+    monkeypatch.setattr("benchmarks.scaling.step_seconds", seconds)
+    list(world_sizes((1, 2), rounds=1))
+    assert asked == [(1, True), (2, True)]
+
+
 def test_only_the_projection_stays_in_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers._is_installed", lambda module: False)
     with pytest.warns(UserWarning, match="left out of the peers: geotorch, deel-torchlip"):
