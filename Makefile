@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics linalg test_checks.py test_copying.py)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty lint types docs bench clean
+.PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty lint types docs bench bench-gpu clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
@@ -59,6 +59,9 @@ docs: $(STAMP)  ## the documentation as a site, build/site/index.html; a warning
 
 bench: $(STAMP)  ## ratios, both sides interleaved, one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMP)  ## what one GPU has to show, under ten minutes: runs/gpu.json and runs/gpu.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) $(TORCHTEXT) $(THIRDPARTY) runs build dist *.egg-info

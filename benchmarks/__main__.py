@@ -10,7 +10,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import certificates, overhead, premises, profile, projection, scaling, scan, shadow, truncation, tube
+from benchmarks import (
+    certificates,
+    limits,
+    overhead,
+    peers,
+    premises,
+    profile,
+    projection,
+    scaling,
+    scan,
+    shadow,
+    truncation,
+    tube,
+    validations,
+)
 from benchmarks.timing import Comparison
 from lightning_stable.files import write_text
 from lightning_stable.options import output_file, positive
@@ -18,6 +32,9 @@ from lightning_stable.options import output_file, positive
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     "projection": lambda options: projection.projection(tuple(options.sizes), options.device),
     "certificates": lambda options: certificates.certificates(tuple(options.sizes)),
+    "peers": lambda options: peers.peers(device=options.device),
+    "validations": lambda options: validations.validations(),
+    "limits": lambda options: limits.limits(device=options.device),
     "overhead": lambda options: overhead.overhead(device=options.device),
     "premises": lambda options: premises.premises(device=options.device),
     "truncation": lambda options: truncation.truncation_against_naive(
@@ -25,15 +42,17 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Comparison]]] = {
     ),
     "scan": lambda options: scan.scan(device=options.device),
     "profile": lambda options: profile.profile_against_runs(device=options.device),
-    "tube": lambda options: tube.tube(),
+    "tube": lambda options: tube.tube(device=options.device),
+    "exported": lambda options: tube.exported(),
     "shadow": lambda options: shadow.shadow(device=options.device),
     "scaling": lambda options: scaling.scaling(device=options.device),
+    "projection-scaling": lambda options: scaling.projection_scaling(device=options.device),
     "processes": lambda options: scaling.world_sizes(),
     "callbacks": lambda options: scaling.callbacks(options.processes, device=options.device),
 }
 MEMORY = "memory"
-CURVES = ("scaling", "processes")
-ON_CPUS_ONLY = ("certificates", "tube", "processes", MEMORY)
+CURVES = ("scaling", "projection-scaling", "processes")
+ON_CPUS_ONLY = ("certificates", "validations", "exported", "processes", MEMORY)
 
 
 def main() -> None:
@@ -87,12 +106,14 @@ def main() -> None:
 
 def _table(rows: Sequence[Comparison], title: str) -> Table:
     table = Table(title=f"{title}: torch {torch.__version__}, one thread; ratio = baseline / ours")
-    for column in ("what", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error"):
+    extra = list(dict.fromkeys(name for row in rows for name in row.extra))
+    for column in ("what", "size", "baseline", "baseline ms", "ours ms", "ratio", "spread", "error", *extra):
         table.add_column(column, justify="left" if column in ("what", "baseline") else "right")
     for row in rows:
         times = (f"{row.baseline_seconds * 1e3:.2f}", f"{row.ours_seconds * 1e3:.2f}")
         ratio = (f"{row.ratio:.3f}", f"{row.spread:.3f}", f"{row.error:.1e}")
-        table.add_row(row.name, str(row.size), row.baseline, *times, *ratio)
+        others = (f"{row.extra[name]:.7g}" if name in row.extra else "" for name in extra)
+        table.add_row(row.name, str(row.size), row.baseline, *times, *ratio, *others)
     return table
 
 

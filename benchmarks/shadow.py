@@ -11,7 +11,7 @@ from benchmarks.timing import Comparison, compared
 from benchmarks.trainers import nothing, step_seconds
 from lightning_stable.callbacks import FeedForwardShadowCallback
 
-CASES = (("lstm", 25), ("lstm", 10), ("rnn", 25), ("gru", 25), ("mingru", 25))
+CASES = (("lstm", 25), ("lstm", 10), ("rnn", 25), ("gru", 25), ("mingru", 25), ("minlstm", 25))
 
 
 def shadow(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
@@ -25,6 +25,7 @@ class Comparison:
         ratio: The median of baseline over ours: above 1 ours is faster.
         error: How far ours is from what it should equal; NaN if there is nothing to equal.
         spread: The distance of the quartiles of the ratios; 0 for a single pair.
+        extra: What else was measured on the way, by name; a column each in the table.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Comparison:
     ratio: float
     error: float
     spread: float = 0.0
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values, ready for JSON."""
@@ -43,22 +45,34 @@ class Comparison:
 
 
 def compared(
-    name: str, size: int, device: str, baseline: str, pairs: list[tuple[float, float]], error: float
+    name: str,
+    size: int,
+    device: str,
+    baseline: str,
+    pairs: list[tuple[float, float]],
+    error: float,
+    extra: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Return the comparison of pairs of durations, baseline and ours, measured right after each other."""
     ratios = [pair[0] / pair[1] for pair in pairs]
     quarters = quantiles(ratios, n=4) if len(ratios) > 1 else [0.0, 0.0, 0.0]
     theirs, ours = (median(side) for side in zip(*pairs, strict=True))
-    return Comparison(name, size, device, baseline, theirs, ours, median(ratios), error, quarters[2] - quarters[0])
+    spread = quarters[2] - quarters[0]
+    return Comparison(name, size, device, baseline, theirs, ours, median(ratios), error, spread, dict(extra or {}))
 
 
 def duration(function: Callable[[], object], device: str = "cpu") -> float:
-    """Return the seconds of one call, its work on the device included."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.synchronize()
+    """Return the seconds of one call: of this processor on a CPU, where other programs would count, else of a clock.
+
+    A processor's seconds are those of all threads, so that one thread is to be set. On an accelerator its work is
+    waited for.
+    """
+    if device == "cpu":
+        start = time.process_time()
+        function()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    if on_gpu:
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start

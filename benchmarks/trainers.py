@@ -28,14 +28,16 @@ _FIRST_STEPS = 3
 class _Clock(L.Callback):
     """Times steps from the start of one batch to that of the next; the first process leaves the times in a file."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, clocked: bool) -> None:
         self.path, self.device = path, device
+        # As in benchmarks.timing.
+        self.now = time.perf_counter if clocked or device != "cpu" else time.process_time
         self.times: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self.times.append(self.now())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
@@ -65,6 +67,7 @@ def step_times(
     steps: int = 12,
     processes: int = 1,
     device: str = "cpu",
+    clocked: bool = False,
 ) -> list[float]:
     """Return the seconds of every step of a fresh run but the last.
 
@@ -79,6 +82,8 @@ def step_times(
         steps: The number of steps of the run.
         processes: The number of processes on this machine; on CPUs they are forked and use gloo.
         device: ``cpu`` or ``cuda``.
+        clocked: Whether a clock times a single process on a CPU as well. Several wait for each other, which the
+            processor's time does not show.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -98,7 +103,7 @@ def step_times(
             accelerator="cpu" if on_cpu else "gpu",
             devices=processes,
             strategy="auto" if processes == 1 else several,
-            callbacks=[*callbacks(), _Clock(path, device)],
+            callbacks=[*callbacks(), _Clock(path, device, clocked or processes > 1)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

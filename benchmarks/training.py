@@ -26,6 +26,17 @@ def _data() -> PythonDocsDataModule:
     return data
 
 
+def vocabulary() -> int:
+    """Return the number of words of the text."""
+    return len(_data().vocab)
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield tokens and targets, each of shape ``(batch, time)``, epoch after epoch."""
+    while True:
+        yield from _data().train_dataloader()
+
+
 def training(
     cell: str, units: int, constraint: Constraint, device: str = "cpu"
 ) -> Iterator[tuple[LanguageModel, Projector]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from benchmarks.timing import Comparison, compared
 from benchmarks.truncation import in_turn
 from lightning_stable import certify_windows, project_
+from lightning_stable.export import export
 from lightning_stable.export.bounds import bounded
 from lightning_stable.export.forms import BatchForm
 from lightning_stable.recurrence import recurrences_of
@@ -21,7 +24,9 @@ SHAPES = ((512, 128, 40),)
 BOUND = 1.0
 
 
-def tube(shapes: tuple[tuple[int, int, int], ...] = SHAPES, rounds: int = 7) -> Iterator[Comparison]:
+def tube(
+    shapes: tuple[tuple[int, int, int], ...] = SHAPES, rounds: int = 7, device: str = "cpu"
+) -> Iterator[Comparison]:
     """Time ``certify_windows`` and a form with bounds, each in turn with the same without bounds.
 
     Both sides of the first pair are in float64 and step the cell as its adapter does; those of the second are what is
@@ -30,14 +35,15 @@ def tube(shapes: tuple[tuple[int, int, int], ...] = SHAPES, rounds: int = 7) -> 
     Args:
         shapes: Shapes as ``(windows, units, window)``.
         rounds: The number of times that every side is measured.
+        device: ``cpu`` or ``cuda``.
     """
     for windows, units, window in shapes:
         for name, cell in CELLS.items():
             torch.manual_seed(0)
-            layer = cell(units, units)
+            layer = cell(units, units).to(device)
             project_(layer, 0.95, input_bound=BOUND)
-            inputs = torch.rand(window, windows, units) * 2 - 1
-            wide, wide_inputs = cell(units, units).double(), inputs.double()
+            inputs = (torch.rand(window, windows, units) * 2 - 1).to(device)
+            wide, wide_inputs = cell(units, units).to(inputs.double()), inputs.double()
             wide.load_state_dict(layer.state_dict())
             sequences = inputs[:, : max(1, windows // window)]
             plain = BatchForm(layer, window, batch_first=False)
@@ -48,10 +54,43 @@ def tube(shapes: tuple[tuple[int, int, int], ...] = SHAPES, rounds: int = 7) -> 
                 "program with bounds": partial(_without_gradients, with_bounds, sequences),
                 "program": partial(_without_gradients, plain, sequences),
             }
-            seconds = in_turn(sides, rounds)
+            seconds = in_turn(sides, rounds, device)
             for variant, baseline in (("tube", "windows"), ("program with bounds", "program")):
                 pairs = list(zip(seconds[baseline], seconds[variant], strict=True))
-                yield compared(f"{variant} {name} k={window}", units, "cpu", baseline, pairs, float("nan"))
+                yield compared(f"{variant} {name} k={window}", units, device, baseline, pairs, float("nan"))
+
+
+def exported(
+    shapes: tuple[tuple[int, int, int], ...] = ((64, 128, 16),), rounds: int = 9, cells: Sequence[str] = tuple(CELLS)
+) -> Iterator[Comparison]:
+    """Time ONNX programs with a bound beside every output in turn with the same without, on one thread.
+
+    Args:
+        shapes: Shapes as ``(time, units, window)``; there are 4 sequences.
+        rounds: The number of times that every side is measured.
+        cells: The names of the cells.
+    """
+    import onnxruntime  # of the extra `export`
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    for time, units, window in shapes:
+        for name in cells:
+            torch.manual_seed(0)
+            layer = CELLS[name](units, units, batch_first=True)
+            project_(layer, 0.95, input_bound=BOUND)
+            inputs = (torch.rand(4, time, units) * 2 - 1).numpy()
+            sides: dict[str, Callable[[], object]] = {}
+            with tempfile.TemporaryDirectory() as folder:
+                for side, bound in (("program", False), ("program with bounds", True)):
+                    path = Path(folder, side.replace(" ", "-") + ".onnx")
+                    export(layer, window, path, input_bound=BOUND, bound=bound)
+                    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                    (entry,) = session.get_inputs()
+                    sides[side] = partial(session.run, None, {entry.name: inputs})
+                seconds = in_turn(sides, rounds)
+            pairs = list(zip(seconds["program"], seconds["program with bounds"], strict=True))
+            yield compared(f"ONNX with bounds {name} T={time} k={window}", units, "cpu", "ONNX", pairs, float("nan"))
 
 
 @torch.no_grad()

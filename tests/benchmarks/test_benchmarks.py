@@ -8,15 +8,26 @@ import torch
 
 from benchmarks.certificates import certificates
 from benchmarks.figures import draw_curves, draw_ratios
+from benchmarks.limits import limits
 from benchmarks.overhead import overhead
+from benchmarks.peers import RATE, peers
 from benchmarks.profile import profile_against_runs
 from benchmarks.projection import gated, quadratic, spectral, svd_clamp
-from benchmarks.scaling import BASE, callbacks, fitted_exponent, scaling, world_sizes
+from benchmarks.scaling import (
+    BASE,
+    PROJECTION_BASE,
+    callbacks,
+    fitted_exponent,
+    projection_scaling,
+    scaling,
+    world_sizes,
+)
 from benchmarks.scan import scan
 from benchmarks.shadow import shadow
 from benchmarks.timing import compared
 from benchmarks.truncation import in_turn, peak_memory, truncation_against_naive
-from benchmarks.tube import tube
+from benchmarks.tube import exported, tube
+from benchmarks.validations import validations
 
 
 def test_sides_are_timed_in_turn() -> None:
@@ -45,10 +56,68 @@ def test_tubes_are_compared_with_windows_and_programs() -> None:
     assert [row.baseline for row in rows] == ["windows", "program"] * 3
 
 
+@pytest.mark.slow
+def test_exported_programs_are_compared_with_those_without_bounds() -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    (row,) = exported(shapes=((6, 3, 2),), rounds=2, cells=("rnn",))
+    assert row.baseline == "ONNX"
+    assert row.ratio < 1  # with bounds there is more to compute
+
+
+def test_certificates_are_a_part_of_an_epoch() -> None:
+    (row,) = validations(cells=("gru",), units=4, epochs=2, batches=2)
+    assert 0 < row.ours_seconds < row.baseline_seconds
+    assert 0 < row.extra["one certificate in %"] < row.extra["share in %"] < 100
+
+
+def test_floors_are_measured_beside_the_whole() -> None:
+    rows = list(limits((("rnn", 12), ("lstm", 4)), ((12, 2, 4, 3),), steps=2, rounds=2))
+    assert [row.name for row in rows[:4]] == ["projection rnn"] * 2 + ["projection lstm"] * 2
+    assert [row.baseline for row in rows] == ["its products alone", "its memory alone"] * 5
+    assert all(0 < row.ratio < 1 for row in rows)
+
+
 def test_gated_projections_are_compared_with_the_plain_one() -> None:
     rows = list(gated(sizes=(8,), steps=2))
     assert len(rows) == 6
     assert all(row.error < 1e-4 for row in rows)
+
+
+def test_one_process_is_timed_as_several_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def seconds(callbacks: object, *, processes: int, clocked: bool, **settings: object) -> float:
+        asked.append((processes, clocked))
+        return 1.0
+
+    monkeypatch.setattr("benchmarks.scaling.step_seconds", seconds)
+    list(world_sizes((1, 2), rounds=1))
+    assert asked == [(1, True), (2, True)]
+
+
+def test_only_the_projection_stays_in_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peers._is_installed", lambda module: False)
+    with pytest.warns(UserWarning, match="left out of the peers: geotorch, deel-torchlip"):
+        rows = {row.name.removeprefix("peer "): row for row in peers(sizes=(24,), steps=2)}
+    norms = {name: row.extra["largest norm"] for name, row in rows.items()}
+    assert next(iter(rows)) == "no constraint"
+    for name in ("ours", "ours, premises checked"):
+        assert norms[name] <= RATE
+        assert rows[name].error == rows[name].extra["outside"] == 0
+    assert norms["svd clamp after the step"] == pytest.approx(RATE, rel=1e-5)
+    for name in ("no constraint", "soft penalty", "torch spectral_norm"):
+        assert norms[name] > RATE
+        assert rows[name].extra["outside"] > 0
+
+
+@pytest.mark.parametrize(("package", "rows"), [("geotorch", 2), ("deel.torchlip", 1)])
+def test_peers_of_other_packages(package: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package, reason="needs the extra `bench`")
+    monkeypatch.setattr("benchmarks.peers._is_installed", lambda module: module == package)
+    with pytest.warns(UserWarning, match="left out"):
+        found = [row for row in peers(sizes=(8,), steps=2) if package.split(".")[0] in row.name]
+    assert len(found) == rows
+    assert all(row.extra["largest norm"] <= RATE * (1 + 1e-5) for row in found)
 
 
 def test_certificates_are_never_below_the_norm() -> None:
@@ -102,6 +171,10 @@ def test_exponents_are_fitted() -> None:
     assert [row.size for row in rows] == [2, 4, 1, 2]
     assert rows[0].ratio == 1
     assert all("exponent" in row.name for row in rows)
+    curves = (("projection", "rnn", "units", (4, 8)), ("certificate", "lstm", "words", (3, 6)))
+    rows = list(projection_scaling(curves, {**PROJECTION_BASE, "units": 4, "words": 5, "features": 3}, rounds=2))
+    assert [row.size for row in rows] == [4, 8, 3, 6]
+    assert rows[2].name.startswith("certificate lstm over words (exponent ")
     assert [row.size for row in world_sizes((1, 2), rounds=1, units=4)] == [1, 2]
 
 
