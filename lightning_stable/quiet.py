@@ -14,6 +14,7 @@ _ADVICE = (
     "configure_optimizers.* will be overridden",  # a configuration is meant to say which optimizer
     "does not have many workers",  # small data on a few cores: workers would cost more than they bring
     "exists and is not empty",
+    "have no `val_dataloader`",  # an example trains for a minute and validates nothing
     "GPU available but not used",
     "LeafSpec",  # Lightning against a newer torch
     "logging interval",

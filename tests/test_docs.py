@@ -26,7 +26,7 @@ from lightning_stable.models import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-SLOW = ("docs/export.md",)  # exports and compares models
+SLOW = ("docs/export.md", "docs/example-feed-forward-onnx.md")  # export and compare models
 EXAMPLE = str(ROOT / "examples" / "fit.yaml")
 
 
