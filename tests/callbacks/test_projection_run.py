@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.stability import Box
+from lightning_stable.stability.projection import projector
 from tests.callbacks.projections import BOUNDED, RATE, adam, averaging, projection, rate
 from tests.helpers import (
     CELLS,
@@ -276,3 +277,34 @@ def test_compiled_model(tmp_path: Path) -> None:
     assert ours.num_projections == 3
     assert max(probe.results) <= RATE
     assert ours.report.layers[0].guarantee == "data"
+
+
+def test_an_epoch_asks_once_for_each_verdict(tmp_path: Path) -> None:
+    """For its validation, its logs, its own end and two checkpoints."""
+    path = "lightning_stable.stability.projection.projector"
+    calls: list[str] = []
+
+    def counted(name: str, counts: Any) -> Any:
+        function = getattr(projector, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if counts(kwargs):
+                calls.append(name)
+            return function(*args, **kwargs)
+
+        return mock.patch(f"{path}.{name}", call)
+
+    class Clear(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            calls.clear()
+
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "more.ckpt")
+            assert sorted(calls) == ["certify_recurrences", "propose_updates"]
+
+    saving = ModelCheckpoint(tmp_path / "saved", monitor="stability/rate")
+    strict = counted("propose_updates", lambda kwargs: kwargs["strict"])
+    with strict, counted("certify_recurrences", lambda kwargs: not kwargs["leading_only"]):
+        run = trainer(tmp_path, projection(), Clear(), saving, max_epochs=2)
+        run.fit(Recurrent("lstm"), sequences(3), sequences(2))
+    assert saving.best_model_score is not None

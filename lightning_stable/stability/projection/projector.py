@@ -31,6 +31,7 @@ from lightning_stable.stability.projection.project import (
     not_finite,
     propose_updates,
 )
+from lightning_stable.stability.projection.remembered import Remembered, Result
 from lightning_stable.stability.report import StabilityReport
 from lightning_stable.stability.spectra import layer_spectra
 
@@ -86,6 +87,7 @@ class Projector:
         # An accelerator would have to be waited for; a CPU can be asked at every step.
         self._on_cpu = self._device.type == "cpu"
         self._after_steps = FastProjection(reading=self._on_cpu)
+        self._verdicts = Remembered()
         first_use = torch.compiler.disable(self._project_before_first_use)  # type: ignore[no-untyped-call]
         indifferent = {r.module_name for r in self.recurrences} - {
             r.module_name for r in self.recurrences if r.needs_drive
@@ -160,7 +162,10 @@ class Projector:
         with full_precision(self._device):
             try:
                 propose = partial(propose_updates, strict=True) if strict else self._after_steps.propose_updates
-                updates = propose(ready, sources, self.constraint, margin=self._margin, training=self._training)
+                proposed = partial(
+                    propose, ready, sources, self.constraint, margin=self._margin, training=self._training
+                )
+                updates = self._remembered("updates", ready, sources, proposed) if strict else proposed()
             except RuntimeError:  # a decomposition that failed
                 check_finite(ready)  # the likely cause, with a name
                 raise
@@ -275,7 +280,8 @@ class Projector:
         """
         sources = self.input_sets()
         with self._shards.gathered():
-            report = certify_recurrences(
+            certified = partial(
+                certify_recurrences,
                 self.recurrences,
                 sources,
                 self.constraint.norm,
@@ -284,6 +290,7 @@ class Projector:
                 leading_only=leading_only,
                 witnesses=self._after_steps.witnesses if leading_only else None,
             )
+            report = certified() if leading_only else self._remembered("report", self.recurrences, sources, certified)
             for certificate in report.layers:
                 if math.isnan(certificate.rate):
                     raise ValueError(not_finite(certificate.name))
@@ -453,6 +460,12 @@ class Projector:
         # may have used theirs: autograd would not forgive a change.
         if self._training:
             self.project(strict=True, module_name=name)
+
+    def _remembered(
+        self, name: str, recurrences: list[Recurrence], sources: Sources, compute: Callable[[], Result]
+    ) -> Result:
+        """Return what a verdict on the present weights is; whole weights of sharded ones are there for a moment."""
+        return compute() if self._shards else self._verdicts(name, recurrences, sources, compute)
 
     def _keep_finite(self, ready: list[Recurrence], updates: list[Update]) -> list[Update]:
         """Return the old values of all parameters if any value, old or new, is not finite, decided on the device."""
