@@ -1,6 +1,7 @@
 """What installs is what the tree holds, and importing it costs no more than it must."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_the_core_imports_no_lightning() -> None:
     loaded = python(f"import sys, {', '.join(core)}", "print(*sys.modules)").split()
     assert set(core) <= set(loaded)
     assert not {"lightning", "pytorch_lightning", "lightning_fabric"} & set(loaded)
+
+
+def test_the_oldest_environment_has_the_oldest_versions() -> None:
+    """``make test-oldest`` promises something for what is declared, not for what happened to be installed."""
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    declared = dict(re.sub(r"\[.*\]", "", line).split(">=") for line in PROJECT["project"]["dependencies"])
+    assert {name: pinned.get(name) for name in declared} == declared
 
 
 @pytest.mark.parametrize("package", PROJECT["tool"]["setuptools"]["packages"])
