@@ -57,6 +57,12 @@ def test_version_is_read_from_its_one_place() -> None:
     assert found.split()[-2:] == [lightning_stable.__version__, "False"]
 
 
+def test_the_version_is_the_one_that_is_cited_and_described() -> None:
+    assert f"\nversion: {lightning_stable.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0]
+    assert newest in (lightning_stable.__version__, "Unreleased")
+
+
 def test_the_core_imports_no_lightning() -> None:
     """Nor does the package itself load what draws and measures."""
     above = ("callbacks", "datamodules", "experiments", "models", "shadow", "tensorboard", "testing")
