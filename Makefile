@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 CORE := $(addprefix tests/,cells recurrence stability truncation diagnostics linalg test_checks.py test_copying.py)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty lint types docs bench bench-gpu clean
+.PHONY: demo test test-core test-slow test-faults test-torchtext test-thirdparty test-oldest package lint types docs \
+	bench bench-gpu clean
 demo: $(STAMP)  ## train an unconstrained and a stable LSTM with their twins (about 4 minutes)
 	$(BIN)/lightning-stable demo
 
@@ -46,6 +47,34 @@ $(THIRDPARTY)/.installed: pyproject.toml constraints.txt tests/thirdparty/requir
 	$(THIRDPARTY)/bin/python -m pip install --quiet --no-deps kraken==7.1.1
 	touch $(THIRDPARTY)/.installed
 
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed  ## the core, the callbacks and the models with the oldest versions, in their own environment (5 GB)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -m "not slow and not gpu" $(CORE) tests/callbacks tests/models
+
+# Set PYTHON to one that torch 2.3 was built for: 3.10, 3.11 or 3.12.
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . hypothesis pytest pytorch-lightning
+	touch $(OLDEST)/.installed
+
+PACKAGE := .venv-package
+package: $(PACKAGE)/tools/.installed  ## wheel and sdist in dist/, checked; the README's code runs where only the wheel is
+	rm -rf dist
+	$(PACKAGE)/tools/bin/python -m build
+	$(PACKAGE)/tools/bin/twine check --strict dist/*
+	$(PACKAGE)/tools/bin/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv --clear $(PACKAGE)/clean
+	$(PACKAGE)/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	rm -rf $(PACKAGE)/empty && mkdir $(PACKAGE)/empty
+	cd $(PACKAGE)/empty && OMP_NUM_THREADS=1 ../clean/bin/python -I ../../tests/package/quick_start.py
+
+$(PACKAGE)/tools/.installed: tests/package/requirements.txt
+	$(PYTHON) -m venv $(PACKAGE)/tools
+	$(PACKAGE)/tools/bin/python -m pip install --quiet --upgrade pip
+	$(PACKAGE)/tools/bin/python -m pip install --quiet --requirement tests/package/requirements.txt
+	touch $(PACKAGE)/tools/.installed
+
 lint: $(STAMP)  ## style, and the arrows between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,7 +93,7 @@ bench-gpu: $(STAMP)  ## what one GPU has to show, under ten minutes: runs/gpu.js
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) $(TORCHTEXT) $(THIRDPARTY) runs build dist *.egg-info
+	rm -rf $(VENV) $(TORCHTEXT) $(THIRDPARTY) $(OLDEST) $(PACKAGE) runs build dist *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed. Got %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'

@@ -14,7 +14,7 @@ import torch
 from lightning_stable import certify
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.diagnostics import TruncationProfile, truncation_profile
-from lightning_stable.figures import axes, log_axis, save
+from lightning_stable.figures import BOUND_COLOURS, axes, log_axis, save
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability import FiniteSet, StabilityReport
 
@@ -64,9 +64,9 @@ def plot(found: Found, path: Path) -> Path:
     worst = found.report.bounds[0].errors(longest)
     figure, (panel,) = axes((7.5, 4))
     curves = (
-        (found.profile.max_error, "measured, the largest", "#1f78b4"),
-        (found.profile.tube, "certified for these inputs (tube)", "#d9820f"),
-        (worst, "certified for every input (worst case)", "#b3261e"),
+        (found.profile.max_error, "measured, the largest", BOUND_COLOURS["measured"]),
+        (found.profile.tube, "certified for these inputs (tube)", BOUND_COLOURS["tube"]),
+        (worst, "certified for every input (worst case)", BOUND_COLOURS["certified"]),
     )
     for values, label, colour in curves:
         panel.plot(range(1, len(values) + 1), values.tolist(), color=colour, label=label)

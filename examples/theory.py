@@ -44,7 +44,8 @@ from lightning_stable.recurrence import Contraction, Recurrence
 from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.intervals import Interval
 
-BLUES = ("#08306b", "#2171b5", "#4a98c9", "#7fb9da", "#b0d2e8")
+# From light to dark with the window or the rate.
+BLUES = ("#8fbfde", "#5aa3d0", "#3487c2", "#1c63a8", "#08306b")
 GREY, RED = "#8c8c8c", "#c0392b"
 
 
@@ -182,7 +183,7 @@ def gradient_gap(
 
     figure, panels = log_panels("The truncated model's gradient approaches the recurrent one's", 2)
     for panel, cell in zip(panels, CELLS, strict=True):
-        for colour, row in zip(reversed(BLUES), (row for row in rows if row["cell"] == cell), strict=False):
+        for colour, row in zip(BLUES, (row for row in rows if row["cell"] == cell), strict=False):
             panel.plot(windows, row["gaps"], "o-", color=colour, markersize=4, label=f"λ = {row['rate']:.3g}")
             panel.plot(windows, row["theory"], "--", color=colour, linewidth=1)
         panel.set(ylim=(ROUNDING, 30), xlabel="window k", title=cell)
@@ -254,9 +255,9 @@ def weight_distance(
     )
 
     figure, panels = log_panels("Trained side by side, twin and recurrent model stay together", 3)
-    for (name, values), colour in zip(final.items(), (BLUES[1], GREY), strict=True):
+    for (name, values), colour in zip(final.items(), (BLUES[3], GREY), strict=True):
         panels[0].plot(windows, values, "o-", color=colour, label=f"step size {name}")
-    panels[0].plot(windows, line, "--", color=BLUES[1], linewidth=1, label=THEORY.format(windows[0]))
+    panels[0].plot(windows, line, "--", color=BLUES[3], linewidth=1, label=THEORY.format(windows[0]))
     panels[0].set(xlabel="window k", ylabel="distance of the weights", title=f"after {steps} steps, λ = {rate}")
     panels[0].legend(frameon=False, loc="lower left")
     for panel, (name, (away, _)) in zip(panels[1:], runs.items(), strict=True):
@@ -419,7 +420,7 @@ def unstable(
     )
 
     figure, panels = log_panels("Gradient descent needs a stable system", 3)
-    colours = dict(zip(runs, (BLUES[1], RED, GREY), strict=True))
+    colours = dict(zip(runs, (BLUES[3], RED, GREY), strict=True))
     for name, run in runs.items():
         losses = [min(loss, 1e99) for loss, _ in run]  # what has overflown leaves the panel too
         panels[0].plot(range(len(losses)), losses, color=colours[name], linewidth=2, label=name)
@@ -428,11 +429,11 @@ def unstable(
         note = f"overflows at\nstep {len(free) - 1}"
         panels[0].annotate(note, (1, 1e5), (8, 0), textcoords="offset points", color=RED, fontsize=9)
     panels[0].legend(frameon=False)
-    for (rate, norms), colour in zip(slopes.items(), (BLUES[1], GREY, RED), strict=True):
+    for (rate, norms), colour in zip(slopes.items(), (BLUES[3], GREY, RED), strict=True):
         panels[1].plot(lengths, norms, "o-", color=colour, markersize=4, label=f"rate {rate}")
     panels[1].set(xlabel="time steps of a sequence", ylabel="norm of the gradient", title="gradient at the start")
     panels[1].legend(frameon=False)
-    panels[2].plot(list(workable), list(workable.values()), "o-", color=BLUES[1], markersize=4)
+    panels[2].plot(list(workable), list(workable.values()), "o-", color=BLUES[3], markersize=4)
     panels[2].axvline(1.0, color=GREY, linestyle=":", linewidth=1)
     panels[2].set(xlabel="rate of the system", ylabel="step size", title="largest step size that works")
     statement = (

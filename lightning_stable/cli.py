@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  lightning-stable demo --out runs/demo\n"
         "  lightning-stable reproduce copy --out runs/copy\n"
-        "  lightning-stable fit --config examples/fit.yaml\n"
+        "  lightning-stable fit --config config.yaml\n"
         "  lightning-stable certify runs/copy/runs/gru/checkpoints/best.ckpt",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

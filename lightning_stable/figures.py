@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# One colour for each kind of model, in all figures.
+MODEL_COLOURS = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb", "convolutional": "#d9820f"}
+# One for each kind of window, and of the error it speaks of.
+BOUND_COLOURS = {"certified": "#c0392b", "tube": "#e08e0b", "measured": "#1b8a5a"}
 # The styles of a curve, by what it stands for.
 _STYLES: dict[str, dict[str, Any]] = {
-    "certified": {"color": "#c0392b", "linestyle": "--"},
-    "tube": {"color": "#e08e0b", "linestyle": "-."},
-    "largest": {"color": "#0b6bcb", "marker": "o", "markersize": 3},
-    "mean": {"color": "#7fb3e6", "marker": "o", "markersize": 3},
+    "certified": {"color": BOUND_COLOURS["certified"], "linestyle": "--"},
+    "tube": {"color": BOUND_COLOURS["tube"], "linestyle": "-."},
+    "largest": {"color": BOUND_COLOURS["measured"], "marker": "o", "markersize": 3},
+    "mean": {"color": "#8fcbb0", "marker": "o", "markersize": 3},
     "level": {"color": "black", "linestyle": ":", "linewidth": 1},
 }
 
@@ -58,6 +62,13 @@ def log_axis(panel: Axes, name: Literal["x", "y"], subs: Sequence[float] = (1, 2
     axis.set_minor_locator(NullLocator())
 
 
+def label_end(panel: Axes, text: str, place: tuple[float, float], colour: str) -> None:
+    """Write what a curve is to the right of its last point, in its colour."""
+    panel.annotate(
+        text, place, (8, 0), textcoords="offset points", va="center", fontsize=9, color=colour, annotation_clip=False
+    )
+
+
 def plot_decay(
     steps: Sequence[int], curves: Sequence[tuple[str, str, Sequence[float]]], *, xlabel: str, ylabel: str, title: str
 ) -> Figure:
@@ -82,7 +93,7 @@ def plot_decay(
     panel.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
     panel.set_title(title, fontsize=11)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)  # beside the curves, never over one
     return figure
 
 

@@ -23,13 +23,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def is_autocasting(device: torch.device) -> bool:
     """Return whether operations on the device are cast to a lower precision here."""
-    available = getattr(torch.amp, "is_autocast_available", lambda kind: kind in ("cpu", "cuda"))
-    if not available(device.type):
-        return False
-    try:
-        return torch.is_autocast_enabled(device.type)
-    except TypeError:  # torch 2.3 has a function for each of two devices
-        return torch.is_autocast_cpu_enabled() if device.type == "cpu" else torch.is_autocast_enabled()
+    if not hasattr(torch.amp, "is_autocast_available"):  # torch 2.3 has a function for each of two devices
+        if device.type == "cpu":
+            return torch.is_autocast_cpu_enabled()
+        return device.type == "cuda" and torch.is_autocast_enabled()
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 
 FEATURES, UNITS, TIME = 3, 5, 4
+# Before torch 2.5 a module takes nothing but a tensor as a buffer, and `new_zeros` no traced size: nothing is derived.
+takes_stand_ins = pytest.mark.skipif(not hasattr(nn, "Buffer"), reason="needs torch 2.5")
 CELLS = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
@@ -25,6 +27,14 @@ CELLS = {
     "mingru": MinGRU,
     "minlstm": MinLSTM,
 }
+
+
+def fused_adam(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    """Skip the test where torch has no fused Adam for CPUs: before 2.4."""
+    try:
+        return torch.optim.Adam(parameters, lr=lr, fused=True)
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:

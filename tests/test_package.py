@@ -1,6 +1,7 @@
 """What installs is what the tree holds, and importing it costs no more than it must."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_version_is_read_from_its_one_place() -> None:
     assert found.split()[-2:] == [lightning_stable.__version__, "False"]
 
 
+def test_the_version_is_the_one_that_is_cited_and_described() -> None:
+    assert f"\nversion: {lightning_stable.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0]
+    assert newest in (lightning_stable.__version__, "Unreleased")
+
+
 def test_the_core_imports_no_lightning() -> None:
     """Nor does the package itself load what draws and measures."""
     above = ("callbacks", "datamodules", "experiments", "models", "shadow", "tensorboard", "testing")
@@ -65,6 +72,14 @@ def test_the_core_imports_no_lightning() -> None:
     loaded = python(f"import sys, {', '.join(core)}", "print(*sys.modules)").split()
     assert set(core) <= set(loaded)
     assert not {"lightning", "pytorch_lightning", "lightning_fabric"} & set(loaded)
+
+
+def test_the_oldest_environment_has_the_oldest_versions() -> None:
+    """``make test-oldest`` promises something for what is declared, not for what happened to be installed."""
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    declared = dict(re.sub(r"\[.*\]", "", line).split(">=") for line in PROJECT["project"]["dependencies"])
+    assert {name: pinned.get(name) for name in declared} == declared
 
 
 @pytest.mark.parametrize("package", PROJECT["tool"]["setuptools"]["packages"])

@@ -81,8 +81,8 @@ def _parser_options(name: str) -> dict[str, Any]:
         "description": f"Run Trainer.{name} on the configuration of a model, its data, callbacks and trainer. A second "
         "file or an\noption replaces what the files before it say. --print_config prints the result.\n\n"
         "examples:\n"
-        f"  lightning-stable {name} --config examples/fit.yaml\n"
-        f"  lightning-stable {name} --config examples/fit.yaml {more}\n"
-        f"  lightning-stable {name} --config examples/fit.yaml --print_config\n"
+        f"  lightning-stable {name} --config config.yaml\n"
+        f"  lightning-stable {name} --config config.yaml {more}\n"
+        f"  lightning-stable {name} --config config.yaml --print_config\n"
         f"  lightning-stable {name} --model.help lightning_stable.models.MusicModel",
     }

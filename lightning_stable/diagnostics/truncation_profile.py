@@ -138,7 +138,7 @@ class TruncationProfile:
             self.windows.tolist(),
             curves,
             xlabel="window (inputs seen)",
-            ylabel="error of the output",
+            ylabel="error of the output (Euclidean norm)",
             title=f"Truncation of {self.name or 'the recurrence'}{decay}",
         )
         positive = [value for value in mean if value > 0]

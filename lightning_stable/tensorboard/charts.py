@@ -33,7 +33,7 @@ def comparison_charts(name: str) -> Charts:
 def window_chart(modules: Iterable[str]) -> Charts:
     """Return the chart of the required windows of recurrent modules, measured, statistical and certified."""
     return {
-        "Required window: measured, statistical, tube and certified": [
+        "Required window: measured, statistical, tube (none above the sequence length); certified": [
             f"truncation/{name}/required_window" for name in modules
         ]
     }

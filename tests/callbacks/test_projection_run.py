@@ -248,7 +248,8 @@ def test_learning_rate_finder(ours_first: bool, tmp_path: Path) -> None:
     finder = LearningRateFinder(num_training_steps=5, min_lr=0.1, max_lr=0.5)
     callbacks = [ours, probe, finder] if ours_first else [finder, ours, probe]
     trainer(tmp_path, *callbacks, max_epochs=2).fit(Tuned(), sequences(6))
-    assert ours.num_projections == len(probe.results) == 12
+    assert ours.num_projections == len(probe.results)
+    assert len(probe.results) in (10, 12)  # Lightning 2.4 trains two steps less after the search
     assert max(probe.results) <= RATE
 
 

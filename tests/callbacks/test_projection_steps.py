@@ -21,6 +21,7 @@ from tests.helpers import (
     AfterStep,
     Recurrent,
     equal,
+    fused_adam,
     on_gpu,
     sequences,
     sgd,
@@ -45,7 +46,7 @@ class Sometimes(Recurrent):
         (Recurrent, {"accumulate_grad_batches": 3, "max_epochs": 2}, 7, 6),
         (lambda: Recurrent(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=4)), {}, 3, 3),
         (lambda: Recurrent(optimizer=momentum), {}, 3, 3),
-        (lambda: Recurrent(optimizer=lambda p: torch.optim.Adam(p, lr=0.3, fused=True)), {}, 3, 3),
+        (lambda: Recurrent(optimizer=lambda p: fused_adam(p, 0.3)), {}, 3, 3),
         (Sometimes, {}, 3, 3),
         (Manual, {}, 3, 4),
         (lambda: Manual(raw=True), {}, 3, 4),
@@ -78,7 +79,7 @@ def test_steps_skipped_by_the_gradient_scaler(fused: bool, tmp_path: Path) -> No
     ours, probe = projection(), AfterStep(rate)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-    model = Overflow(optimizer=lambda p: torch.optim.Adam(p, lr=0.3, fused=fused))
+    model = Overflow(optimizer=lambda p: fused_adam(p, 0.3) if fused else torch.optim.Adam(p, lr=0.3))
     run = trainer(tmp_path, ours, probe, plugins=[plugin])
     run.fit(model, sequences())
     assert run.global_step == 3

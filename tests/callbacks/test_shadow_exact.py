@@ -31,11 +31,11 @@ from tests.callbacks.shadows import (
     state,
     two_schedulers,
 )
-from tests.helpers import equal, on_gpu, weights
+from tests.helpers import equal, fused_adam, on_gpu, weights
 
 
 def fused(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=0.05, fused=True)
+    return fused_adam(parameters, 0.05)
 
 
 def lbfgs(parameters: Any) -> torch.optim.Optimizer:

@@ -67,7 +67,7 @@ def test_help_begins_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["validate", "--help"])
     usage, _, text = capsys.readouterr().out.partition("\n\n")
     assert usage == "usage: lightning-stable validate --config FILE [--config FILE ...] [--KEY VALUE ...]"
-    assert "\n  lightning-stable validate --config examples/fit.yaml --ckpt_path best.ckpt\n" in text
+    assert "\n  lightning-stable validate --config config.yaml --ckpt_path best.ckpt\n" in text
 
 
 def test_reason_leaves_other_messages_alone() -> None:

@@ -398,7 +398,7 @@ def test_the_plot_shows_errors_and_bound() -> None:
         "mean error",
         "mean norm of the outputs",
     ]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
     assert lines["largest error"].get_ydata().tolist() == found.max_error.tolist()
     assert lines["mean error"].get_ydata().tolist() == found.mean_error.tolist()
     assert lines["certified bound (range of this data)"].get_ydata().tolist() == found.bound.tolist()

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from lightning_stable import cli
+from lightning_stable.experiments.demo import figures
 from lightning_stable.experiments.demo.demo import _unused
+from lightning_stable.experiments.demo.runs import Run
 from lightning_stable.models import LanguageModel
 
 
@@ -29,6 +32,21 @@ def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
     model.load_state_dict(checkpoint["state_dict"], strict=True)
     (state,) = [value for key, value in checkpoint["callbacks"].items() if key.startswith("StabilityProjection")]
     assert state["report"]["rate"] <= 0.99
+
+
+@pytest.mark.parametrize("free", [[1e4, 3e10], [1e4, float("inf")]])
+def test_the_rates_of_both_models_are_drawn(free: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stable one's alone would be a flat line on its target."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    runs = [Run("unconstrained", [90.0, 70.0], free), Run("stable", [80.0, 60.0], [0.99, 0.99])]
+    figures.plot_runs(runs, 200.0, 0.99, tmp_path / "curves.png")
+    _, rates = drawn[0].axes
+    assert rates.get_yscale() == "log"
+    first, second = rates.get_lines()[:2]
+    assert (first.get_ydata()[0], second.get_ydata()[0]) == (free[0], 0.99)
+    (note,) = [text.get_text() for text in rates.texts if text.get_text().startswith("unconstrained")]
+    assert note == ("unconstrained:\n3e10" if free[1] < float("inf") else "unconstrained: no finite rate")
 
 
 def test_an_earlier_demo_is_kept(tmp_path: Path) -> None:

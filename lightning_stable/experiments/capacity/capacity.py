@@ -16,7 +16,8 @@ try:
     import scipy  # noqa: F401
 except ImportError as error:
     raise ModuleNotFoundError(
-        f"The experiments need optuna and scipy: pip install 'lightning-stable[capacity]'. Got no {error.name}."
+        f"The experiments need optuna and scipy: pip install 'lightning-stable[capacity]'. Got no {error.name}.",
+        name=error.name,
     ) from error
 
 from rich.console import Console

@@ -10,9 +10,7 @@ from matplotlib.lines import Line2D
 
 from lightning_stable.experiments.reproduce.task import Task
 from lightning_stable.experiments.results import Row
-from lightning_stable.figures import axes, save
-
-_COLOURS = {"stable": "#0b6bcb", "unconstrained": "#8c8c8c", "convolutional": "#d9820f"}
+from lightning_stable.figures import MODEL_COLOURS, axes, save
 
 
 def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Path) -> Path:
@@ -30,7 +28,7 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
             family = (
                 "convolutional" if row["recurrent_norm"] is None else "stable" if row["stable"] else "unconstrained"
             )
-            colour, window = _COLOURS[family], row["window"]
+            colour, window = MODEL_COLOURS[family], row["window"]
             face = "white" if window else colour
             panel.errorbar(
                 row["test"],
@@ -69,10 +67,10 @@ def plot_results(task: Task, rows: Sequence[Row], floor: float | None, path: Pat
     if min(tests) > 0 and max(tests) > 100 * min(tests):  # one model solves the task, another does not
         panel.set_xscale("log")
     marks = [
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS["unconstrained"], label="unconstrained"),
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS["stable"], label="stable"),
+        Line2D([], [], marker="o", linestyle="", color=MODEL_COLOURS["unconstrained"], label="unconstrained"),
+        Line2D([], [], marker="o", linestyle="", color=MODEL_COLOURS["stable"], label="stable"),
         Line2D([], [], marker="o", linestyle="", color="black", markerfacecolor="white", label="truncated, its window"),
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS["convolutional"], label="convolutional"),
+        Line2D([], [], marker="o", linestyle="", color=MODEL_COLOURS["convolutional"], label="convolutional"),
         Line2D([], [], marker="x", linestyle="", color="#b3261e", label="literature (pale: recalled)"),
     ]
     if any(row["test_spread"] is not None for row in rows):

@@ -14,6 +14,7 @@ from lightning_stable.cells import UGRNN, IntersectionRNN
 from lightning_stable.models import LanguageModel, SlotTagger
 from lightning_stable.stability import FiniteSet
 from lightning_stable.stability.inputs.derive import derive_input_sets
+from tests.helpers import takes_stand_ins
 
 Forward = Callable[..., Any]
 VOCAB, N, UNITS = 7, 4, 5
@@ -312,6 +313,7 @@ def carry(m: Parts, x: Tensor) -> Any:
     return out
 
 
+@takes_stand_ins
 @pytest.mark.parametrize("kind", [Parts, LightningParts])
 @pytest.mark.parametrize("mode", [True, False])
 def test_tracing_changes_nothing(kind: type[Parts], mode: bool) -> None:
@@ -334,6 +336,7 @@ def test_tracing_changes_nothing(kind: type[Parts], mode: bool) -> None:
     assert torch.equal(torch.get_rng_state(), seed)
 
 
+@takes_stand_ins
 def test_a_model_that_carries_its_state_is_derived() -> None:
     assert derived(carry) == {"core": "embedding table of 7"}
 

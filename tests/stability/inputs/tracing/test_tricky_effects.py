@@ -308,7 +308,7 @@ def later(m: Any) -> None:
 
 @tricky("the internals of fx", limit="ill will: asks whether it is traced")
 def internals(self: Any, x: Tensor) -> Any:
-    return self.core(self.emb(x) if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else self.emb(x) * 5)
+    return self.core(self.emb(x) if torch.fx._symbolic_trace.is_fx_tracing() else self.emb(x) * 5)
 
 
 @tricky("a flag that is no flag", lambda m: m(X, 2), limit="an argument with a boolean default is taken to be a flag")
