@@ -44,7 +44,8 @@ def run_penalty(options: PenaltyOptions) -> int:
         write_results(options.out, rows)
         console.print(f"{count} of {len(todo)}: {_line(row)}", highlight=False)
     for table in tables(rows, options):
-        console.print(table)
+        # A narrow terminal may wrap it: numbers cut to fit say less.
+        Console(width=max(110, console.width)).print(table)
     console.print(f"Figure: {plot(rows, options.out / 'penalty.png', options)}", highlight=False, soft_wrap=True)
     return 0
 
@@ -109,7 +110,8 @@ def plot(rows: Sequence[Row], path: Path, options: PenaltyOptions) -> Path:
 
 def _draw(panel: Axes, means: Sequence[Row], kind: str, colour: str, label: str) -> None:
     places = [mean["most"] or 2 * LONGEST for mean in means]
-    panel.plot(places, [mean["loss"] for mean in means], kind, color=colour, label=label, markersize=5)
+    above = 3 if kind == "o" else 2  # all curves of the penalty begin there
+    panel.plot(places, [mean["loss"] for mean in means], kind, color=colour, label=label, markersize=5, zorder=above)
 
 
 def _key(row: Row) -> tuple[object, ...]:
@@ -147,4 +149,4 @@ def _line(row: Row) -> str:
 
 
 def _shown(window: float | None) -> str:
-    return f"> {LONGEST}" if window is None else f"{window:g}"
+    return f"> {LONGEST}" if window is None else f"{window:.3g}"
