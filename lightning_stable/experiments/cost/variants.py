@@ -46,9 +46,18 @@ class Variant:
         return [StabilityProjectionCallback(**{"rate": rate, "input_bound": task.input_bound, **self.projection})]
 
 
-def _pair(name: str, cell: str, model: Mapping[str, Any] | None = None, **projection: Any) -> list[Variant]:
+def _pair(
+    name: str,
+    cell: str,
+    model: Mapping[str, Any] | None = None,
+    start: Callable[[LightningModule], None] | None = None,
+    **projection: Any,
+) -> list[Variant]:
     model = model or {}
-    return [Variant(name, cell, None, model), Variant(f"{name}, stable", cell, projection, model)]
+    return [
+        Variant(name, cell, None, model, start=start),
+        Variant(f"{name}, stable", cell, projection, model, start=start),
+    ]
 
 
 MODELS = [
@@ -56,6 +65,7 @@ MODELS = [
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
     *_pair("2 LSTM layers", "lstm", _TWO),
+    *_pair("2 LSTM layers from spread time scales", "lstm", _TWO, spread_time_scales),
     *_pair("3 LSTM layers", "lstm", _THREE),
     *_pair("3 RNN layers", "rnn", _THREE, norm="full"),
     *_pair("3 leaky RNN layers", "leaky", _THREE),
