@@ -116,6 +116,7 @@ KINDS: dict[str, Kind] = {
     "inner share": NUMBER + Kind((), (0, 1.0, 2, math.inf, HUGE)),
     "positive number": NUMBER + Kind((), (0, math.inf, HUGE)),
     "nonnegative number": NUMBER + Kind((), (math.inf, HUGE)),
+    "number above 1": NUMBER + Kind((), (0, 0.5, 1, math.inf, HUGE)),
     "finite number": Kind(NUMBER.types, (NAN, math.inf, -math.inf, HUGE)),
     "text": TEXT + Kind((None,), ("",)),
     "label": TEXT,

@@ -15,6 +15,7 @@ from lightning_stable.stability.inputs.sets import (
 from lightning_stable.stability.inputs.watch import record_inputs
 from lightning_stable.stability.projection.project import Constraint, project_
 from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.stability.time_scales import spread_time_scales_
 from lightning_stable.stability.tube import certify_windows
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "certify_windows",
     "project_",
     "record_inputs",
+    "spread_time_scales_",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -76,19 +75,3 @@ class HoldAtZero(Callback):
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._hold(pl_module)
-
-
-@torch.no_grad()
-def spread_time_scales(module: LightningModule, longest: float = 50.0) -> None:
-    """Start from small recurrent weights, and from leaks whose time constants spread evenly between 1 and ``longest``.
-
-    With weights this small a stable model starts inside its set, and the first projection throws nothing away. After
-    Tallec & Ollivier, *Can recurrent neural networks warp time?* (2018), whose biases are drawn so.
-    """
-    for recurrence in find_recurrences(module):
-        assert isinstance(recurrence, GatedRecurrence)
-        weights, gates = recurrence.parameters(), len(recurrence.gates)
-        weights["weight_hh"].mul_(1 / math.sqrt(weights["weight_hh"].shape[1]))
-        bias = weights["bias_ih"].chunk(gates)[recurrence.gates.index(recurrence.leak)]
-        constants = 1 + (longest - 1) * torch.rand_like(bias)
-        bias.copy_((constants - 1).clamp(min=0.1).log())

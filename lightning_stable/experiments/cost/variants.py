@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 
 from lightning_stable.callbacks import StabilityProjectionCallback
-from lightning_stable.experiments.cost.ablations import BoundLeakAlone, HoldAtZero, spread_time_scales
+from lightning_stable.experiments.cost.ablations import BoundLeakAlone, HoldAtZero
 from lightning_stable.experiments.small_tasks import SmallTask
+from lightning_stable.stability import spread_time_scales_
 
 _TWO, _THREE = ({"num_layers": layers, "residual": True, "normalize": True} for layers in (2, 3))
 
@@ -35,7 +36,7 @@ class Variant:
     model: Mapping[str, Any] = field(default_factory=dict)
     rate_factor: float = 1.0
     constrain: Callable[[SmallTask, float], Callback] | None = None
-    start: Callable[[LightningModule], None] | None = None
+    start: Callable[[LightningModule], object] | None = None
 
     def callbacks(self, task: SmallTask, rate: float) -> list[Callback]:
         """Return what constrains the training."""
@@ -50,7 +51,7 @@ def _pair(
     name: str,
     cell: str,
     model: Mapping[str, Any] | None = None,
-    start: Callable[[LightningModule], None] | None = None,
+    start: Callable[[LightningModule], object] | None = None,
     **projection: Any,
 ) -> list[Variant]:
     model = model or {}
@@ -65,7 +66,7 @@ MODELS = [
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
     *_pair("2 LSTM layers", "lstm", _TWO),
-    *_pair("2 LSTM layers from spread time scales", "lstm", _TWO, spread_time_scales),
+    *_pair("2 LSTM layers from spread time scales", "lstm", _TWO, spread_time_scales_),
     *_pair("3 LSTM layers", "lstm", _THREE),
     *_pair("3 RNN layers", "rnn", _THREE, norm="full"),
     *_pair("3 leaky RNN layers", "leaky", _THREE),
@@ -83,7 +84,7 @@ def _reasons(name: str, cell: str) -> list[Variant]:
         Variant(f"{name}, stable, rate 0.999", cell, {"rate": 0.999}),
         Variant(f"{name}, stable, tight", cell, {"norm": "tight"}),
         Variant(f"{name}, stable, every 10 steps", cell, {"every_n_steps": 10}),
-        Variant(f"{name}, stable, spread time scales", cell, {}, start=spread_time_scales),
+        Variant(f"{name}, stable, spread time scales", cell, {}, start=spread_time_scales_),
         Variant(f"{name}, stable, half the learning rate", cell, {}, rate_factor=0.5),
         Variant(f"{name}, stable, twice the learning rate", cell, {}, rate_factor=2.0),
     ]

@@ -1,14 +1,11 @@
 """One part of the projection at a time."""
 
-import copy
-
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_stable.experiments.cost.ablations import BoundLeakAlone, HoldAtZero, spread_time_scales
-from lightning_stable.recurrence import find_recurrences
+from lightning_stable.experiments.cost.ablations import BoundLeakAlone, HoldAtZero
 from lightning_stable.stability import Box
 
 UNITS, FEATURES = 5, 3
@@ -56,18 +53,3 @@ def test_the_recurrent_weights_of_some_gates_are_held_at_zero() -> None:
     blocks = trained(nn.LSTM, HoldAtZero("ig")).weight_hh_l0.chunk(4)
     assert [bool((block == 0).all()) for block in blocks] == [True, False, True, False]
     assert not trained(nn.GRU, HoldAtZero()).weight_hh_l0.any()
-
-
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
-def test_time_scales_are_spread(cell: type[nn.RNNBase]) -> None:
-    torch.manual_seed(0)
-    model = Model(cell)
-    before = copy.deepcopy(model.core)
-    spread_time_scales(model, 20.0)
-    (recurrence,) = find_recurrences(model)
-    leak = recurrence.parameters()["bias_ih"].chunk(len(before.weight_ih_l0) // UNITS)[1].sigmoid()
-    constants = 1 / (1 - leak)
-    assert constants.min() >= 1
-    assert constants.max() <= 20
-    assert constants.std() > 2
-    assert model.core.weight_hh_l0.abs().max() < before.weight_hh_l0.abs().max()
