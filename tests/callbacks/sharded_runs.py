@@ -4,6 +4,7 @@ KIND is ``ddp``, the package whose ModelParallelStrategy is used, or ``plain``, 
 """
 
 import copy
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -218,7 +219,9 @@ if __name__ == "__main__":
     if kind == "plain":
         distributed.init_process_group("gloo")
         plain_loop(folder, distributed.get_rank())
-        distributed.destroy_process_group()
+        distributed.barrier()
+        # All is written. Threads of gloo that still run when the process group is destroyed can abort the process.
+        os._exit(0)
     elif kind == "ddp":
         run(pl, folder, "every1", None, every_n_steps=1)
         run(pl, folder, "every2", None, every_n_steps=2)
