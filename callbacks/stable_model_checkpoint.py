@@ -129,7 +129,8 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         if self.report is not None and not self.best_model_path:
             rank_zero_warn(
                 "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. Project the model with "
-                "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown. Got as last report:\n"
+                "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown; `guaranteed=True` takes "
+                "derived certificates with `derived=True` only. Got as last report:\n"
                 f"{self.report}"
             )
 

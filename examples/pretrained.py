@@ -2,7 +2,7 @@
 
     pip install --no-deps silero-vad
     pip install 'lightning-stable[export]'
-    python examples/pretrained.py --out runs/pretrained        (about two minutes)
+    python examples/pretrained.py --out runs/pretrained        (15 seconds)
 
 silero-vad (MIT licence) finds speech in a stream of sound: every 32 ms it gives the probability of speech. Its core is
 an LSTM, and its users ask how often to call ``reset_states()``. The weights are read from the package's ONNX file, put

@@ -1,6 +1,6 @@
 """Warm-up: how many past days must a forecaster see before its answer can be trusted?
 
-    python examples/warm_up.py --out runs/warm-up        (about two minutes)
+    python examples/warm_up.py --out runs/warm-up        (about 70 seconds)
 
 An LSTM computes the discharge of a catchment from rain and evaporation, as in rainfall-runoff modelling, where 365 days
 of warm-up are the custom. The catchments are generated: rain fills a soil, which feeds a fast store (3 days) and a slow

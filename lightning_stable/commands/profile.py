@@ -87,7 +87,8 @@ def run(options: Options) -> int:
     profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance, declared)
     for name, module in profiles.items():
         console.print(verdict(name or "The model", module, options), markup=False, highlight=False, soft_wrap=True)
-    console.print(_table(profiles, options))
+    # A narrow terminal may wrap it: numbers cut to fit say less.
+    Console(width=max(120, console.width)).print(_table(profiles, options))
     for path in _write(profiles, options.out):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -115,7 +116,7 @@ def verdict(name: str, module: ModuleProfile, options: Options) -> str:
             f"{name} is not certified stable (rate {rate}). Of this data, {measured}; any other past may change more."
         )
     if module.tube is None:
-        seen = f"no window up to {options.max_window} is certified for this data"
+        seen = f"no window up to {options.max_window} (--max-window) is certified for this data"
         return f"{name} {certified}, but {seen}; {measured}."
     return (
         f"{name} {certified}: after {module.tube} inputs of this data, the past changes {small}, "

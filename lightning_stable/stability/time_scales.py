@@ -31,7 +31,8 @@ def spread_time_scales_(module: _Module, longest: float = 50.0) -> _Module:
 
     Args:
         module: A model whose recurrent layers are all gated (LSTM, GRU, UGRNN, intersection RNN) and have biases.
-        longest: The longest time constant, in steps, above 1.
+        longest: The longest time constant, in steps, above 1. A projection with the default ``gate_bound`` lowers those
+            above ``1 / (1 - rate ** 2)`` again, 50 at a rate of 0.99.
 
     Returns:
         The module.

@@ -82,8 +82,9 @@ def test_the_verdict_is_a_sentence() -> None:
     )
     assert f"changes the output by at most 0.001, whatever it was; {found.measured} were enough" in text
     short = replace(found, tube=None, measured=None)
-    assert "but no window up to 60 is certified for this data; more than 60 inputs were needed" in verdict(
-        "core", short, options
+    assert (
+        "but no window up to 60 (--max-window) is certified for this data; more than 60 inputs were needed"
+        in verdict("core", short, options)
     )
     unknown = replace(found, layers=tuple(replace(layer, rate=1.5) for layer in found.layers))
     assert verdict("core", unknown, options).startswith("core is not certified stable (rate 1.5")
