@@ -154,9 +154,11 @@ def recurrences_of(module: nn.Module, name: str = "") -> list[Recurrence]:
     checks.module("module", module)
     name, registered = checks.label("name", name), registered_type(module)
     if registered is None:
+        inside = ", ".join(map(repr, recurrent_modules(module)))
+        advice = f"pass its {inside}" if inside else "register one with lightning_stable.register_recurrence"
         raise ValueError(
             f"No recurrence is registered for modules of type {type(module).__name__}. Got {name or 'the module'!r}; "
-            "register one with lightning_stable.register_recurrence."
+            f"{advice}."
         )
     factory = _REGISTRY[registered]
     recurrences = list(factory(module, name))

@@ -193,6 +193,8 @@ def test_no_recurrence() -> None:
         find_recurrences(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="No recurrence is registered for modules of type Linear"):
         recurrences_of(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"of type Sequential\. Got 'the module'; pass its '0'\.$"):
+        recurrences_of(nn.Sequential(nn.LSTM(2, 2)))
 
 
 @pytest.mark.parametrize("value", [LeakyCell(1, 1), int, "LSTM"])
