@@ -19,7 +19,12 @@ def recorded_class_path(checkpoint: dict[str, Any]) -> Any:
 
 def obstacle_to_import(path: str) -> str | None:
     """Return why a class of this path cannot be imported under it, as a clause; None if nothing speaks against it."""
-    if path.startswith("__main__.") or "<locals>" in path:
+    if path.startswith("__main__.") and "<locals>" not in path:
+        return (
+            "which cannot be imported: put the class at the top level of a module of its own, or, if the script trains "
+            "under `if __name__ == '__main__'` only, name the script's module in its place"
+        )
+    if "<locals>" in path:
         return "which cannot be imported: put the class at the top level of a module of its own"
     if not all(name.isidentifier() for name in path.split(".")) or "." not in path:
         return "which is no import path"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lightning_stable.export import Exported
     from lightning_stable.stability import StabilityReport
 
+# Steps of a window, each of which the program holds by itself.
+_LONG = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CheckpointOptions):
@@ -90,9 +93,12 @@ def run(options: Options) -> int:
     model, checkpoint = options.load()
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     ending = (".streaming" if options.streaming else "") + FORMATS[kind].suffix
+    window = options.window if options.tolerance is None else _certified_window(report, options.tolerance)
+    if window is not None and window > _LONG:
+        Console().print(f"The window has {window} inputs: writing and checking the program may take minutes.")
     exported = export(
         model,
-        options.window if options.tolerance is None else _certified_window(report, options.tolerance),
+        window,
         options.out or options.checkpoint.with_name(options.checkpoint.stem + ending),
         format=kind,
         streaming=options.streaming,

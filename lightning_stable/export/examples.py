@@ -31,7 +31,8 @@ def example_for(model: nn.Module) -> Tensor:
         return torch.randn(_BATCH, _TIME, model.input_size, generator=generator)
     raise ValueError(
         "`example` must be a batch of inputs of the model, unless it is a recurrent layer or one of "
-        f"lightning_stable.models. Got none for a {type(model).__name__}."
+        f"lightning_stable.models. Got none for a {type(model).__name__}. With the command, --example takes a file "
+        "that torch.save wrote of it."
     )
 
 
