@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_stable import certify, certify_windows
 from lightning_stable.callbacks import StabilityProjectionCallback
-from lightning_stable.figures import axes, save
+from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, save
 from lightning_stable.models import SequenceRegressor
 from lightning_stable.options import between, output_folder, positive, seed
 from lightning_stable.quiet import quiet
@@ -38,8 +38,7 @@ DRIFT = 0.99  # what is left of the level after an hour
 BEFORE, AFTER = 100, 200  # hours before and after the bad reading
 WRONG = (-50.0, -RANGE, RANGE, 50.0)  # two of them look right
 TOLERANCE = 0.1  # of a forecast; the standard deviation of the level is 1
-COLOURS = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb"}
-CERTIFIED, TUBE = "#c0392b", "#e08e0b"
+KINDS = ("unconstrained", "stable")
 
 
 class Recovery(NamedTuple):
@@ -156,29 +155,33 @@ def draw(found: dict[str, Recovery]) -> Figure:
     figure, (left, right) = axes((11, 4.2), columns=2)
     for name, model in found.items():
         hours = range(len(model.state))
-        left.plot(hours, model.state, color=COLOURS[name], linewidth=2, label=f"{name}, measured")
-        right.plot(hours, 100 * model.extra, color=COLOURS[name], linewidth=2)
+        left.plot(hours, model.state, color=MODEL_COLOURS[name], linewidth=2, label=f"{name}, measured")
+        right.plot(hours, 100 * model.extra, color=MODEL_COLOURS[name], linewidth=2)
     stable = found["stable"]
     if stable.tube is not None:
         hours = range(1, len(stable.tube) + 1)
-        left.plot(hours, stable.tube, color=TUBE, linestyle="-.", label="stable, certified for these readings")
+        left.plot(
+            hours,
+            stable.tube,
+            color=BOUND_COLOURS["tube"],
+            linestyle="-.",
+            label="stable, certified for these readings",
+        )
         label = "stable, certified for all readings"
-        left.plot(hours, stable.worst_case[: len(hours)], color=CERTIFIED, linestyle="--", label=label)
+        left.plot(hours, stable.worst_case[: len(hours)], color=BOUND_COLOURS["certified"], linestyle="--", label=label)
     left.set(yscale="log", ylim=(1e-3, 30), xlim=(0, 200))
     left.set(xlabel="hours since the bad reading", ylabel="distance of the states (Euclidean)")
     left.set_title("How far the state is from where it would be", fontsize=11)
     left.legend(frameon=False, fontsize=9, loc="upper right")
     lines = (
-        (stable.tube_time(), TUBE, "-.", "these readings", 0.8),
-        (stable.certified_time(), CERTIFIED, "--", "all readings", 0.5),
+        (stable.tube_time(), BOUND_COLOURS["tube"], "-.", "these readings", 0.8),
+        (stable.certified_time(), BOUND_COLOURS["certified"], "--", "all readings", 0.5),
     )
     for time, colour, style, whom, height in lines:
         if time is not None:
             right.axvline(time, color=colour, linestyle=style)
-            text, side = (
-                f"certified for {whom}:\nback within {TOLERANCE:g} after {time} h",
-                "left" if time < 100 else "right",
-            )
+            text = f"certified for {whom}:\nback within {TOLERANCE:g} after {time} h"
+            side = "left" if time < 100 else "right"
             place = (time + (3 if side == "left" else -3), height)
             right.annotate(text, place, xycoords=right.get_xaxis_transform(), ha=side, color=colour)
     right.set(xlim=(0, 200), xlabel="hours since the bad reading", ylabel="additional error of the forecasts (%)")
@@ -216,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=seed, default=1)
     options = parser.parse_args(arguments)
     series = readings(128, BEFORE + AFTER + 1, torch.Generator().manual_seed(options.seed + 1))
-    found = {name: recover(train(name == "stable", options), series) for name in COLOURS}
+    found = {name: recover(train(name == "stable", options), series) for name in KINDS}
     for name, model in found.items():
         print(describe(name, model))
     print(save(draw(found), options.out / "bad-reading.png"))

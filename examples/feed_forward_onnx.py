@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.export import export
-from lightning_stable.figures import axes, save
+from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, save
 from lightning_stable.models import SequenceRegressor
 from lightning_stable.options import between, output_folder, positive, seed
 from lightning_stable.quiet import quiet
@@ -35,7 +35,6 @@ from lightning_stable.quiet import quiet
 RANGE = 4.0  # of the series
 PAST = 500  # steps that the recurrent LSTM has seen and the program has not
 SHOWN = 60
-RECURRENT, TUBE = "#0b6bcb", "#e08e0b"
 
 
 # What a user of the two files writes ----------------------------------------------------------------------------------
@@ -131,17 +130,24 @@ def draw(found: Found, window: int) -> Figure:
     figure, (left, right) = axes((11, 4.2), columns=2)
     steps = np.arange(1, found.bound.shape[1] + 1)
     low, high = found.program[0] - found.bound[0], found.program[0] + found.bound[0]
-    left.fill_between(steps[:SHOWN], low[:SHOWN], high[:SHOWN], color=TUBE, alpha=0.3, linewidth=0)
+    left.fill_between(steps[:SHOWN], low[:SHOWN], high[:SHOWN], color=BOUND_COLOURS["tube"], alpha=0.3, linewidth=0)
     left.plot(steps[:SHOWN], found.program[0, :SHOWN], color="black", linewidth=1, label="program, with its bound")
     label = f"recurrent LSTM, {PAST} steps of past"
-    left.plot(steps[:SHOWN], found.recurrent[0, :SHOWN], color=RECURRENT, linestyle=":", linewidth=2.5, label=label)
+    left.plot(
+        steps[:SHOWN],
+        found.recurrent[0, :SHOWN],
+        color=MODEL_COLOURS["stable"],
+        linestyle=":",
+        linewidth=2.5,
+        label=label,
+    )
     left.set(ylim=(-RANGE, RANGE), xlabel="steps since the stream began", ylabel="forecast of the next value")
     left.set_title("One stream", fontsize=11)
     left.legend(frameon=False, fontsize=9, loc="upper right")
     difference = np.abs(found.program - found.recurrent).max(0)
     curves = (
-        (found.bound.max(0), TUBE, "-.", "largest bound beside an answer"),
-        (difference, RECURRENT, "-", "largest difference from the LSTM"),
+        (found.bound.max(0), BOUND_COLOURS["tube"], "-.", "largest bound beside an answer"),
+        (difference, MODEL_COLOURS["stable"], "-", "largest difference from the LSTM"),
     )
     for values, colour, style, label in curves:
         right.plot(steps, values, color=colour, linestyle=style)

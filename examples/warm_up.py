@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_stable import certify, truncation_profile
 from lightning_stable.callbacks import StabilityProjectionCallback
-from lightning_stable.figures import axes, log_axis, save
+from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, log_axis, save
 from lightning_stable.models import SequenceRegressor
 from lightning_stable.options import between, output_folder, positive, seed
 from lightning_stable.quiet import quiet
@@ -35,8 +35,7 @@ SPIN_UP = 730  # days for which a generated catchment has run before its first d
 CUSTOM = 365  # days of warm-up that are usual
 TOLERANCE = 0.1  # mm a day
 COVERAGE = CONFIDENCE = 0.95
-COLOURS = {"unconstrained": "#8c8c8c", "stable": "#0b6bcb"}
-WINDOW_COLOURS = {"measured": "#08306b", "tube": "#e08e0b", "certified": "#c0392b"}
+KINDS = ("unconstrained", "stable")
 
 
 class Catchments(NamedTuple):
@@ -161,7 +160,7 @@ def draw(found: dict[str, Found]) -> Figure:
     """Draw the error by the length of the warm-up, with the windows as lines."""
     figure, panels = axes((11, 4.2), columns=2, sharey=True)
     for panel, (name, model) in zip(panels, found.items(), strict=True):
-        panel.plot(model.lengths, model.errors, "o-", color=COLOURS[name], linewidth=2, markersize=4)
+        panel.plot(model.lengths, model.errors, "o-", color=MODEL_COLOURS[name], linewidth=2, markersize=4)
         log_axis(panel, "x", subs=(1, 3))
         panel.set(xlim=(0.9, 1000), ylim=(0, 1.12 * max(max(other.errors) for other in found.values())))
         certified = f"certified rate {model.rate:.3g}" if model.rate < 1 else "nothing certified"
@@ -171,9 +170,9 @@ def draw(found: dict[str, Found]) -> Figure:
             f"measured, and for {100 * COVERAGE:g} % of all" if known.measured == known.statistical else "measured"
         )
         lines = (
-            (known.measured, WINDOW_COLOURS["measured"], "-", measured),
-            (known.tube, WINDOW_COLOURS["tube"], "-.", "certified for this weather"),
-            (known.certified, WINDOW_COLOURS["certified"], "--", "certified for every weather"),
+            (known.measured, BOUND_COLOURS["measured"], "-", measured),
+            (known.tube, BOUND_COLOURS["tube"], "-.", "certified for this weather"),
+            (known.certified, BOUND_COLOURS["certified"], "--", "certified for every weather"),
         )
         panel.axvline(CUSTOM, color="black", linestyle=":")
         upright: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "rotation": 90, "fontsize": 9}
@@ -211,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.days <= CUSTOM:
         parser.error(f"argument --days: must be at least {CUSTOM + 1}. Got {options.days}")
     new = catchments(60, options.days, torch.Generator().manual_seed(options.seed + 1))
-    found = {name: examine(train(name == "stable", options), new) for name in COLOURS}
+    found = {name: examine(train(name == "stable", options), new) for name in KINDS}
     for name, model in found.items():
         print(describe(name, model))
     print(save(draw(found), options.out / "warm-up.png"))

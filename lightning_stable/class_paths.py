@@ -19,13 +19,10 @@ def recorded_class_path(checkpoint: dict[str, Any]) -> Any:
 
 def obstacle_to_import(path: str) -> str | None:
     """Return why a class of this path cannot be imported under it, as a clause; None if nothing speaks against it."""
-    if path.startswith("__main__.") and "<locals>" not in path:
-        return (
-            "which cannot be imported: put the class at the top level of a module of its own, or, if the script trains "
-            "under `if __name__ == '__main__'` only, name the script's module in its place"
-        )
-    if "<locals>" in path:
-        return "which cannot be imported: put the class at the top level of a module of its own"
+    if path.startswith("__main__.") or "<locals>" in path:
+        advice = "which cannot be imported: put the class at the top level of a module of its own"
+        script = ", or, if the script trains under `if __name__ == '__main__'` only, name its module in its place"
+        return advice if "<locals>" in path else advice + script
     if not all(name.isidentifier() for name in path.split(".")) or "." not in path:
         return "which is no import path"
     return None

@@ -16,13 +16,13 @@ from lightning_stable.experiments.penalty.options import PenaltyOptions
 from lightning_stable.experiments.penalty.train import LONGEST, Setting, settings, train
 from lightning_stable.experiments.pool import one_thread
 from lightning_stable.experiments.results import Row, read_results, write_results
-from lightning_stable.figures import axes, log_axis, save
+from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, log_axis, save
 from lightning_stable.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"none": "black", "projection": "#c0392b"}
+_COLOURS = {"none": MODEL_COLOURS["unconstrained"], "projection": BOUND_COLOURS["certified"]}
 _METHODS = ("none", "penalty", "projection", "convolution")
 _BY_WINDOW = ("#08306b", "#1f78b4", "#5aa5d6", "#a6cee3")
 
@@ -94,7 +94,7 @@ def plot(rows: Sequence[Row], path: Path, options: PenaltyOptions) -> Path:
             kind = "o" if method == "none" else "s" if method == "projection" else "o-"
             _draw(panel, [*(free if method == "penalty" else []), *means], kind, colour, label)
         if task in convolutions:
-            _draw(panel, [convolutions[task]], "D", "#6a51a3", "convolutional network")
+            _draw(panel, [convolutions[task]], "D", MODEL_COLOURS["convolutional"], "convolutional network")
         name = options.music if task == "music" else task
         panel.set(
             title=f"{name}, {cell.upper()}",
