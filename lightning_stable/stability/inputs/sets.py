@@ -250,22 +250,38 @@ class FiniteSet(InputSet):
         self.drop_probability = checks.number("drop_probability", drop_probability, "[0, 1)")
         self.features = points.shape[1]
 
+    @property
+    def lipschitz(self) -> float:
+        """The largest product with what dropout leaves of ``x`` changes by at most so many ``||w|| ||x - x'||``."""
+        return 1 / (1 - self.drop_probability)
+
+    def products(self, weight: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Return the largest product of every row with every point, shape ``(rows, points)``.
+
+        Args:
+            weight: Shape ``(rows, features)``.
+            chosen: The indices of some points, for those alone.
+        """
+        points = self.points.detach() if chosen is None else self.points.detach()[chosen]
+        points = points.to(weight)
+        if self.drop_probability == 0:
+            return weight @ points.mT
+        # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
+        return (weight @ points.mT + weight.abs() @ points.abs().mT) * (self.lipschitz / 2)
+
     def drive(self, weight: Tensor) -> Interval:
         """Return the smallest and largest product with a point; under dropout with the worst subset of its entries."""
         points = self.points.detach().to(weight)
         if self.drop_probability == 0:
             products = points @ weight.mT
             return Interval(products.amin(0), products.amax(0))
-        # The worst subset keeps the products of one sign: sum of max(a, 0) = (sum a + sum |a|) / 2.
-        total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT
-        scale = 0.5 / (1 - self.drop_probability)
+        total, magnitude = points @ weight.mT, points.abs() @ weight.abs().mT  # see `products`
+        scale = self.lipschitz / 2
         return Interval((total - magnitude).amin(0) * scale, (total + magnitude).amax(0) * scale)
 
     def highest(self, weight: Tensor) -> Tensor:
         """Return the largest products, without the smallest ones."""
-        if self.drop_probability == 0:
-            return (weight @ self.points.detach().to(weight).mT).amax(1)
-        return self.drive(weight).high
+        return self.products(weight).amax(1)
 
     def drive_excess(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return also how far inputs are from the nearest point, of many points some: gates are compared at points."""
@@ -284,14 +300,18 @@ class FiniteSet(InputSet):
         """Return the points; None under dropout, which makes too many of them."""
         return self.points.detach().to(like) if self.drop_probability == 0 else None
 
-    def maximizer(self, weight: Tensor) -> Tensor:
-        """Return the point with the largest product; under dropout without the entries that lower it."""
-        points = self.points.detach().to(weight)
-        products = points @ weight.mT
+    def maximizer(self, weight: Tensor, products: Tensor | None = None) -> Tensor:
+        """Return the point with the largest product; under dropout without the entries that lower it.
+
+        Args:
+            weight: Shape ``(rows, features)``.
+            products: Its :meth:`products`, where they are known.
+        """
+        products = self.products(weight) if products is None else products
+        best = self.points.detach()[products.argmax(1)].to(weight)
         if self.drop_probability == 0:
-            return points[products.max(0).indices]  # faster than argmax over the first dimension
-        best = points[(products + points.abs() @ weight.abs().mT).argmax(0)] / (1 - self.drop_probability)
-        return torch.where(best * weight > 0, best, torch.zeros_like(best))
+            return best
+        return torch.where(best * weight > 0, best * self.lipschitz, torch.zeros_like(best))
 
     def dropped(self, probability: float) -> InputSet:
         """Return the same points under dropout, combined with an earlier one."""

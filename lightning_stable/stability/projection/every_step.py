@@ -24,7 +24,6 @@ from lightning_stable.recurrence.base import Contraction, GatedRecurrence, Recur
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.rnn import RNNRecurrence, form_of
 from lightning_stable.stability.inputs.resolve import Layer, Sources, walk_layers
-from lightning_stable.stability.inputs.sets import InputSet
 from lightning_stable.stability.projection.clip_newton_schulz import clip_by_products
 from lightning_stable.stability.projection.clip_subspace import MIN_UNITS, SubspaceClip
 from lightning_stable.stability.projection.gate_bound import GateRows, bound_gate, leave_worst_input
@@ -38,6 +37,7 @@ from lightning_stable.stability.projection.project import (
 )
 from lightning_stable.stability.projection.recurrence import Target, meet_budget
 from lightning_stable.stability.projection.sets import clip_singular_values
+from lightning_stable.stability.projection.worst_inputs import WorstInputs
 
 State = dict[str, dict[str, Tensor]]
 # In a state the names of witnesses begin with this; those of subspaces are names of recurrences.
@@ -194,7 +194,6 @@ class FastProjection:
         assert target.gate_bound is not None
         gates, leak = len(first.gates), first.gates.index(first.leak)
         parameters = [member.weights for member in members]
-        sets = [member.inputs for member in members if member.inputs is not None]
         units = parameters[0]["weight_hh"].shape[0] // gates
         # Gate by gate, the units of all recurrences beside each other.
         hidden = _stacked([p["weight_hh"] for p in parameters], gates)
@@ -204,9 +203,15 @@ class FastProjection:
             for role in ("bias_ih", "bias_hh")
             if role in parameters[0]
         }
-        leading = [_compute(p["weight_ih"]).view(gates, units, -1)[leak] for p in parameters]
-        high = _joined([inputs.highest(own) for inputs, own in zip(sets, leading, strict=True)])
-        before = GateRows(_joined(leading), hidden[leak], *(value[leak] for value in biases.values()))
+        worst = [
+            WorstInputs(m.inputs, _compute(m.weights["weight_ih"]).view(gates, units, -1)[leak], reading=self.reading)
+            for m in members
+            if m.inputs is not None
+        ]
+        high = _joined([inputs.highest() for inputs in worst])
+        before = GateRows(
+            _joined([inputs.rows for inputs in worst]), hidden[leak], *(value[leak] for value in biases.values())
+        )
         budget = first.leading_budget(
             {role: value.flatten() for role, value in biases.items()},
             norms,
@@ -222,7 +227,7 @@ class FastProjection:
             norms = (blocks @ scale[:, :, None]).reshape(gates, -1) / scale.flatten()
         hidden = meet_budget(first, flat, norms, budget, target, scale=scale).view_as(hidden)
         before = before._replace(weight_hh=hidden[leak])
-        after = self._within_gate_bound(before, high, sets, target)
+        after = self._within_gate_bound(before, high, worst, target)
         if after is not before:
             hidden[leak] = after.weight_hh
         updates: list[Update] = []
@@ -242,24 +247,26 @@ class FastProjection:
         one = torch.ones_like(hidden[0, 0])
         return torch.stack([one if witness is None else witness.scales[0].to(one) for witness in found])
 
-    def _within_gate_bound(self, rows: GateRows, high: Tensor, sets: Sequence[InputSet], target: Target) -> GateRows:
+    def _within_gate_bound(
+        self, rows: GateRows, high: Tensor, worst: Sequence[WorstInputs], target: Target
+    ) -> GateRows:
         """Return rows whose leak gate is at most at its bound; ``rows`` themselves if it is already.
 
-        Where values may be read, only rows outside need another look at all the inputs.
+        Where values may be read, only rows outside are looked at again.
         """
         bound, state_bound = target.gate_bound, target.state_bound
         assert bound is not None
-        units = len(high) // len(sets)
+        units = len(high) // len(worst)
         if not self.reading:
-            return _bounded(rows, sets, [units] * len(sets), target)
+            return _bounded(rows, worst, target)
         # NaN must not pass for inside.
         inside = rows.top(high, rows.weight_hh.abs().sum(1) * state_bound) <= math.log(bound / (1 - bound))
         outside = [(~own).nonzero()[:, 0] for own in torch.split(inside, units)]
-        counts = [len(own) for own in outside]
-        if not any(counts):
+        if not any(map(len, outside)):
             return rows
         chosen = _joined([own + index * units for index, own in enumerate(outside)])
-        return rows.replaced(chosen, _bounded(rows.of(chosen), sets, counts, target))
+        own = [inputs.of(units) for inputs, units in zip(worst, outside, strict=True)]
+        return rows.replaced(chosen, _bounded(rows.of(chosen), own, target))
 
     # ----------------------------------------------------------------- state
     def state_dict(self) -> State:
@@ -332,20 +339,19 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _bounded(rows: GateRows, sets: Sequence[InputSet], counts: list[int], target: Target) -> GateRows:
+def _bounded(rows: GateRows, worst: Sequence[WorstInputs], target: Target) -> GateRows:
     """Lower the worst input's product, then the gate for whatever input is worst now, as the plain form does.
 
     Args:
         rows: The rows of all recurrences, one recurrence after the other.
-        sets: The input set of each recurrence.
-        counts: The number of rows of each recurrence.
+        worst: The worst inputs of each recurrence.
         target: The bound on the gate.
     """
     assert target.gate_bound is not None
-    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
-    worst = _joined([inputs.maximizer(own) for inputs, own in parts])
-    rows = leave_worst_input(rows, worst, None, target.state_bound, target.gate_bound)
-    parts = zip(sets, torch.split(rows.weight_ih, counts), strict=True)
-    high = _joined([inputs.highest(own) for inputs, own in parts])
+    points = [inputs.points() for inputs in worst]
+    rows = leave_worst_input(rows, _joined(points), None, target.state_bound, target.gate_bound)
+    after = torch.split(rows.weight_ih, [len(own) for own in points])
+    parts = zip(worst, after, points, strict=True)
+    high = _joined([inputs.highest_after(own, before) for inputs, own, before in parts])
     reach = rows.weight_hh.abs().sum(1) * target.state_bound
     return bound_gate(rows, Interval(high, high), reach, target.gate_bound)
