@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,7 @@ def certify_recurrences(
     leading_only: bool = False,
     witnesses: Mapping[str, Contraction] | None = None,
     sharpest: bool = False,
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> StabilityReport:
     """Certify recurrences whose input sets are known already; see :func:`certify`.
 
@@ -102,11 +104,12 @@ def certify_recurrences(
         leading_only: Use the inputs for the leak gates only: several times cheaper, valid, a little less sharp.
         witnesses: Norms found before, by the name of the recurrence; they are checked and not looked for again.
         sharpest: Whether to try the cell's sharpest norm where the chosen one gives no rate below 1.
+        known: See :func:`~lightning_stable.stability.inputs.resolve.walk_layers`.
     """
     state_bound = checks.number("state_bound", state_bound, "[0, inf)")
     check_finite(recurrences)
     certificates, directed = [], []
-    for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only):
+    for layer in walk_layers(recurrences, sources, state_bound, training, leading_only=leading_only, known=known):
         chosen = layer.recurrence.checked_norm(norm)
         contraction = layer.contraction(chosen, (witnesses or {}).get(layer.recurrence.name))
         sharper = layer.recurrence.sharpest_norm

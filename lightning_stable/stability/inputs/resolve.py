@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from lightning_stable.stability.inputs.sets import (
 )
 
 Sources = dict[str, InputSet]
+# What a layer computes once, and later walks with the same values need not compute again.
+_KEPT = ("drive", "contractions")
 
 
 def resolve_sources(
@@ -183,9 +187,16 @@ class Layer:
 
     def replace_weights(self, changed: Mapping[str, Tensor]) -> None:
         """Put new values in the place of some weights; the layer above then reads what follows from them."""
+        if not changed:
+            return
         self.weights.update({role: value.to(self.weights[role].dtype) for role, value in changed.items()})
-        for name in ("drive", "output"):
+        for name in ("output", *_KEPT):
             vars(self).pop(name, None)
+
+    @cached_property
+    def contractions(self) -> dict[str | None, Contraction]:
+        """What :meth:`contraction` found so far, by norm."""
+        return {}
 
     def contraction(self, norm: str | None, witness: Contraction | None = None) -> Contraction:
         """Return the contraction rate of the state map over the admissible states and inputs.
@@ -198,7 +209,10 @@ class Layer:
             checked = self.recurrence.contraction_in(self.weights, self.drive, witness, state_bound=self.state_bound)
             if checked is not None:
                 return checked
-        return self.recurrence.contraction(self.weights, self.drive, norm=norm, state_bound=self.state_bound)
+        if norm not in self.contractions:
+            found = self.recurrence.contraction(self.weights, self.drive, norm=norm, state_bound=self.state_bound)
+            self.contractions[norm] = found
+        return self.contractions[norm]
 
 
 def walk_layers(
@@ -210,6 +224,7 @@ def walk_layers(
     leading_only: bool = False,
     projected: bool = False,
     weights: Callable[[Recurrence], dict[str, Tensor]] = Recurrence.weights,
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[Layer]:
     """Yield every recurrence with what is known about it; a layer above the first reads the layer below.
 
@@ -221,6 +236,8 @@ def walk_layers(
         leading_only: See :class:`Layer`.
         projected: See :class:`Layer`.
         weights: Returns the weights of a recurrence; the default copies them in float64.
+        known: Drives and contractions by the name of the recurrence, as earlier walks with the same values found
+            them. This one adds its own. Both are those of layers that read no layer below.
     """
     layers: defaultdict[tuple[str, int], list[Layer]] = defaultdict(list)
     for recurrence in recurrences:
@@ -236,7 +253,13 @@ def walk_layers(
             projected,
         )
         layers[name, depth].append(layer)
+        alone = known is not None and not leading_only and (layer.source is not None or not layer.below)
+        before = known.setdefault(recurrence.name, {}) if known is not None and alone else {}
+        values = list(layer.weights.values())
+        vars(layer).update(before)
         yield layer
+        if all(map(operator.is_, values, layer.weights.values())):  # what was found is about them
+            before.update({key: vars(layer)[key] for key in _KEPT if key in vars(layer)})
 
 
 def unbounded_drive(weights: Mapping[str, Tensor]) -> Interval:

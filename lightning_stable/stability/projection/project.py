@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,7 @@ def propose_updates(
     strict: bool,
     margin: float = 0.0,
     training: bool | None = None,
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> list[Update]:
     """Return new values for the parameters that have to move; nothing is written.
 
@@ -218,6 +220,7 @@ def propose_updates(
         strict: See :func:`project_`. The fast form reads no value on the host.
         margin: Smallest relative margin to aim for, for weights that are rounded again when they are used.
         training: Whether dropout between layers is active; None asks each module.
+        known: See :func:`~lightning_stable.stability.inputs.resolve.walk_layers`; for ``strict``.
 
     Returns:
         Pairs of a parameter and its new value, in the parameter's dtype.
@@ -232,6 +235,7 @@ def propose_updates(
         training,
         projected=True,
         weights=lambda recurrence: compute_weights(recurrence, constraint, strict=strict),
+        known=known,
     )
     updates: list[Update] = []
     for layer in layers:

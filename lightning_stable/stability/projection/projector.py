@@ -161,7 +161,9 @@ class Projector:
             check_finite(ready)
         with full_precision(self._device):
             try:
-                propose = partial(propose_updates, strict=True) if strict else self._after_steps.propose_updates
+                propose: Callable[..., list[Update]] = self._after_steps.propose_updates
+                if strict:
+                    propose = partial(propose_updates, strict=True, known=self._known(ready, sources))
                 proposed = partial(
                     propose, ready, sources, self.constraint, margin=self._margin, training=self._training
                 )
@@ -289,6 +291,7 @@ class Projector:
                 training=self._training,
                 leading_only=leading_only,
                 witnesses=self._after_steps.witnesses if leading_only else None,
+                known=None if leading_only else self._known(self.recurrences, sources),
             )
             report = certified() if leading_only else self._remembered("report", self.recurrences, sources, certified)
             for certificate in report.layers:
@@ -402,7 +405,10 @@ class Projector:
         state_bound, found = self.constraint.state_bound, {}
         boxes_before, self._boxes = self._boxes, {}
         positions: dict[str, int] = {}
-        for layer in walk_layers(self.recurrences, sources, state_bound, self._training, leading_only=leading_only):
+        known = None if leading_only else self._known(self.recurrences, sources)
+        for layer in walk_layers(
+            self.recurrences, sources, state_bound, self._training, leading_only=leading_only, known=known
+        ):
             recurrence = layer.recurrence
             position = positions[recurrence.module_name] = positions.get(recurrence.module_name, -1) + 1
             parts = self.monitor.starts.get(recurrence.module_name)
@@ -460,6 +466,10 @@ class Projector:
         # may have used theirs: autograd would not forgive a change.
         if self._training:
             self.project(strict=True, module_name=name)
+
+    def _known(self, recurrences: list[Recurrence], sources: Sources) -> dict[str, dict[str, Any]]:
+        """Return the drives and contractions found so far for the present values."""
+        return self._remembered("known", recurrences, sources, dict)
 
     def _remembered(
         self, name: str, recurrences: list[Recurrence], sources: Sources, compute: Callable[[], Result]

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -90,6 +93,32 @@ def test_replaced_weights_have_their_own_drive_and_output() -> None:
     assert before is not None
     assert layer.output[0] is not None
     assert (layer.output[0] > before).all()
+
+
+def test_a_later_walk_knows_what_an_earlier_one_found_about_the_same_values() -> None:
+    recurrences, sources = find_recurrences(net("lstm", num_layers=2)), {"": SupNorm(1.0)}
+    known: dict[str, dict[str, Any]] = {}
+    found = [layer.contraction("row") for layer in walk_layers(recurrences, sources, known=known)]
+    again = [layer.contraction("row") for layer in walk_layers(recurrences, sources, known=known)]
+    assert again[0] is found[0]
+    assert again[1] is not found[1]  # what lies below may be bounded otherwise in another walk
+    leading = next(walk_layers(recurrences, sources, leading_only=True, known=known))
+    assert leading.contraction("row") is not found[0]
+
+
+def test_nothing_is_kept_of_replaced_weights() -> None:
+    recurrences, sources = find_recurrences(net("lstm")), {"": SupNorm(1.0)}
+    known: dict[str, dict[str, Any]] = {}
+    plain = next(walk_layers(recurrences, sources)).contraction("row").rate
+    for _ in range(2):
+        for layer in walk_layers(recurrences, sources, known=known):
+            assert torch.equal(layer.contraction("row").rate, plain)
+            layer.replace_weights({"weight_hh": layer.weights["weight_hh"] / 2})
+            assert layer.contraction("row").rate < plain
+    layers = list(walk_layers(recurrences, sources, known=known))
+    assert [
+        replace(layer, weights=layer.weights).contraction("row") is layer.contraction("row") for layer in layers
+    ] == [False]
 
 
 @pytest.mark.parametrize(

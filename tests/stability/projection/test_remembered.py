@@ -1,6 +1,7 @@
 """Verdicts are computed once for the values that they are about, and anew for any others."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from lightning_stable import certify
 from lightning_stable.recurrence import Recurrence, find_recurrences
+from lightning_stable.recurrence.base import Contraction
+from lightning_stable.recurrence.lstm import LSTMRecurrence
 from lightning_stable.stability import Constraint, FiniteSet, SupNorm
 from lightning_stable.stability.projection import remembered
 from lightning_stable.stability.projection.projector import Projector
@@ -101,3 +104,25 @@ def test_a_projector_takes_no_old_verdict(monkeypatch: pytest.MonkeyPatch) -> No
         with projector.projected():
             assert projector.certify().is_stable
         projector.project(strict=True)
+
+
+@torch.no_grad()
+def test_the_certificate_of_an_epoch_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LSTM(3, 4))
+    projector = Projector(module, Constraint(0.9), input_bound=2.0)
+    projector.project(strict=True)
+    module.get_parameter("0.weight_hh_l0").mul_(0.5)
+    calls, plain = [], LSTMRecurrence.contraction
+
+    def counted(self: LSTMRecurrence, *arguments: Any, **options: Any) -> Contraction:
+        calls.append(self.name)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(LSTMRecurrence, "contraction", counted)
+    with projector.projected():
+        projector.certify()
+    projector.project(strict=True)
+    report = projector.certify()
+    assert calls == ["0.l0"]
+    assert report.rate == certify(module, input_bound=2.0).rate
