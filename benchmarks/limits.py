@@ -15,9 +15,12 @@ from benchmarks.truncation import CELLS, case, in_turn, products, train
 from lightning_stable import truncate
 from lightning_stable.models import LanguageModel
 from lightning_stable.stability.projection.project import Constraint
+from lightning_stable.stability.projection.sets import clip_singular_values, gram_eigh
 
 # Cell and units: a matrix that is clipped by a subspace, and the demo's model and a larger one.
 PROJECTIONS = (("rnn", 512), ("lstm", 128), ("lstm", 512), ("gru", 128))
+# Units of matrices that are clipped by a whole decomposition.
+CLIPS = (256, 512)
 # Time, batch, units, window.
 TRUNCATIONS = ((256, 20, 128, 25),)
 _RATE = 0.99
@@ -26,6 +29,7 @@ _RATE = 0.99
 def limits(
     projections: tuple[tuple[str, int], ...] = PROJECTIONS,
     truncations: tuple[tuple[int, int, int, int], ...] = TRUNCATIONS,
+    clips: tuple[int, ...] = CLIPS,
     steps: int = 10,
     rounds: int = 5,
     device: str = "cpu",
@@ -40,12 +44,15 @@ def limits(
     Args:
         projections: Cells and their units.
         truncations: Shapes as ``(time, batch, units, window)``.
+        clips: Units of an RNN whose singular values are clipped exactly; its floor is the decomposition.
         steps: The number of training steps after which the projection is timed.
         rounds: The number of times that every side of a truncated layer is measured.
         device: ``cpu`` or ``cuda``.
     """
     for cell, units in projections:
         yield from _projection(cell, units, steps, device)
+    for units in clips:
+        yield _decomposition(units, steps, device)
     for shape in truncations:
         for name, cell_type in CELLS.items():
             yield from _truncation(name, cell_type, shape, rounds, device)
@@ -64,6 +71,22 @@ def _projection(cell: str, units: int, steps: int, device: str) -> Iterator[Comp
                 seconds.setdefault(name, []).append((floor, ours))
     for name, pairs in seconds.items():
         yield compared(f"projection {cell}", units, device, f"its {name} alone", pairs, float("nan"))
+
+
+def _decomposition(units: int, steps: int, device: str) -> Comparison:
+    pairs: list[tuple[float, float]] = []
+    for step, (model, projector) in enumerate(
+        islice(training("rnn", units, Constraint(_RATE), device), WARM_UP + steps)
+    ):
+        weight = model.core.get_parameter("weight_hh_l0").detach()
+        floor, ours = (
+            duration(partial(side, weight), device)
+            for side in (gram_eigh, partial(clip_singular_values, bound=_RATE, reading=True))
+        )
+        projector.project(strict=False)
+        if step >= WARM_UP:
+            pairs.append((floor, ours))
+    return compared("exact clip rnn", units, device, "its decomposition alone", pairs, float("nan"))
 
 
 def _products(model: LanguageModel, cell: str) -> Callable[[], None]:

@@ -71,8 +71,9 @@ def test_certificates_are_a_part_of_an_epoch() -> None:
 
 
 def test_floors_are_measured_beside_the_whole() -> None:
-    rows = list(limits((("rnn", 12), ("lstm", 4)), ((12, 2, 4, 3),), steps=2, rounds=2))
-    assert [row.name for row in rows[:4]] == ["projection rnn"] * 2 + ["projection lstm"] * 2
+    rows = list(limits((("rnn", 12), ("lstm", 4)), ((12, 2, 4, 3),), (24,), steps=2, rounds=2))
+    assert [row.name for row in rows[:5]] == ["projection rnn"] * 2 + ["projection lstm"] * 2 + ["exact clip rnn"]
+    assert rows.pop(4).baseline == "its decomposition alone"
     assert [row.baseline for row in rows] == ["its products alone", "its memory alone"] * 5
     assert all(0 < row.ratio < 1 for row in rows)
 

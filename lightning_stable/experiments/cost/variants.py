@@ -65,6 +65,8 @@ MODELS = [
     *_pair("RNN", "rnn", norm="full"),
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
+    *_pair("LSTM from spread time scales", "lstm", start=spread_time_scales_),
+    *_pair("GRU from spread time scales", "gru", start=spread_time_scales_),
     *_pair("2 LSTM layers", "lstm", _TWO),
     *_pair("2 LSTM layers from spread time scales", "lstm", _TWO, spread_time_scales_),
     *_pair("3 LSTM layers", "lstm", _THREE),
