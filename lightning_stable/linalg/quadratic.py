@@ -198,12 +198,16 @@ def quadratic_form(weight: Tensor, rate: float = 0.0) -> QuadraticForm:
     size = float(matrix.abs().amax())
     if not 0 < size < math.inf:
         return QuadraticForm.euclidean(weight)
-    matrix, rate = matrix / size, rate / size
-    scale, radius = _balanced(matrix.numpy().tobytes(), len(matrix))
-    found, euclidean = _solve(matrix, scale, radius, rate), QuadraticForm.euclidean(matrix)
-    if not quadratic_norm(matrix, found) <= max(rate, float(quadratic_norm(matrix, euclidean))):
-        found = euclidean
-    return found.to(weight)
+    return _found((matrix / size).numpy().tobytes(), len(matrix), rate / size).to(weight)
+
+
+@lru_cache(maxsize=8)
+def _found(weight: bytes, units: int, rate: float) -> QuadraticForm:
+    """Remember the last witnesses: the same weights certify one batch of windows after the other."""
+    matrix = _matrix(weight, units)
+    found, euclidean = _solve(matrix, *_balanced(weight, units), rate), QuadraticForm.euclidean(matrix)
+    is_better = quadratic_norm(matrix, found) <= max(rate, float(quadratic_norm(matrix, euclidean)))
+    return found if is_better else euclidean
 
 
 def _solve(weight: Tensor, scale: Tensor, radius: float, rate: float) -> QuadraticForm:
@@ -245,7 +249,11 @@ def _extreme_forms(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
 @lru_cache(maxsize=8)
 def _balanced(weight: bytes, units: int) -> tuple[Tensor, float]:
     """Remember what was found for the last matrices: the same weights are projected, certified and saved."""
-    return _balance(torch.frombuffer(bytearray(weight), dtype=torch.float64).view(units, units))
+    return _balance(_matrix(weight, units))
+
+
+def _matrix(weight: bytes, units: int) -> Tensor:
+    return torch.frombuffer(bytearray(weight), dtype=torch.float64).view(units, units)
 
 
 def _balance(weight: Tensor) -> tuple[Tensor, float]:

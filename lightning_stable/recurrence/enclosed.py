@@ -1,7 +1,7 @@
 """A recurrence on enclosures, as a recurrence: what evaluates windows of the one evaluates windows of the other.
 
-The state holds the values of the run, the low ends and the high ends, part by part one after another. What a layer
-hands to the next one has them side by side, shape ``(..., 3, size)``.
+The state is what the tube of the cell carries, the values of the run first. What a layer hands to the next one has the
+values, the low ends and the high ends side by side, shape ``(..., 3, size)``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_stable.recurrence.around import Around, Ball
 from lightning_stable.recurrence.base import Contraction, Recurrence, State, Weights
 from lightning_stable.recurrence.intervals import Interval
-from lightning_stable.recurrence.tubes import Arounds, Metric
+from lightning_stable.recurrence.tubes import Metric
 
 
 class Premises(NamedTuple):
@@ -61,7 +61,7 @@ class Enclosed(Recurrence):
             box = self.premises.box[index] if index < len(self.premises.box) else (0.0,) * value.shape[-1]
             high = (grown * value.new_tensor(box)).expand_as(value)
             parts.append(Around(value, -high, high))
-        return _packed(self._tube.begin(tuple(parts)))
+        return self._tube.begin(tuple(parts))
 
     def initial_state(self, inputs: Tensor) -> State:
         """Return the enclosures of a run from zero."""
@@ -75,15 +75,18 @@ class Enclosed(Recurrence):
     def step(self, inputs: Tensor, state: State) -> State:
         """Step the run, and the intervals around it."""
         if self.layer:
-            driven = self._tube.drive(Around(*inputs.unbind(-2)))
-        else:
-            own = inputs.chunk(self.directions, dim=-1)[-1 if self.direction == "backward" else 0]
-            driven = Ball(own[..., :-1], own[..., -1:])
-        return _packed(self._tube(driven, _unpacked(state)))
+            return self.step_on(inputs, state)
+        own = inputs.chunk(self.directions, dim=-1)[-1 if self.direction == "backward" else 0]
+        return self._tube.step(Ball(own[..., :-1], own[..., -1:]), state)
+
+    def step_on(self, inputs: Tensor, state: State) -> State:
+        """Step on what the layer reads itself: a first layer on inputs, once a window, an upper one on enclosures."""
+        return self._tube.step(self._tube.drive(Around(*inputs.unbind(-2)) if self.layer else inputs), state)
 
     def output(self, state: State) -> Tensor:
         """Return the enclosure of the output, shape ``(..., 3, size)``."""
-        return _stacked(self._output(_unpacked(state)))
+        output = self._output(state)
+        return torch.stack((output.value, output.low, output.high), dim=-2)
 
     def value(self, state: State) -> State:
         """Return the state of the run alone."""
@@ -92,8 +95,7 @@ class Enclosed(Recurrence):
 
     def spread(self, state: State) -> Tensor:
         """Return a bound on the Euclidean norm of the difference of the outputs, shape ``(...)``."""
-        parts = _unpacked(state)
-        return self._tube.spread(self._output(parts), parts)
+        return self._tube.spread(self._output(state), state)
 
     def contraction(
         self, weights: Weights, drive: Interval | None, *, norm: str | None = None, state_bound: float = 1.0
@@ -101,8 +103,8 @@ class Enclosed(Recurrence):
         """Return that of the recurrence."""
         return self.recurrence.contraction(weights, drive, norm=norm, state_bound=state_bound)
 
-    def _output(self, parts: Arounds) -> Around:
-        output = self.recurrence.output
+    def _output(self, state: State) -> Around:
+        parts, output = self._tube.arounds(state), self.recurrence.output
         return Around(
             output(tuple(part.value for part in parts)),
             output(tuple(part.low for part in parts)),
@@ -113,16 +115,3 @@ class Enclosed(Recurrence):
 def drive(first: Sequence[Enclosed], inputs: Tensor) -> Tensor:
     """Return what inputs add to the gates of the first layers, one direction beside the other."""
     return torch.cat([layer.drive(inputs) for layer in first], dim=-1)
-
-
-def _stacked(values: Around) -> Tensor:
-    return torch.stack((values.value, values.low, values.high), dim=-2)
-
-
-def _packed(parts: Arounds) -> State:
-    return (*(part.value for part in parts), *(part.low for part in parts), *(part.high for part in parts))
-
-
-def _unpacked(state: State) -> Arounds:
-    count = len(state) // 3
-    return tuple(Around(state[index], state[count + index], state[2 * count + index]) for index in range(count))

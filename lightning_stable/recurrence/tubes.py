@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_stable.cells.input_gated import normalized_leak
 from lightning_stable.recurrence.around import ROUNDING, Affine, Around, Ball, euclidean, mix
-from lightning_stable.recurrence.intervals import Interval, tanh_slope
 
+State = tuple[Tensor, ...]
 Arounds = tuple[Around, ...]
 
 
@@ -61,7 +62,7 @@ class Tube:
         return self.maps["weight_ih"](inputs)
 
     def __call__(self, driven: Ball, state: Arounds) -> Arounds:
-        """Return the state after a step, in the parts of the adapter's ``step`` and those that :meth:`begin` adds.
+        """Return the state after a step, in the parts of the adapter's ``step``.
 
         Args:
             driven: From :meth:`drive`.
@@ -69,11 +70,19 @@ class Tube:
         """
         raise NotImplementedError
 
-    def begin(self, state: Arounds) -> Arounds:
-        """Return the first state from enclosures of the cell's own parts; a tube may add parts behind them."""
-        return state
+    def begin(self, state: Arounds) -> State:
+        """Return what is carried from step to step: the values first, in the parts of the adapter's ``step``."""
+        return packed(state)
 
-    def spread(self, output: Around, state: Arounds) -> Tensor:
+    def step(self, driven: Ball, state: State) -> State:
+        """Step what is carried."""
+        return packed(self(driven, self.arounds(state)))
+
+    def arounds(self, state: State) -> Arounds:
+        """Return the enclosures of the cell's own parts from what is carried."""
+        return unpacked(state)
+
+    def spread(self, output: Around, state: State) -> Tensor:
         """Return a bound on the Euclidean norm of the difference of the outputs, shape ``(...)``."""
         return euclidean(output.radius)
 
@@ -86,8 +95,8 @@ class LSTMTube(Tube):
         hidden, cell = state
         i, f, g, o = (driven + self.maps["weight_hh"](hidden)).chunk(4)
         kept = cell.gated(f.map(torch.sigmoid))
-        after = (kept + g.map(torch.tanh).gated(i.map(torch.sigmoid))).widened(cell.magnitude + 2)
-        shown = after.map(torch.tanh).gated(o.map(torch.sigmoid)).widened(2.0)
+        after = (kept + g.tanh().gated(i.map(torch.sigmoid))).widened(cell.magnitude + 2)
+        shown = after.tanh().gated(o.map(torch.sigmoid)).widened(2.0)
         return self.maps["weight_hr"](shown).around if "weight_hr" in self.maps else shown, after
 
 
@@ -101,7 +110,7 @@ class GRUTube(Tube):
         r_h, z_h, n_h = self.maps["weight_hh"](hidden).chunk(3)
         reset, multiplied = (r_in + r_h).map(torch.sigmoid), n_h.around
         pre = (n_in.around + multiplied.gated(reset)).widened(n_in.value.abs() + multiplied.magnitude)
-        return (mix((z_in + z_h).map(torch.sigmoid), hidden, pre.map(torch.tanh)),)
+        return (mix((z_in + z_h).map(torch.sigmoid), hidden, pre.tanh()),)
 
 
 class UGRNNTube(Tube):
@@ -110,7 +119,7 @@ class UGRNNTube(Tube):
     def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """Gate and candidate have intervals of their own."""
         gate, candidate = (driven + self.maps["weight_hh"](state[0])).chunk(2)
-        return (mix(gate.map(torch.sigmoid), state[0], candidate.map(torch.tanh)),)
+        return (mix(gate.map(torch.sigmoid), state[0], candidate.tanh()),)
 
 
 class IntersectionTube(UGRNNTube):
@@ -138,82 +147,106 @@ class IntersectionTube(UGRNNTube):
         return *super().__call__(of_state, state), output
 
 
-class RNNTube(Tube):
-    """``h' = phi(W h + U x + b)`` with ``phi`` = tanh or relu.
+class NormTube(Tube):
+    """A tube that carries the distance of the states in the norm of a certificate as well, as a part of the state.
 
-    Entry by entry ``|W| u`` grows where ``W`` does not, by up to the root of the number of units. So the tube carries
-    the distance ``d`` of the states in the norm of a certificate as well, as a second part of the state, and each cuts
-    the other back. With ``s`` the largest slope of ``phi`` on the intervals of the units, and ``q`` what differences of
-    the inputs and rounding add::
+    Entry by entry ``|W| u`` grows where ``W`` does not, by up to the root of the number of units. With the distance
+    ``d`` the two cut each other back: ``|w_j (h' - h)| <= reach_j d``.
+    """
 
-        |w_j (h' - h)| <= reach_j d
-        d' = s (rate d + ||q||)
+    def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None) -> None:
+        super().__init__(weights, metric)
+        assert metric is not None
+        hidden, self.hidden = weights["weight_hh"], self.maps["weight_hh"]
+        self.grown = 1 + 2 * self.hidden.gamma  # what is rounded on the way
+        self.rate, self.gain = self.grown * metric.rate, self.grown * metric.gain
+        self.reach = self.grown * hidden.new_tensor(metric.reach)
+        self.slack = ROUNDING * torch.finfo(hidden.dtype).eps
+        self.shrink = metric.stretch / hidden.new_tensor(metric.scale)
+        self.one = euclidean(self.shrink)
+        self.pushed = self.slack * self.one
 
-    The slopes of a step are ``s`` times some between 0 and 1, for which the rate is certified.
+    def pre(self, driven: Ball, hidden: Around | Ball, distance: Tensor) -> tuple[Ball, Tensor]:
+        """Return the pre-activations, and what inputs and rounding add to any of them."""
+        own, pushed = self.hidden, driven.radius + self.hidden.rounding(hidden.value)
+        radius = torch.minimum(F.linear(hidden.radius, own.growth), distance * self.reach)
+        return Ball(driven.value + F.linear(hidden.value, own.weight, own.bias), radius + pushed), pushed
+
+    def size(self, radius: Tensor) -> Tensor:
+        """Return a bound on the norm of differences up to this radius, which may be one for all units."""
+        return radius * self.one if radius.shape[-1] == 1 else euclidean(radius * self.shrink)[..., None]
+
+
+class RNNTube(NormTube):
+    """``h' = phi(W h + U x + b)`` with ``phi`` = tanh or relu; of ``h'`` only the radius is read, and carried.
+
+    With ``s`` the largest slope of ``phi`` on the intervals of the units, and ``q`` what differences of the inputs and
+    rounding add, the distance of :class:`NormTube` is ``d' = s (rate d + ||q||)``. The slopes of a step are ``s`` times
+    some between 0 and 1, for which the rate is certified. As ``reach_j <= rate entries_j``, radii are at most
+    ``entries_j d'`` already.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None, *, relu: bool = False) -> None:
         super().__init__(weights, metric)
-        assert metric is not None
-        self.relu, hidden = relu, weights["weight_hh"]
-        self.rate, self.stretch, self.gain = metric.rate, metric.stretch, metric.gain
-        self.scale, self.entries = hidden.new_tensor(metric.scale), hidden.new_tensor(metric.entries)
-        self.reach = hidden.new_tensor(metric.reach)
+        self.relu = relu
 
-    def begin(self, state: Arounds) -> Arounds:
-        """Add the distance."""
-        return *state, Around.exactly(self._size(state[0].radius))
+    def begin(self, state: Arounds) -> State:
+        """Return the values, radii and the distance."""
+        radius = state[0].radius
+        return state[0].value, radius, self.size(radius)
 
-    def _pre(self, driven: Ball, state: Arounds) -> tuple[Ball, Tensor, Tensor]:
-        """Return the pre-activations, ``rate d``, and ``q``."""
-        hidden, distance, recurrent = state[0], state[1].value, self.maps["weight_hh"]
-        own, rounding = recurrent(hidden), recurrent.rounding(hidden.value)
-        reached = (1 + 2 * recurrent.gamma) * self.reach * distance + rounding
-        pre = driven + Ball(own.value, torch.minimum(own.radius, reached))
-        # Rounding has one radius for all units.
-        return pre, (1 + recurrent.gamma) * self.rate * distance, (driven.radius + rounding).expand_as(reached)
-
-    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
-        """The formulas above; ``gamma`` and ``eps`` cover what rounding does to them."""
-        recurrent = self.maps["weight_hh"]
-        pre, far, pushed = self._pre(driven, state)
-        far = far + self._size(pushed)
+    def step(self, driven: Ball, state: State) -> State:
+        """The formulas above; between the run and what is nearer to 0, tanh changes most."""
+        pre, pushed = self.pre(driven, Ball(*state[:2]), state[2])
+        far = self.rate * state[2] + self.size(pushed)
         if self.relu:
-            after = pre.map(torch.relu).widened(0.0)
-            far = far * (after.high > 0).to(far).amax(-1, keepdim=True)
+            value, radius = torch.relu(pre.value), torch.relu(pre.radius + pre.value.clamp(max=0))
         else:
-            slack = ROUNDING * torch.finfo(far.dtype).eps
-            slopes = tanh_slope(Interval(pre.around.low, pre.around.high))
-            after = pre.map(torch.tanh).widened(1.0)
-            far = far * (slopes.amax(-1, keepdim=True) + slack).clamp(max=1)
-            far = far + self._size(torch.full_like(pushed, slack))
-        after = after.within((1 + recurrent.gamma) * far * self.entries)
-        return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
+            # Four functions are rounded, by 20 eps: of the run, at the end, of the other run, of the run once more.
+            value, size, slack = torch.tanh(pre.value), pre.value.abs(), 1.5 * self.slack
+            near = torch.sigmoid(2 * (pre.radius - size))  # tanh(size - radius) = 1 - 2 near
+            radius = torch.add(value.abs() + (slack - 1), near, alpha=2)
+            steepest = near.amax(-1, keepdim=True).clamp(max=0.5)
+            far = far * (steepest * (4 - 4 * steepest) + slack).clamp(max=1) + self.pushed
+        return value, radius, torch.minimum(far, self.size(radius))
 
-    def spread(self, output: Around, state: Arounds) -> Tensor:
+    def arounds(self, state: State) -> Arounds:
+        """Return the values and their intervals."""
+        return (Ball(*state[:2]).around.widened(state[0].abs()),)
+
+    def spread(self, output: Around, state: State) -> Tensor:
         """Return the smaller of the norm of the entries and ``gain d``."""
-        gain = (1 + self.maps["weight_hh"].gamma) * self.gain
-        return torch.minimum(super().spread(output, state), gain * state[1].value[..., 0])
-
-    def _size(self, radius: Tensor) -> Tensor:
-        return self.stretch * euclidean(radius / self.scale)[..., None]
+        return torch.minimum(euclidean(state[1]), self.gain * state[2][..., 0])
 
 
-class LeakyRNNTube(RNNTube):
+class LeakyRNNTube(NormTube):
     """``h' = a h + (1 - a) tanh(W h + U x + b)``, with ``d' = rate d + ||(1 - a) q||``."""
 
     def __init__(self, weights: Mapping[str, Tensor], metric: Metric | None = None) -> None:
         super().__init__(weights, metric)
+        assert metric is not None
         self.leak, self.enters = torch.sigmoid(weights["leak"]), torch.sigmoid(-weights["leak"])
+        self.entries = self.grown * self.leak.new_tensor(metric.entries)
 
-    def __call__(self, driven: Ball, state: Arounds) -> Arounds:
+    def begin(self, state: Arounds) -> State:
+        """Add the distance."""
+        return *packed(state), self.size(state[0].radius)
+
+    def step(self, driven: Ball, state: State) -> State:
         """A mean with a leak that all runs share."""
-        pre, far, pushed = self._pre(driven, state)
-        slack = ROUNDING * torch.finfo(far.dtype).eps * (state[0].magnitude + 2)
-        far = far + self._size(self.enters * pushed + slack)
-        after = mix(Around.exactly(self.leak), state[0], pre.map(torch.tanh))
-        after = after.within((1 + self.maps["weight_hh"].gamma) * far * self.entries)
-        return after, Around.exactly(torch.minimum(far, self._size(after.radius)))
+        (hidden,), distance = self.arounds(state), state[-1]
+        pre, pushed = self.pre(driven, hidden, distance)
+        far = self.rate * distance + self.size(self.enters * pushed + self.slack * (hidden.magnitude + 2))
+        after = mix(Around.exactly(self.leak), hidden, pre.tanh()).within(far * self.entries)
+        return *packed((after,)), torch.minimum(far, self.size(after.radius))
+
+    def arounds(self, state: State) -> Arounds:
+        """Return all but the distance."""
+        return unpacked(state[:-1])
+
+    def spread(self, output: Around, state: State) -> Tensor:
+        """Return the smaller of the norm of the entries and ``gain d``."""
+        return torch.minimum(super().spread(output, state), self.gain * state[-1][..., 0])
 
 
 class MinGRUTube(Tube):
@@ -222,7 +255,7 @@ class MinGRUTube(Tube):
     def __call__(self, driven: Ball, state: Arounds) -> Arounds:
         """A mean with independent intervals."""
         gate, candidate = driven.chunk(2)
-        return (mix(gate.map(torch.sigmoid), candidate.map(torch.tanh), state[0]),)
+        return (mix(gate.map(torch.sigmoid), candidate.tanh(), state[0]),)
 
 
 class MinLSTMTube(Tube):
@@ -236,4 +269,15 @@ class MinLSTMTube(Tube):
             normalized_leak(forget.low, enter.high),
             normalized_leak(forget.high, enter.low),
         ).widened(forget.magnitude.abs() + enter.magnitude.abs() + 2)
-        return (mix(leak.map(torch.sigmoid), state[0], candidate.map(torch.tanh)),)
+        return (mix(leak.map(torch.sigmoid), state[0], candidate.tanh()),)
+
+
+def packed(parts: Arounds) -> State:
+    """Return the values, then the low ends, then the high ends."""
+    return (*(part.value for part in parts), *(part.low for part in parts), *(part.high for part in parts))
+
+
+def unpacked(state: State) -> Arounds:
+    """Undo :func:`packed`."""
+    count = len(state) // 3
+    return tuple(map(Around, state[:count], state[count : 2 * count], state[2 * count :]))

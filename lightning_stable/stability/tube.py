@@ -11,7 +11,8 @@ the middle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from lightning_stable import checks, linalg
 from lightning_stable.recurrence.around import euclidean
 from lightning_stable.recurrence.base import Contraction, Recurrence, State
-from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
+from lightning_stable.recurrence.enclosed import Enclosed, Premises
 from lightning_stable.recurrence.intervals import Interval
 from lightning_stable.recurrence.registry import recurrences_of
 from lightning_stable.recurrence.tubes import Metric
@@ -31,7 +32,7 @@ from lightning_stable.stability.window_bounds import window_bounds
 
 # A box beyond this is that of a leak gate which rounds to 1: no bound at all.
 _UNBOUNDED = 1e20
-_CPU_BLOCK = 128
+_CPU_BLOCK = 256
 
 
 @torch.no_grad()
@@ -171,29 +172,29 @@ def tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
 def _tube_bounds(tubes: Sequence[Enclosed], inputs: Tensor) -> Tensor:
     depths = [list(depth) for _, depth in groupby(tubes, key=lambda tube: tube.layer)]
     middle = len(inputs) // 2 if len(depths[0]) > 1 else len(inputs) - 1
-    places: Sequence[Tensor] = drive(depths[0], inputs).unbind(0)
+    places: Sequence[Tensor] = inputs.unbind(0)
     for depth, layers in enumerate(depths):
         top = depth + 1 == len(depths)
         outputs, spreads = [], []
         for layer in layers:
             order = slice(None, None, -1 if layer.direction == "backward" else 1)
-            visited = _scan(layer, places[order][: middle + 1] if top else places[order])
             if top:
-                spreads.append(layer.spread(visited[middle]))
+                (state,) = deque(_scan(layer, places[order][: middle + 1]), maxlen=1)
+                spreads.append(layer.spread(state))
             else:
-                outputs.append([layer.output(state) for state in visited[order]])
+                outputs.append([layer.output(state) for state in _scan(layer, places[order])][order])
         if top:
             return euclidean(torch.stack(spreads, dim=-1))
         places = [torch.cat(both, dim=-1) for both in zip(*outputs, strict=True)]
     raise AssertionError("a module has at least one layer")
 
 
-def _scan(layer: Enclosed, places: Sequence[Tensor]) -> list[State]:
-    state, visited = layer.initial_state(places[0]), []
+def _scan(layer: Enclosed, places: Sequence[Tensor]) -> Iterator[State]:
+    """Yield the states one by one: what is dropped leaves its place in the caches."""
+    state = layer.initial_state(places[0])
     for inputs in places:
-        state = layer.step(inputs, state)
-        visited.append(state)
-    return visited
+        state = layer.step_on(inputs, state)
+        yield state
 
 
 def _worst_case(recurrences: Sequence[Recurrence], sources: Sources, state_bound: float, windows: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ def _windows(recurrences: Sequence[Recurrence], inputs: Tensor, *, batch_first: 
         )
     weight = next(iter(recurrences[0].parameters().values()))
     windows = inputs.detach().to(device=weight.device, dtype=torch.float64)
-    if not torch.isfinite(windows).all():
+    if not torch.stack(torch.aminmax(windows)).isfinite().all():
         raise ValueError("`inputs` must be finite. Got NaN or Inf.")
     windows = windows.unsqueeze(1) if inputs.dim() == 2 else windows.transpose(0, 1) if batch_first else windows
     if _is_mirrored(recurrences) and len(windows) % 2 == 0:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_stable import certify_windows, project_, register_recurrence, truncation_profile
-from lightning_stable.recurrence import Recurrence, recurrences_of
+from lightning_stable.recurrence import Recurrence, around, recurrences_of
+from lightning_stable.recurrence.around import Around, Ball, euclidean
+from lightning_stable.recurrence.base import Weights
 from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
 from lightning_stable.recurrence.gru import GRURecurrence
+from lightning_stable.recurrence.intervals import Interval, tanh_slope
+from lightning_stable.recurrence.rnn import RNNRecurrence
+from lightning_stable.recurrence.tubes import Arounds, Metric, NormTube, packed, unpacked
 from lightning_stable.stability import FiniteSet, L2Ball
 from lightning_stable.stability.inputs.resolve import resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import SupNorm
@@ -94,6 +100,80 @@ def test_the_run_in_the_middle_is_the_truncated_one(name: str) -> None:
     torch.testing.assert_close(values[..., 0, :], module(x)[0], rtol=0, atol=1e-14)
     assert (values[..., 1, :] <= values[..., 0, :]).all()
     assert (values[..., 0, :] <= values[..., 2, :]).all()
+
+
+class PlainRNNTube(NormTube):
+    """The RNN's tube with intervals in place of radii: a tanh and a slope at both ends."""
+
+    relu = False
+
+    def __init__(self, weights: Weights, metric: Metric) -> None:
+        super().__init__(weights, metric)
+        self.entries = self.grown * weights["weight_hh"].new_tensor(metric.entries)
+
+    def begin(self, state: Arounds) -> tuple[Tensor, ...]:
+        return *packed(state), self.size(state[0].radius)
+
+    def arounds(self, state: tuple[Tensor, ...]) -> Arounds:
+        return unpacked(state[:-1])
+
+    def step(self, driven: Ball, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (hidden,), distance, recurrent = self.arounds(state), state[-1], self.maps["weight_hh"]
+        own, rounding = recurrent(hidden), recurrent.rounding(hidden.value)
+        pre = driven + Ball(own.value, torch.minimum(own.radius, self.reach * distance + rounding))
+        far = self.rate * distance + self.size((driven.radius + rounding).expand_as(hidden.value))
+        if self.relu:
+            after = pre.map(torch.relu)
+        else:
+            slopes = tanh_slope(Interval(pre.around.low, pre.around.high))
+            far = far * slopes.amax(-1, keepdim=True)
+            after = pre.map(torch.tanh)
+        after = after.within(far * self.entries)
+        return *packed((after,)), torch.minimum(far, self.size(after.radius))
+
+    def size(self, radius: Tensor) -> Tensor:
+        return euclidean(radius * self.shrink)[..., None]
+
+    def spread(self, output: Around, state: tuple[Tensor, ...]) -> Tensor:
+        return torch.minimum(super().spread(output, state), self.gain * state[-1][..., 0])
+
+
+class PlainReLUTube(PlainRNNTube):
+    relu = True
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fast_forms_equal_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Radii in place of intervals, sigmoids in place of tanhs, and inputs that are read a step at a time."""
+    module, x = stable(name, units=6, num_layers=2, scale=2.0), uniform(12, 20, 3)
+    if name in ("rnn", "relu"):  # entry by entry these grow
+        for weight in (module.weight_hh_l0, module.weight_hh_l1):
+            q, _ = torch.linalg.qr(weight.detach())
+            weight.data = 0.9 * q
+    x = x * torch.logspace(-2, 0, 20, dtype=torch.float64)[:, None]  # closed units, and those with slope 1
+    recurrences = recurrences_of(module)
+    layers = list(walk_layers(recurrences, resolve_sources(module, recurrences, SupNorm(B)), training=False))
+    fast = [tube_bounds(enclose(layers), x[:window]) for window in (1, 4, 12)]
+    monkeypatch.setattr(around, "_tanh", torch.tanh)
+    plain = PlainReLUTube if name == "relu" else PlainRNNTube
+    monkeypatch.setattr(RNNRecurrence, "tube", lambda self, weights, metric: plain(weights, metric))
+    tubes = enclose(layers)
+    for window, bounds in zip((1, 4, 12), fast, strict=True):
+        values = drive(tubes[:1], x[:window])
+        for tube in tubes:
+            state, outputs = tube.initial_state(values[0]), []
+            for value in values:
+                state = tube.step(value, state)
+                outputs.append(tube.output(state))
+            values = torch.stack(outputs)
+        torch.testing.assert_close(bounds, tubes[-1].spread(state), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ends_of_a_tanh_are_as_exact_as_bounds_ask(dtype: torch.dtype) -> None:
+    x = torch.cat((torch.linspace(-30, 30, 200_001, dtype=dtype), torch.linspace(-3, 3, 200_001, dtype=dtype)))
+    exact = np.tanh(x.numpy().astype(np.longdouble))
+    assert np.abs(around._tanh(x).numpy() - exact).max() <= 9 * torch.finfo(dtype).eps
 
 
 def test_a_norm_is_carried_where_entries_would_grow() -> None:
