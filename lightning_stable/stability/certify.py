@@ -14,7 +14,7 @@ from lightning_stable.recurrence.registry import find_recurrences, gathered_mode
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
-from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.stability.report import REMEDY, LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
 
 NO_INPUT_SET = (
@@ -23,7 +23,7 @@ NO_INPUT_SET = (
 )
 # The dtypes in which weights are numbers that float64 holds exactly.
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NO_RATE = "There is no finite rate for these weights, inputs and start states."
+_NO_RATE = f"There is no finite rate for these weights, inputs and start states. {REMEDY}"
 
 
 @torch.no_grad()

@@ -101,6 +101,11 @@ class _AfterStep(Callback):
             optimizer.register_step_post_hook(lambda *_: self._function())
 
 
+def checkpoint_of(out: Path, name: str) -> Path:
+    """Return where the best epoch of a run is."""
+    return out / name / "checkpoints" / "best.ckpt"
+
+
 def train(
     name: str,
     projection: StabilityProjectionCallback | None,
@@ -112,7 +117,9 @@ def train(
     run = Run(name)
     starts: list[float] = []
     ends: list[float] = []
-    checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
+    checkpoint = ModelCheckpoint(
+        dirpath=checkpoint_of(out, name).parent, monitor="val_perplexity", filename=checkpoint_of(out, name).stem
+    )
     shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
     profiles = [
