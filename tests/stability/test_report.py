@@ -98,8 +98,8 @@ def test_why_no_bound_says_what_to_do() -> None:
     report = project_(lstm, 0.9, input_bound=1.0)
     text = why_no_bound(report, 1, size=2.0)
     assert "a window of 1 input: the error may be as large as the outputs." in text
-    assert f"{report.required_window(0.02)} inputs are certified to leave an error of 1 % of it" in text
-    assert "Project the model to a smaller rate" in why_no_bound(report, size=1e-300)
+    assert f"{report.required_window(0.02)} inputs are certified to leave an error of 1 % of that" in text
+    assert "for up to 10,000 inputs. Allow a larger error" in why_no_bound(report)
 
 
 def project_rnn() -> nn.RNN:

@@ -59,8 +59,11 @@ def twin_table(runs: list[Run], window: int) -> Table:
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(run) for run in runs))
-    without = [run for run in runs if "none" in (_tube_window(run), _certified_window(run))]
-    notes = [f"{run.name}: {why_no_bound(run.report)}" for run in without if run.report is not None]
+    notes = [
+        f"{run.name}: {why_no_bound(run.report, LONGEST_WINDOW, run.profile.output_norm)}"
+        for run in runs
+        if run.report is not None and run.profile is not None and not run.profile.has_useful_tube
+    ]
     table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 
