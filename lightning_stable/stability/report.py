@@ -231,6 +231,12 @@ class StabilityReport:
         return text.getvalue().rstrip()
 
 
+def why_unstable(report: StabilityReport) -> str:
+    """Say why a report without a rate below 1 has none, and what to do: everywhere in the same words."""
+    layer = next(layer for layer in report.layers if not layer.is_stable)
+    return layer.reason or f"The rate of {layer.name!r}, {format_rate(layer.rate)}, is not below 1. {REMEDY}"
+
+
 def why_no_bound(report: StabilityReport, window: int | None = None, size: float = 1.0) -> str:
     """Say why no error that means something is certified, and what to do: everywhere in the same words.
 
@@ -239,10 +245,8 @@ def why_no_bound(report: StabilityReport, window: int | None = None, size: float
         window: The window whose error is above the size of the outputs; None if no window is within a tolerance.
         size: The size of the outputs.
     """
-    unstable = next((layer for layer in report.layers if not layer.is_stable), None)
-    if unstable is not None:
-        rate = f"The rate of {unstable.name!r}, {format_rate(unstable.rate)}, is not below 1. {REMEDY}"
-        return f"No useful bound is certified. {unstable.reason or rate}"
+    if not report.is_stable:
+        return f"No useful bound is certified. {why_unstable(report)}"
     if any(bounds.guarantee == "none" for bounds in report.bounds):
         return (
             "No useful bound is certified: a rate is, but nothing bounds the states. Declare the set of the inputs "
