@@ -194,7 +194,7 @@ def describe(name: str, model: Found) -> str:
         for window in (known.measured, known.statistical)
     )
     tube, certified = (
-        "no warm-up" if window is None else counted(window, "day") for window in (known.tube, known.certified)
+        "no length" if window is None else counted(window, "day") for window in (known.tube, known.certified)
     )
     return (
         f"The {name} model errs by {model.errors[-1]:.2f} mm a day after {longest} days of warm-up. The warm-up after "

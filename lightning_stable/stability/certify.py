@@ -18,8 +18,8 @@ from lightning_stable.stability.report import REMEDY, LayerCertificate, Stabilit
 from lightning_stable.stability.window_bounds import by_module
 
 NO_INPUT_SET = (
-    "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, or pass the ranges that "
-    "`record_inputs` or a StabilityProjectionCallback recorded."
+    "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, pass the ranges that "
+    "`record_inputs` yields, or read the `report` of the StabilityProjectionCallback, which recorded them in training."
 )
 # The dtypes in which weights are numbers that float64 holds exactly.
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
