@@ -119,6 +119,8 @@ def run(options: Options) -> int:
     for name in exported.metadata.error_bound:
         if _certified_error(exported, name) is None:
             why = why_no_bound(report, exported.metadata.window, exported.output_norms.get(name, 1.0))
+            if exported.metadata.bound is not None:
+                why += " The output `bound` says how far each answer can be off on the inputs it has seen."
             console.print(why, markup=False, highlight=False, soft_wrap=True)
             break
     console.print(f"Written: {exported.path}", markup=False, highlight=False, soft_wrap=True)

@@ -263,8 +263,8 @@ def why_no_bound(report: StabilityReport, window: int | None = None, size: float
         else f"{counted(longer, 'input')} are certified to leave an error of 1 % of that"
     )
     return (
-        f"No useful bound is certified for a window of {counted(window, 'input')}: the error may be as large as the "
-        f"outputs. {remedy}."
+        f"No useful worst-case bound is certified for a window of {counted(window, 'input')}: the error may be as "
+        f"large as the outputs. {remedy}."
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,19 @@ def test_a_model_of_pytorch_lightning() -> None:
     data = LinearSystemDataModule(input_size=3, length=5, train_size=1, valid_size=4, test_size=1)
     (found,) = record(Theirs().eval(), [data], 1).values()
     assert found.shape == (4, 5, 3)
+
+
+@pytest.mark.slow
+def test_nothing_else_reaches_the_screen(tmp_path: Path) -> None:
+    path, data = save(stable(), tmp_path), stored(inputs(), tmp_path / "x.pt")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "data: {class_path: lightning_stable.datamodules.LinearSystemDataModule, "
+        "init_args: {input_size: 3, length: 5, train_size: 1, valid_size: 4, test_size: 1}}"
+    )
+    given = ["profile", path, "--class-path", CLASS, "--data", data, config, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_stable", *map(str, given)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("core is certified stable")

@@ -14,7 +14,15 @@ from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.datamodules import PythonDocsDataModule
 from lightning_stable.experiments.demo.figures import plot_distances, plot_runs
 from lightning_stable.experiments.demo.options import DemoOptions
-from lightning_stable.experiments.demo.runs import TOLERANCE, Run, checkpoint_of, distances_over_steps, train
+from lightning_stable.experiments.demo.runs import (
+    LINE,
+    LONGEST_WINDOW,
+    TOLERANCE,
+    Run,
+    checkpoint_of,
+    distances_over_steps,
+    train,
+)
 from lightning_stable.experiments.demo.tables import comparison_table, distance_factor, twin_table
 from lightning_stable.experiments.pool import one_thread
 from lightning_stable.experiments.results import show
@@ -22,8 +30,11 @@ from lightning_stable.files import write_text
 from lightning_stable.printing import counted
 from lightning_stable.quiet import quiet
 
-# How a configuration names the data.
-_DATA = "lightning_stable.datamodules.PythonDocsDataModule"
+# The data as a configuration, in lines as long as those that the tables speak of.
+_DATA = f"""data:
+  class_path: lightning_stable.datamodules.PythonDocsDataModule
+  init_args: {{chunk_length: {LINE}}}
+"""
 
 
 @quiet()
@@ -87,13 +98,14 @@ def run_demo(options: DemoOptions) -> int:
 def _next_steps(stable: Run, out: Path, options: DemoOptions) -> list[str]:
     """Return command lines for the stable checkpoint, ready to be copied; the data they need is described in a file."""
     checkpoint = quote(str(checkpoint_of(out, stable.name)))
-    data = write_text(out / "data.yaml", f"data:\n  class_path: {_DATA}\n")
+    data = write_text(out / "data.yaml", _DATA)
     assert stable.profile is not None
     window = stable.profile.required_window(TOLERANCE) or options.window
     ours = _program("lightning-stable", "lightning_stable")
     return [
         f"{ours} certify {checkpoint} --tolerance {TOLERANCE:g}",
-        f"{ours} profile {checkpoint} --data {quote(str(data))} --out {quote(str(out / 'profile'))}",
+        f"{ours} profile {checkpoint} --data {quote(str(data))} --max-window {LONGEST_WINDOW} "
+        f"--out {quote(str(out / 'profile'))}",
         # Needs no extra, as ONNX does.
         f"{ours} export {checkpoint} --window {window} --format torch-export",
         f"{_program('tensorboard', 'tensorboard.main')} --logdir {quote(str(out))}",
