@@ -20,7 +20,7 @@ from lightning_stable.callbacks._projection_logs import log_after_step, metrics_
 from lightning_stable.hooks import Hook, after_steps
 from lightning_stable.stability import Constraint, StabilityReport
 from lightning_stable.stability.inputs.sets import InputBound
-from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, rate_chart
+from lightning_stable.tensorboard import Entries, begin_table, boards_of, end_table, flush, projection_charts
 from lightning_stable.tensorboard.board import last_step
 from lightning_stable.trainers import check_strategy, logging_interval
 
@@ -152,7 +152,7 @@ class StabilityProjectionCallback(ModelProjectorCallback, Interruptible):
         report = self._settle()
         projector.refine(missing_only=True)
         for board in boards_of(trainer):
-            board.show(rate_chart(layer.name for layer in report.layers))
+            board.show(projection_charts(layer.name for layer in report.layers if self._norms_before.get(layer.name)))
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -21,6 +21,7 @@ from lightning_stable.callbacks.stability_projection import StabilityProjectionC
 from lightning_stable.copying import evaluating
 from lightning_stable.stability import StabilityReport, certify
 from lightning_stable.stability.inputs.sets import InputBound, weakest_guarantee
+from lightning_stable.stability.report import format_rate, why_unstable
 from lightning_stable.trainers import callbacks_of, check_strategy, classes
 
 
@@ -75,6 +76,7 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         self.input_bound = checked_input_bound(input_bound)
         self.report: StabilityReport | None = None
         self._certified_step: int | None = None  # the ``global_step`` of the report
+        self._has_warned = False
 
     @property
     @override
@@ -91,7 +93,7 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         check_strategy(trainer, "StableModelCheckpoint", "recurrent matrices that can be gathered", sharded=True)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.report, self._certified_step = None, None
+            self.report, self._certified_step, self._has_warned = None, None, False
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,7 +121,11 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
             with _as_saved(trainer, () if self.save_weights_only else averaging):
                 self._certify(trainer, trainer.lightning_module)
         # All processes decide alike, whatever the last digit of a rate is on each.
-        certified = trainer.strategy.reduce_boolean_decision(self._accepts())
+        certified = trainer.strategy.reduce_boolean_decision(self._refusal() is None)
+        if not certified and not self.best_model_path and not self._has_warned:
+            # Once, and early: at the end of the fit it is too late to project the model.
+            self._has_warned = True
+            rank_zero_warn(f"StableModelCheckpoint has kept nothing yet. {self._refusal() or ''}")
         return certified and super().check_monitor_top_k(trainer, current)
 
     @override
@@ -128,10 +134,8 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         super().on_train_end(trainer, pl_module)
         if self.report is not None and not self.best_model_path:
             rank_zero_warn(
-                "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. Project the model with "
-                "StabilityProjectionCallback, or pass `input_bound` if its inputs are unknown; `guaranteed=True` takes "
-                "derived certificates with `derived=True` only. Got as last report:\n"
-                f"{self.report}"
+                "StableModelCheckpoint kept nothing: no checkpoint was certified as asked for. "
+                f"{self._refusal() or ''} Got as last report:\n{self.report}"
             )
 
     @override
@@ -139,11 +143,23 @@ class StableModelCheckpoint(RecordsClassPath, ModelCheckpoint, Portable):
         self.best_k_models = dict(self.best_k_models)
         self.report = None if self.report is None else self.report.without_windows()
 
-    def _accepts(self) -> bool:
+    def _refusal(self) -> str | None:
+        """Return why the latest report is not good enough, and what to do; None if it is."""
         assert self.report is not None
         least = "data" if not self.guaranteed else "derived" if self.derived else "guaranteed"
-        is_enough = weakest_guarantee((self.report.guarantee, least)) == least
-        return self.report.is_stable and self.report.rate <= self.rate and is_enough
+        if not self.report.is_stable:
+            return why_unstable(self.report)
+        if self.report.rate > self.rate:
+            return (
+                f"The certified rate, {format_rate(self.report.rate)}, is above `rate`, {self.rate:g}: train with "
+                f"StabilityProjectionCallback(rate={self.rate:g})."
+            )
+        if weakest_guarantee((self.report.guarantee, least)) != least:
+            return (
+                f"The certificate is {self.report.guarantee!r}, and `guaranteed=True` asks for {least!r}: declare "
+                "`input_bound`" + ("." if self.derived else ", or take derived certificates too with `derived=True`.")
+            )
+        return None
 
     def _certify(self, trainer: Trainer, pl_module: LightningModule) -> StabilityReport:
         with evaluating(pl_module):

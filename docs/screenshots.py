@@ -26,8 +26,9 @@ from urllib.request import Request, urlopen
 # The scalars of a demo that the pages show, by run.
 COMPARED = ("shadow/compared/loss", "shadow/compared/val_loss")
 APART = ("shadow/compared/weight_distance", "shadow/compared/prediction_distance")
+PROJECTED = ("stability/projection_distance", "stability/core.l0/recurrent_norm_kept")
 SCALARS = {
-    "stable": ("stability/rate", "stability/core.l0/rate", "truncation/core/max_error", *COMPARED),
+    "stable": ("stability/rate", "stability/core.l0/rate", *PROJECTED, "truncation/core/max_error", *COMPARED),
     "stable/shadow": (*COMPARED, *APART, "val_loss", "val_perplexity"),
     "stable/theory": ("stability/target", *APART),
     "unconstrained": ("truncation/core/max_error", *COMPARED),
@@ -44,7 +45,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 PICTURES = {
     "tensorboard-custom-scalars": (
         "#custom_scalars&regexInput=%5E(stable%7Cunconstrained)(%2F%7C%24)&_smoothingWeight=0",
-        (1500, 780),
+        (1500, 1090),
         1.0,
     ),
     "tensorboard-images": ("#images&regexInput=%5E(stable%7Cunconstrained)%24", (1500, 980), 1.0),

@@ -29,9 +29,11 @@ from lightning_stable import certify, certify_windows
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, save
 from lightning_stable.models import SequenceRegressor
-from lightning_stable.options import between, output_folder, positive, seed
+from lightning_stable.options import HelpFormatter, between, output_folder, positive, seed
+from lightning_stable.printing import counted
 from lightning_stable.quiet import quiet
 from lightning_stable.stability import StabilityReport
+from lightning_stable.stability.report import why_no_bound
 
 RANGE = 6.0  # of the sensor: a right reading is never beyond it
 DRIFT = 0.99  # what is left of the level after an hour
@@ -192,18 +194,18 @@ def draw(found: dict[str, Recovery]) -> Figure:
 def describe(name: str, model: Recovery) -> str:
     """Say in two sentences what was found."""
     measured = first_within(model.forecast, TOLERANCE)
+    took = f"more than {AFTER} hours" if measured is None else counted(measured, "hour")
     text = (
-        f"The {name} model errs by {model.usual:.3f} without a bad reading. After one, its forecasts are within "
-        f"{TOLERANCE:g} of what they would have been "
-        + (f"not even after {AFTER} hours (measured)" if measured is None else f"after {measured} hours (measured)")
+        f"The {name} model errs by {model.usual:.3f} without a bad reading. After one, it takes {took} until all "
+        f"forecasts are within {TOLERANCE:g} of what they would have been (measured)."
     )
     if model.tube is None:
-        return f"{text}; nothing is certified: its rate is {model.report.rate:.3g}."
+        return f"{text} {why_no_bound(model.report)}"
     tube, certified = (
-        "nothing" if time is None else f"{time} hours" for time in (model.tube_time(), model.certified_time())
+        "no time" if time is None else counted(time, "hour") for time in (model.tube_time(), model.certified_time())
     )
     return (
-        f"{text}. Certified, whatever the bad reading was: {tube} for the readings that followed, {certified} for all "
+        f"{text} Certified, whatever the bad reading was: {tube} for the readings that followed, {certified} for all "
         f"that can follow (rate {model.report.rate:.4f})."
     )
 
@@ -211,12 +213,12 @@ def describe(name: str, model: Recovery) -> str:
 @quiet()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train both models, print what was found and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=output_folder, default=Path("runs/bad-reading"), help="folder for the figure")
-    parser.add_argument("--epochs", type=positive, default=15)
-    parser.add_argument("--hidden-size", type=positive, default=32)
-    parser.add_argument("--rate", type=between("(0, 1)"), default=0.98)
-    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--epochs", type=positive, default=15, help="epochs per model")
+    parser.add_argument("--hidden-size", type=positive, default=32, help="units of the GRU")
+    parser.add_argument("--rate", type=between("(0, 1)"), default=0.98, help="largest certified rate per hour")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of weights, batches and series")
     options = parser.parse_args(arguments)
     series = readings(128, BEFORE + AFTER + 1, torch.Generator().manual_seed(options.seed + 1))
     found = {name: recover(train(name == "stable", options), series) for name in KINDS}

@@ -3,10 +3,15 @@
 python examples/certify_and_project.py        (two seconds; nothing is trained)
 """
 
+import argparse
+
 import torch
 from torch import nn
 
 from lightning_stable import certify, project_, truncate, truncation_profile
+from lightning_stable.options import HelpFormatter
+
+argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()  # --help says what this is
 
 torch.manual_seed(0)
 layer = nn.LSTM(input_size=8, hidden_size=32)

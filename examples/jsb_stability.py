@@ -26,7 +26,8 @@ from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.datamodules import ChoralesDataModule
 from lightning_stable.files import write_text
 from lightning_stable.models import MusicModel
-from lightning_stable.options import between, existing_folder, output_file, positive, seed
+from lightning_stable.options import HelpFormatter, between, existing_folder, output_file, positive, seed
+from lightning_stable.printing import print_whole
 from lightning_stable.quiet import quiet
 from lightning_stable.stability import ActiveEntries
 from lightning_stable.stability.report import format_rate
@@ -92,16 +93,21 @@ def train(variant: Variant, data: ChoralesDataModule, options: argparse.Namespac
 @quiet()
 def main() -> None:
     """Train the pairs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=existing_folder, required=True)
-    parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"])
-    parser.add_argument("--methods", nargs="+", default=["shares"], help="projections (default: shares)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--data-dir", type=existing_folder, required=True, help="folder of JSB_Chorales.mat")
+    parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=["lstm", "gru"], help="recurrent cells")
+    parser.add_argument("--methods", nargs="+", default=["shares"], help="projections, shares or euclidean")
     share = between("(0, 1)")
-    parser.add_argument("--gate-bounds", nargs="+", type=share, default=[None], help="default: rate squared")
-    parser.add_argument("--epochs", type=positive, default=60)
-    parser.add_argument("--hidden-size", type=positive, default=150)
-    parser.add_argument("--rate", type=share, default=0.99)
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument(
+        "--gate-bounds",
+        nargs="+",
+        type=share,
+        help="largest values of the forget or update gate (default: rate squared)",
+    )
+    parser.add_argument("--epochs", type=positive, default=60, help="epochs per model")
+    parser.add_argument("--hidden-size", type=positive, default=150, help="recurrent units")
+    parser.add_argument("--rate", type=share, default=0.99, help="largest certified rate per frame")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of weights and batches")
     parser.add_argument("--json", type=output_file, help="also write the rows to this file")
     options = parser.parse_args()
     data = ChoralesDataModule(options.data_dir, batch_size=8, eval_batch_size=32)
@@ -112,7 +118,9 @@ def main() -> None:
     variants = []
     for cell in options.cells:
         variants.append(Variant(cell, None))
-        variants += [Variant(cell, method, bound) for method in options.methods for bound in options.gate_bounds]
+        variants += [
+            Variant(cell, method, bound) for method in options.methods for bound in options.gate_bounds or [None]
+        ]
     rows = [train(variant, data, options) for variant in variants]
 
     table = Table(title=f"JSB chorales, {options.epochs} epochs: at most {data.max_active} of 88 keys sound at once")
@@ -122,7 +130,7 @@ def main() -> None:
         gates = "  ".join(f"{gate} {norm:.2f}" for gate, norm in row["gates"].items())
         nll, norm = f"{row['test_nll']:.3f}", f"{row['recurrent_norm']:.2f}"
         table.add_row(row["cell"], row["variant"], nll, format_rate(row["rate"]), row["guarantee"], norm, gates)
-    Console(width=150).print(table)
+    print_whole(Console(), table)
     if options.json:
         write_text(options.json, json.dumps(rows, indent=1))
 

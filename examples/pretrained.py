@@ -28,7 +28,9 @@ from lightning_stable import certify, truncation_profile
 from lightning_stable.diagnostics.tolerance_limits import limit_rank
 from lightning_stable.diagnostics.truncation_profile import windows_needed
 from lightning_stable.figures import axes, save
-from lightning_stable.options import output_folder, path, positive, seed
+from lightning_stable.options import HelpFormatter, output_folder, path, positive, seed
+from lightning_stable.printing import counted
+from lightning_stable.stability.report import why_no_bound
 
 HERTZ, CHUNK, CONTEXT, UNITS = 16_000, 512, 64, 128
 SECONDS = CHUNK / HERTZ  # of a step
@@ -229,28 +231,33 @@ def describe(name: str, found: Reset) -> str:
     """Say what a reset does in one kind of sound."""
     longest, recordings = found.change.shape
 
-    def when(step: int | None) -> str:
+    def after(step: int | None) -> str:
         if step is None:
-            return f"not within {longest} steps ({longest * SECONDS:.0f} s)"
-        return f"from step {step} on ({step * SECONDS:.1f} s)"
+            return f"more than {counted(longest, 'step')} ({longest * SECONDS:.0f} s)"
+        return f"{counted(step, 'step')} ({step * SECONDS:.1f} s)"
 
     text = (
-        f"In {name}, a reset changes the probability by no more than {TOLERANCE:g} {when(found.measured)}, measured on "
-        f"{recordings} recordings"
+        f"In {name}, it takes {after(found.measured)} until a reset changes the probability by no more than "
+        f"{TOLERANCE:g}, measured on {counted(recordings, 'recording')}"
     )
     if limit_rank(recordings, COVERAGE, CONFIDENCE):
-        text += f"; for {100 * COVERAGE:g} % of all of this kind, {when(found.statistical)}"
-    return f"{text}. In the last second measured, {100 * found.flips[-31:].mean():.0f} % of the answers are other ones."
+        text += (
+            f". For {100 * COVERAGE:g} % of all such recordings, with confidence {100 * CONFIDENCE:g} %, it takes "
+            f"{after(found.statistical)}"
+        )
+    return f"{text}. In the last second measured, {100 * found.flips[-31:].mean():.0f} % of the answers differ."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print what was found and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=output_folder, default=Path("runs/pretrained"), help="folder for the figure")
     parser.add_argument("--file", type=path, help="the ONNX file (default: that of the installed package)")
-    parser.add_argument("--recordings", type=positive, default=60, help="of every kind; 59 give a statistical window")
-    parser.add_argument("--steps", type=positive, default=500, help="steps after the reset")
-    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument(
+        "--recordings", type=positive, default=60, help="recordings of every kind; 59 give a statistical window"
+    )
+    parser.add_argument("--steps", type=positive, default=500, help="steps of 32 ms after the reset")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of the sounds")
     options = parser.parse_args(arguments)
     file = options.file or default_file()
     if file is None or importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
@@ -273,11 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit = max(float(found.max()) for found in features.values())
     report = certify(detector.lstm, input_bound=limit)
     profile = truncation_profile(detector.lstm, features["speech"][:4, :400], max_window=250, input_bound=limit)
-    tube = "none" if profile.tube.isnan().all() else f"{float(profile.tube[-1]):.2g} after 250 steps"
+    print(f"The features are at most {limit:.1f}. {why_no_bound(report)}")
+    least = "nothing bounds it" if profile.tube.isnan().all() else f"the bound is {float(profile.tube[-1]):.2g}"
     print(
-        f"Certificate for features up to {limit:.1f}: rate {report.rate:.1e}, which promises nothing. Tube: {tube}. "
-        f"The output of the LSTM, of norm {profile.output_norm:.1f}, is off by {float(profile.max_error[-1]):.1f} with "
-        "a window of 250 steps (measured on speech)."
+        f"A window of 250 steps changes the output of the LSTM, of norm {profile.output_norm:.1f}, by up to "
+        f"{float(profile.max_error[-1]):.1f} on speech (measured); for any past before this speech, {least}."
     )
     resets = {name: reset(detector, found) for name, found in features.items()}
     for name, found in resets.items():
@@ -296,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{100 * share:.0f} % after {seconds} s" for seconds, share in zip(PAUSES, pauses[name], strict=True)
         )
         print(
-            f"Of the same speech it hears, after {name} since the reset: {heard}. The largest entry of the cell is "
-            f"{largest[-1]:.0f} then."
+            f"After a reset and a pause of {name}, it hears of the same speech: {heard}. By then, the largest entry of "
+            f"the cell is {largest[-1]:.0f}."
         )
     print(save(draw(resets, pauses), options.out / "pretrained.png"))
 

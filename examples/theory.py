@@ -39,7 +39,8 @@ from lightning_stable.datamodules import LinearSystemDataModule
 from lightning_stable.datamodules.linear_system import LinearSystem
 from lightning_stable.figures import axes, save
 from lightning_stable.files import write_text
-from lightning_stable.options import output_folder, seed
+from lightning_stable.options import HelpFormatter, output_folder, seed
+from lightning_stable.printing import print_whole
 from lightning_stable.recurrence import Contraction, Recurrence
 from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.intervals import Interval
@@ -460,12 +461,12 @@ EXPERIMENTS: dict[str, Callable[[int], Finding]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments asked for; return 0 if every statement held."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"], help="what to measure")
     parser.add_argument("--out", type=output_folder, default=Path("runs/theory"), help="folder for figures and numbers")
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="seed of weights and data")
     options = parser.parse_args(arguments)
-    console, all_held = Console(width=110), True
+    console, all_held = Console(), True
     for name, experiment in EXPERIMENTS.items():
         if options.experiment not in (name, "all"):
             continue
@@ -475,8 +476,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save(finding.figure, path.with_suffix(".png"))
         summary = {"statement": finding.statement, "held": finding.held, "seed": options.seed}
         write_text(path.with_suffix(".json"), json.dumps(summary | finding.numbers, indent=1))
-        console.print(finding.table)
-        console.print(f"{'Held' if finding.held else 'DID NOT HOLD'}: {finding.statement}\n{path}.png, {path}.json\n")
+        print_whole(console, finding.table)
+        console.print(
+            f"{'Held' if finding.held else 'DID NOT HOLD'}: {finding.statement}\n{path}.png, {path}.json\n",
+            soft_wrap=True,
+        )
     return 0 if all_held else 1
 
 

@@ -26,7 +26,8 @@ from lightning_stable import certify, truncation_profile
 from lightning_stable.callbacks import StabilityProjectionCallback
 from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, log_axis, save
 from lightning_stable.models import SequenceRegressor
-from lightning_stable.options import between, output_folder, positive, seed
+from lightning_stable.options import HelpFormatter, between, output_folder, positive, seed
+from lightning_stable.printing import counted
 from lightning_stable.quiet import quiet
 
 MOST_RAIN, MOST_EVAPORATION = 40.0, 3.5  # mm a day; inputs are shares of them
@@ -187,25 +188,32 @@ def draw(found: dict[str, Found]) -> Figure:
 
 def describe(name: str, model: Found) -> str:
     """Say what was found."""
-    days = ["none" if window is None else f"{window} days" for window in model.windows]
+    longest, known = model.lengths[-1], model.windows
+    measured, statistical = (
+        f"more than {longest} days" if window is None else counted(window, "day")
+        for window in (known.measured, known.statistical)
+    )
+    tube, certified = (
+        "no length" if window is None else counted(window, "day") for window in (known.tube, known.certified)
+    )
     return (
-        f"The {name} model errs by {model.errors[-1]:.2f} mm a day after {model.lengths[-1]} days of warm-up. Warm-up "
-        f"for an answer that no other past changes by more than {TOLERANCE:g} mm a day: {days[0]}, measured; {days[1]} "
-        f"for {100 * COVERAGE:g} % of all catchments, with confidence {100 * CONFIDENCE:g} %; {days[2]}, certified for "
-        f"this weather; {days[3]}, certified for every weather (rate {model.rate:.3g})."
+        f"The {name} model errs by {model.errors[-1]:.2f} mm a day after {longest} days of warm-up. The warm-up after "
+        f"which no other past changes its answer by more than {TOLERANCE:g} mm a day: measured, {measured}; for "
+        f"{100 * COVERAGE:g} % of all catchments, with confidence {100 * CONFIDENCE:g} %, {statistical}; certified for "
+        f"this weather, {tube}; certified for every weather, {certified} (rate {model.rate:.3g})."
     )
 
 
 @quiet()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train both models, print what was found and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=output_folder, default=Path("runs/warm-up"), help="folder for the figure")
-    parser.add_argument("--epochs", type=positive, default=60)
-    parser.add_argument("--hidden-size", type=positive, default=16)
-    parser.add_argument("--rate", type=between("(0, 1)"), default=0.99)
+    parser.add_argument("--epochs", type=positive, default=60, help="epochs per model")
+    parser.add_argument("--hidden-size", type=positive, default=16, help="units of the LSTM")
+    parser.add_argument("--rate", type=between("(0, 1)"), default=0.99, help="largest certified rate per day")
     parser.add_argument("--days", type=positive, default=600, help="days of a new catchment, at least 366")
-    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--seed", type=seed, default=1, help="seed of weights, batches and catchments")
     options = parser.parse_args(arguments)
     if options.days <= CUSTOM:
         parser.error(f"argument --days: must be at least {CUSTOM + 1}. Got {options.days}")

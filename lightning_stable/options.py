@@ -111,6 +111,13 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
             place.add_argument(field.name, help=text, **arguments)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and names the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def read_options(parsed: argparse.Namespace, options: type[OptionsT]) -> OptionsT:
     """Return the options that :func:`add_options` parsed, lists as tuples."""
     values = {field.name: getattr(parsed, field.name) for field in fields(options)}

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 _ADVICE = (
     "args parameter is intended to run from within Python",  # the command line is not LightningCLI's
     "configure_optimizers.* will be overridden",  # a configuration is meant to say which optimizer
@@ -24,18 +23,16 @@ _ADVICE = (
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep advice that does not apply here off the screen inside the block; other warnings and errors are shown."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+    before = logging.root.manager.disable
+    # Not the levels of Lightning's loggers: a package that is imported inside sets its own.
+    logging.disable(max(before, logging.INFO))
     try:
         with warnings.catch_warnings():
             for message in _ADVICE:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 @contextmanager

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint, unknown_inputs
-from lightning_stable.options import Commands, add_command
+from lightning_stable.commands._checkpoint import CheckpointOptions, certify_checkpoint, marked, unknown_inputs
+from lightning_stable.options import Commands, add_command, between
+from lightning_stable.printing import counted
 
 if TYPE_CHECKING:
     from lightning_stable.stability import StabilityReport
@@ -20,10 +21,13 @@ class Options(CheckpointOptions):
 
     Attributes:
         json: Print the report as JSON, with 'guarantee', 'stable' and 'reason'.
+        tolerance: Also say how many inputs are certified to be enough for the output of every recurrent module, up to
+            an error of T in the Euclidean norm.
         citation: Print the papers that the certificate rests on, as BibTeX, and nothing else.
     """
 
     json: bool = False
+    tolerance: Annotated[float, between("(0, inf)")] | None = field(default=None, metadata={"metavar": "T"})
     citation: bool = False
 
 
@@ -69,9 +73,21 @@ def run(options: Options) -> int:
         if stable is not None:
             console.print(reason, markup=False, highlight=False, soft_wrap=True)
         console.print(report.table())
+        if options.tolerance is not None and stable is not None:
+            console.print(_window(report, options.tolerance), markup=False, highlight=False, soft_wrap=True)
     if stable is None:
         raise ValueError(reason)
     return 0 if stable else 1
+
+
+def _window(report: StabilityReport, tolerance: float) -> str:
+    from lightning_stable.stability.report import why_no_bound
+
+    window = report.required_window(tolerance)
+    if window is None:
+        return why_no_bound(report)
+    inputs = marked(counted(window, "input"), report.guarantee)
+    return f"Certified window: after {inputs}, the past changes no output of a recurrence by more than {tolerance:g}."
 
 
 def verdict(report: StabilityReport, in_training: dict[str, str]) -> tuple[bool | None, str]:
@@ -81,13 +97,13 @@ def verdict(report: StabilityReport, in_training: dict[str, str]) -> tuple[bool 
         report: The report of the model.
         in_training: Input bounds of the layers in training, in words; they are shown where none is known now.
     """
-    from lightning_stable.stability.report import format_rate
+    from lightning_stable.stability.report import REMEDY, format_rate
 
     unknown = unknown_inputs(report)
     unstable = [layer for layer in report.layers if not layer.is_stable and layer.name not in unknown]
     if unstable:
         rates = ", ".join(f"{layer.name!r} has rate {format_rate(layer.rate)}" for layer in unstable)
-        return False, f"Not certified stable: {rates}, which is not below 1."
+        return False, f"Not certified stable: {rates}, which is not below 1. {REMEDY}"
     if unknown:
         unbounded = [layer for layer in report.layers if layer.name in unknown]
         names = ", ".join(f"{layer.name!r} ({layer.cell})" for layer in unbounded)

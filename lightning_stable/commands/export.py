@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from lightning_stable.commands._checkpoint import (
     marked,
 )
 from lightning_stable.options import Commands, Positive, add_command, between
+from lightning_stable.printing import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,6 +88,7 @@ def run(options: Options) -> int:
     from lightning_stable.checkpoints import read_tensor
     from lightning_stable.export import export
     from lightning_stable.export.formats import FORMATS, checked_path
+    from lightning_stable.stability.report import why_no_bound
 
     kind = options.format or ("torch-export" if options.out and options.out.suffix == ".pt2" else "onnx")
     if options.out is not None:
@@ -94,8 +97,13 @@ def run(options: Options) -> int:
     report = certify_checkpoint(model, checkpoint, options.input_bound)
     ending = (".streaming" if options.streaming else "") + FORMATS[kind].suffix
     window = options.window if options.tolerance is None else _certified_window(report, options.tolerance)
+    console = Console()
     if window is not None and window > _LONG:
-        Console().print(f"The window has {window} inputs: writing and checking the program may take minutes.")
+        console.print(
+            f"The window has {window} inputs: writing and checking the program may take minutes. `lightning-stable "
+            "profile` measures which shorter one is enough on your data; --window takes it.",
+            soft_wrap=True,
+        )
     exported = export(
         model,
         window,
@@ -107,21 +115,34 @@ def run(options: Options) -> int:
         report=report,
         bound={"auto": None, "on": True, "off": False}[options.bound],
     )
-    Console().print(_table(exported))
-    Console().print(f"Written: {exported.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(exported))
+    for name in exported.metadata.error_bound:
+        if _certified_error(exported, name) is None:
+            why = why_no_bound(report, exported.metadata.window, exported.output_norms.get(name, 1.0))
+            if exported.metadata.bound is not None:
+                why += " The output `bound` says how far each answer can be off on the inputs it has seen."
+            console.print(why, markup=False, highlight=False, soft_wrap=True)
+            break
+    console.print(f"Written: {exported.path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def _certified_window(report: StabilityReport, tolerance: float) -> int:
-    from lightning_stable.stability.report import format_rate
+    from lightning_stable.stability.report import why_no_bound
 
     window = report.required_window(tolerance)
     if window is None:
         raise ValueError(
-            "`--tolerance` needs a certified window: try --window, or --input-bound where the inputs are not known. "
-            f"Got none for {tolerance:g}; the certified rate is {format_rate(report.rate)}."
+            f"`--tolerance` needs a certified window; --window takes any. Got none for {tolerance:g}: "
+            f"{why_no_bound(report)}"
         )
     return window
+
+
+def _certified_error(exported: Exported, name: str) -> float | None:
+    """Return the certified error of a recurrent module; None if it is not below the size of its outputs."""
+    error = exported.metadata.error_bound[name]
+    return error if error is not None and error < exported.output_norms.get(name, math.inf) else None
 
 
 def _table(exported: Exported) -> Table:
@@ -137,12 +158,14 @@ def _table(exported: Exported) -> Table:
         caption=guarantee_notes({metadata.guarantee}),
     )
     table.add_row("form", f"{metadata.form}, {size / 1e6:.2f} MB")
-    table.add_row("window", f"{metadata.window} inputs")
-    rate = None if metadata.rate is None else format_rate(metadata.rate)
+    table.add_row("window", counted(metadata.window, "input"))
+    stable = metadata.rate is not None and metadata.rate < 1
+    rate = None if metadata.rate is None else format_rate(metadata.rate) + ("" if stable else ", not stable")
     table.add_row("certified rate", marked(rate, metadata.guarantee))
-    for name, bound in metadata.error_bound.items():
-        error = None if bound is None else f"{bound:.3g}"
-        table.add_row(f"certified error of {name or 'output'}", marked(error, metadata.guarantee))
+    for name in metadata.error_bound:
+        error = _certified_error(exported, name)
+        shown = marked(None if error is None else f"{error:.3g}", metadata.guarantee)
+        table.add_row(f"certified error of {name or 'output'}", shown)
     if metadata.bound is not None:
         module, before = metadata.bound["module"] or "output", metadata.bound["inputs_before"]
         said = f"of {module}, after {'any inputs' if before is None else before}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from lightning_stable.commands._checkpoint import CheckpointOptions, guarantee_notes, marked
 from lightning_stable.options import Commands, OutputFolder, Positive, add_command, between
+from lightning_stable.printing import counted, print_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,8 +88,7 @@ def run(options: Options) -> int:
     profiles = profile_modules(model, inputs, options.input_bound, options.max_window, options.tolerance, declared)
     for name, module in profiles.items():
         console.print(verdict(name or "The model", module, options), markup=False, highlight=False, soft_wrap=True)
-    # A narrow terminal may wrap it: numbers cut to fit say less.
-    Console(width=max(120, console.width)).print(_table(profiles, options))
+    print_whole(console, _table(profiles, options))
     for path in _write(profiles, options.out):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -102,24 +102,32 @@ def verdict(name: str, module: ModuleProfile, options: Options) -> str:
         module: What was found.
         options: The options of the command.
     """
-    from lightning_stable.stability.report import format_rate
+    from lightning_stable.stability.report import format_rate, why_no_bound
 
+    longest = len(module.profile.windows)
     rate, small = format_rate(module.report.rate), f"the output by at most {options.tolerance:g}"
     certified = f"is certified stable (rate {rate}, {module.report.guarantee})"
     measured = (
-        f"more than {options.max_window} inputs were needed here"
+        f"more than {counted(longest, 'input')} were needed here"
         if module.measured is None
         else f"{module.measured} were enough where it began at zero"
     )
     if not module.report.is_stable:
         return (
-            f"{name} is not certified stable (rate {rate}). Of this data, {measured}; any other past may change more."
+            f"{name} is not certified stable (rate {rate}). Of this data, {measured}; any other past may change more. "
+            f"{why_no_bound(module.report)}"
         )
     if module.tube is None:
-        seen = f"no window up to {options.max_window} (--max-window) is certified for this data"
-        return f"{name} {certified}, but {seen}; {measured}."
+        seen = f"no window up to {longest} is certified for this data"
+        more = "Longer sequences" if longest < options.max_window else "A larger --max-window"
+        worst = (
+            ""
+            if module.certified is None
+            else f"; {counted(module.certified, 'input')} are certified for all admissible inputs"
+        )
+        return f"{name} {certified}, but {seen}; {measured}{worst}. {more} or a larger --tolerance may give one."
     return (
-        f"{name} {certified}: after {module.tube} inputs of this data, the past changes {small}, "
+        f"{name} {certified}: after {counted(module.tube, 'input')} of this data, the past changes {small}, "
         f"whatever it was; {measured}."
     )
 
@@ -148,9 +156,9 @@ def _table(profiles: dict[str, ModuleProfile], options: Options) -> Table:
         table.add_row(
             name or "the model",
             f"{module.sequences} x {module.time}",
-            _within(module.measured, options),
+            _within(module.measured, module),
             _statistical(module, options),
-            "-" if module.profile.tube.isnan().all() else _within(module.tube, options),
+            _tube(module),
             marked(None if module.certified is None else str(module.certified), module.guarantee),
             f"{module.profile.rate:.3g}",
             marked(format_rate(report.rate), report.guarantee),
@@ -165,7 +173,7 @@ def _statistical(module: ModuleProfile, options: Options) -> str:
         return "-"
     coverage, confidence = options.coverage, options.confidence
     window = module.profile.required_window(options.tolerance, coverage=coverage, confidence=confidence)
-    return _within(window, options)
+    return _within(window, module)
 
 
 def _caption(profiles: dict[str, ModuleProfile], options: Options) -> str:
@@ -183,8 +191,14 @@ def _caption(profiles: dict[str, ModuleProfile], options: Options) -> str:
     return "\n".join(filter(None, (statistical, tube, guarantee_notes(guarantees))))
 
 
-def _within(window: int | None, options: Options) -> str:
-    return f"> {options.max_window}" if window is None else str(window)
+def _tube(module: ModuleProfile) -> str:
+    if module.profile.tube.isnan().all():
+        return "-"
+    return _within(module.tube, module) if module.profile.has_useful_tube else "none"
+
+
+def _within(window: int | None, module: ModuleProfile) -> str:
+    return f"> {len(module.profile.windows)}" if window is None else str(window)
 
 
 def _write(profiles: dict[str, ModuleProfile], folder: Path) -> list[Path]:

@@ -119,6 +119,11 @@ class TruncationProfile:
         first = int(windows_needed(tube[:, None], tolerance)) if len(tube) else 1
         return first if first <= len(tube) else None
 
+    @property
+    def has_useful_tube(self) -> bool:
+        """Whether some ``tube`` is below the mean norm of the outputs: one above it says nothing."""
+        return bool((self.tube < self.output_norm).any())
+
     def plot(self) -> Figure:
         """Draw errors and bounds by the window on a logarithmic scale, as a matplotlib figure without a display."""
         largest, mean = self.max_error.tolist(), self.mean_error.tolist()

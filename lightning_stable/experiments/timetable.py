@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lightning_stable.printing import counted
+
 # From this share of a job on its speed says more than what was expected.
 _ENOUGH = 0.02
 
@@ -118,14 +120,10 @@ class Timetable:
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units: ``40 seconds``, ``5 hours 20 minutes``, ``236 days 3 hours``."""
     if seconds < 90:
-        return _counted(round(seconds), "second")
+        return counted(round(seconds), "second")
     hours, minutes = divmod(round(seconds / 60), 60)
     days, hours = divmod(hours, 24)
     parts = [(days, "day"), (hours, "hour"), (minutes, "minute")]
     while not parts[0][0]:
         parts.pop(0)
-    return " ".join(_counted(count, unit) for count, unit in parts[:2] if count)
-
-
-def _counted(count: int, unit: str) -> str:
-    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+    return " ".join(counted(count, unit) for count, unit in parts[:2] if count)

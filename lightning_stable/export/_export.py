@@ -47,12 +47,15 @@ class Exported:
             entry if that is above 1.
         recurrent_difference: Largest difference of the answers of the truncated and of the recurrent model, measured
             on a random batch: what the window leaves out.
+        output_norms: By the name of the recurrent module: the mean Euclidean norm of its outputs on that batch. A
+            certified error above it says nothing.
     """
 
     path: Path
     metadata: Metadata
     difference: float
     recurrent_difference: float
+    output_norms: dict[str, float]
 
 
 @torch.no_grad()
@@ -167,8 +170,8 @@ def export(
         outputs=outputs,
     )
     difference = _write(program, path, metadata, FORMATS[format], compare)
-    apart = (reference(batches[-1]) - first_tensor(recurrent(batches[-1]))).abs().amax().item()
-    return Exported(path, metadata, difference, apart)
+    answer, norms = _answer_and_norms(recurrent, batches[-1])
+    return Exported(path, metadata, difference, (reference(batches[-1]) - answer).abs().amax().item(), norms)
 
 
 def recurrent_form(model: nn.Module) -> nn.Module:
@@ -177,6 +180,22 @@ def recurrent_form(model: nn.Module) -> nn.Module:
     for recurrence, *_ in recurrences_by_module(recurrent).values():
         recurrence.module.__class__ = original_class(recurrence.module)
     return recurrent.to(torch.promote_types(next(recurrent.parameters()).dtype, torch.float32))
+
+
+def _answer_and_norms(model: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Return the answer of a model, and the mean norm of the outputs of its recurrent modules by their names."""
+    norms: dict[str, float] = {}
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        norms[name] = first_tensor(outputs).norm(dim=-1).mean().item()
+
+    hooks = [
+        module.register_forward_hook(Hook(partial(note, name))) for name, module in recurrent_modules(model).items()
+    ]
+    answer = first_tensor(model(inputs))
+    for hook in hooks:
+        hook.remove()
+    return answer, norms
 
 
 def _check_takes_tensors(model: nn.Module, inputs: Tensor) -> None:

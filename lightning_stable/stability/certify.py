@@ -15,16 +15,16 @@ from lightning_stable.recurrence.registry import find_recurrences, gathered_mode
 from lightning_stable.stability.inputs.derive import derive
 from lightning_stable.stability.inputs.resolve import Layer, Sources, gathered_sets, resolve_sources, walk_layers
 from lightning_stable.stability.inputs.sets import InputBound, InputSet
-from lightning_stable.stability.report import LayerCertificate, StabilityReport
+from lightning_stable.stability.report import REMEDY, LayerCertificate, StabilityReport
 from lightning_stable.stability.window_bounds import by_module
 
 NO_INPUT_SET = (
-    "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, or pass the ranges that "
-    "`record_inputs` or a StabilityProjectionCallback recorded."
+    "Its rate depends on its inputs, and no set of them is known. Declare `input_bound`, pass the ranges that "
+    "`record_inputs` yields, or read the `report` of the StabilityProjectionCallback, which recorded them in training."
 )
 # The dtypes in which weights are numbers that float64 holds exactly.
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NO_RATE = "There is no finite rate for these weights, inputs and start states."
+_NO_RATE = f"There is no finite rate for these weights, inputs and start states. {REMEDY}"
 
 
 @torch.no_grad()

@@ -13,11 +13,17 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_stable import checks
+from lightning_stable.printing import counted
 from lightning_stable.recurrence.base import Contraction, State
 from lightning_stable.stability.citations import bibtex
 from lightning_stable.stability.inputs.sets import weakest_guarantee
 from lightning_stable.stability.window_bounds import WindowBounds
 from lightning_stable.version import __version__
+
+REMEDY = (
+    "Project the model (StabilityProjectionCallback in training, `project_` after it); the rate of a gated cell also "
+    "falls with a narrower set of inputs (`input_bound`, --input-bound)."
+)
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,43 @@ class StabilityReport:
         text = io.StringIO()
         Console(file=text, width=120).print(self.table())
         return text.getvalue().rstrip()
+
+
+def why_unstable(report: StabilityReport) -> str:
+    """Say why a report without a rate below 1 has none, and what to do: everywhere in the same words."""
+    layer = next(layer for layer in report.layers if not layer.is_stable)
+    return layer.reason or f"The rate of {layer.name!r}, {format_rate(layer.rate)}, is not below 1. {REMEDY}"
+
+
+def why_no_bound(report: StabilityReport, window: int | None = None, size: float = 1.0) -> str:
+    """Say why no error that means something is certified, and what to do: everywhere in the same words.
+
+    Args:
+        report: The certificates.
+        window: The window whose error is above the size of the outputs; None if no window is within a tolerance.
+        size: The size of the outputs.
+    """
+    if not report.is_stable:
+        return f"No useful bound is certified. {why_unstable(report)}"
+    if any(bounds.guarantee == "none" for bounds in report.bounds):
+        return (
+            "No useful bound is certified: a rate is, but nothing bounds the states. Declare the set of the inputs "
+            "(`input_bound`, --input-bound)."
+        )
+    if window is None:
+        return (
+            "No useful bound is certified for up to 10,000 inputs. Allow a larger error, or project to a smaller rate."
+        )
+    longer = report.required_window(size / 100)
+    remedy = (
+        "Project the model to a smaller rate"
+        if longer is None
+        else f"{counted(longer, 'input')} are certified to leave an error of 1 % of that"
+    )
+    return (
+        f"No useful worst-case bound is certified for a window of {counted(window, 'input')}: the error may be as "
+        f"large as the outputs. {remedy}."
+    )
 
 
 def format_rate(rate: float) -> str:

@@ -1,7 +1,14 @@
 """What the callbacks show in TensorBoard: a page of charts, runs to compare with, figures and a table of runs."""
 
 from lightning_stable.tensorboard.board import Board, boards_of, flush, writes_to_tensorboard
-from lightning_stable.tensorboard.charts import Charts, compared, comparison_charts, layout, rate_chart, window_chart
+from lightning_stable.tensorboard.charts import (
+    Charts,
+    compared,
+    comparison_charts,
+    layout,
+    projection_charts,
+    window_chart,
+)
 from lightning_stable.tensorboard.figures import check_folder, check_writable, draw
 from lightning_stable.tensorboard.table import Entries, Tabulated, begin_table, end_table
 
@@ -20,7 +27,7 @@ __all__ = [
     "end_table",
     "flush",
     "layout",
-    "rate_chart",
+    "projection_charts",
     "window_chart",
     "writes_to_tensorboard",
 ]

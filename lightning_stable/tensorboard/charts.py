@@ -15,9 +15,19 @@ Charts = dict[str, list[str]]
 Values = dict[str, float]
 
 
-def rate_chart(layers: Iterable[str]) -> Charts:
-    """Return the chart of the certified rate of every layer, given by name, and of the target."""
-    return {"Certified rate of every layer, and the target": [*(f"stability/{name}/rate" for name in layers), TARGET]}
+def projection_charts(layers: Iterable[str]) -> Charts:
+    """Return the charts of what a projection does and of what it leaves of layers, given by name.
+
+    The certified rate is none of them: it lies at its target whatever happens. What moves is how hard training pushes
+    against the projection, and how much of the recurrent weights is left.
+    """
+    charts = {
+        "How far a projection moves the weights": ["stability/projection_distance"],
+        "Norm of the recurrent weights, over that at the start": [
+            f"stability/{name}/recurrent_norm_kept" for name in layers
+        ],
+    }
+    return {title: tags for title, tags in charts.items() if tags}
 
 
 def comparison_charts(name: str) -> Charts:

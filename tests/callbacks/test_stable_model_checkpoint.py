@@ -1,5 +1,6 @@
 """The best checkpoint among the certified ones, with and without a projection."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_stable import certify
 from lightning_stable.callbacks import StabilityProjectionCallback, StableModelCheckpoint
+from lightning_stable.stability.report import REMEDY
 from tests.helpers import Recurrent, sequences, trainer
 
 
@@ -104,6 +106,41 @@ def test_warns_if_nothing_was_certified(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="kept nothing"):
         fit(tmp_path, Planned((2.0, 1.0)), ours)
     assert kept(ours) == []
+
+
+def test_says_so_once_and_early(tmp_path: Path) -> None:
+    ours = StableModelCheckpoint(dirpath=tmp_path)
+    said: list[tuple[int, str]] = []
+
+    class Listens(Planned):
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            said.extend((self.current_epoch, str(warning.message)) for warning in seen)
+            seen.clear()
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(tmp_path, Listens((2.0, 1.0), (3.0, 1.0), (2.0, 1.0), (0.9, 1.0)), ours)
+    ((epoch, message),) = [(epoch, text) for epoch, text in said if "has kept nothing yet" in text]
+    assert epoch == 1
+    assert "The rate of 'core.l0', 2.0000" in message
+    assert REMEDY in message
+    assert kept(ours) == [3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"rate": 0.5}, "is above `rate`, 0.5: train with StabilityProjectionCallback(rate=0.5)"),
+        ({"guaranteed": True}, "The certificate is 'data', and `guaranteed=True` asks for 'guaranteed'"),
+        ({"guaranteed": True, "derived": True}, "asks for 'derived'"),
+    ],
+)
+def test_says_what_is_not_enough(arguments: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    ours = StableModelCheckpoint(dirpath=tmp_path, **arguments)
+    with pytest.warns(UserWarning, match="has kept nothing yet") as seen:
+        fit(tmp_path, Planned((0.0, 1.0), core="gru", bounded=False), ours, StabilityProjectionCallback(0.9))
+    assert any(reason in str(warning.message) for warning in seen)
 
 
 def test_inputs_of_gated_cells(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_json(rate: float | None, status: int, tmp_path: Path, capsys: pytest.Ca
     assert found == certify(model.eval()).to_dict()
 
 
+@pytest.mark.parametrize("rate", [0.9, None])
+def test_the_window_for_a_tolerance(rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = language_model(rate)
+    cli.main(["certify", str(as_cli(model, tmp_path)), "--tolerance", "0.01"])
+    out = capsys.readouterr().out
+    if rate is None:
+        assert "No useful bound is certified. The rate of 'core.l0'" in out
+    else:
+        assert f"after {certify(model.eval()).required_window(0.01)} inputs (derived), the past changes no" in out
+
+
 def test_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = language_model(0.9)
     assert cli.main(["certify", str(as_cli(model, tmp_path)), "--citation"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,19 @@ def test_a_certified_window_and_a_summary(tmp_path: Path, capsys: pytest.Capture
     assert "certified error of core" in captured.out
     assert "input: int64 (batch, time)" in captured.out
     assert captured.out.endswith("model.pt2\n")
+
+
+@pytest.mark.parametrize("rate", [0.9, None])
+def test_a_bound_above_the_outputs_is_none(
+    rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = as_cli(language_model(rate), tmp_path)
+    assert cli.main(["export", str(path), "--window", "1", "--format", "torch-export"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"certified error of core *│ none", out)
+    assert "No useful worst-case bound is certified for a window of 1 input:" in out or rate is None
+    assert ("The output `bound` says" in out) == (rate is not None)
+    assert "No useful bound is certified. The rate of 'core.l0'" in out or rate is not None
 
 
 def test_a_model_from_elsewhere(tmp_path: Path) -> None:

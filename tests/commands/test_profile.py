@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ from torch.nn.utils.rnn import pack_sequence
 from lightning_stable import certify, cli, project_, stability, truncation_profile
 from lightning_stable.checkpoints import declare_inputs
 from lightning_stable.commands._windows import profile_modules, record
-from lightning_stable.commands.profile import Options, verdict
+from lightning_stable.commands.profile import Options, _tube, verdict
 from lightning_stable.datamodules import CopyMemoryDataModule, LinearSystemDataModule
 from lightning_stable.models import LanguageModel, SlotTagger
 from lightning_stable.stability.inputs.sets import SupNorm
-from lightning_stable.stability.report import format_rate
+from lightning_stable.stability.report import format_rate, why_no_bound
 from tests.checkpoint_files import CLASS, Cells, Gated, Plain, as_cli, save
 from tests.commands.test_certify import error_of, language_model
 from tests.models.examples import slots
@@ -83,11 +85,26 @@ def test_the_verdict_is_a_sentence() -> None:
     assert f"changes the output by at most 0.001, whatever it was; {found.measured} were enough" in text
     short = replace(found, tube=None, measured=None)
     assert (
-        "but no window up to 60 (--max-window) is certified for this data; more than 60 inputs were needed"
+        "but no window up to 60 is certified for this data; more than 60 inputs were needed here; "
+        f"{found.certified} inputs are certified for all admissible inputs. A larger --max-window"
         in verdict("core", short, options)
     )
+    longer = replace(options, max_window=61)
+    assert "up to 60 is certified" in verdict("core", short, longer)
+    assert "Longer sequences" in verdict("core", short, longer)
     unknown = replace(found, layers=tuple(replace(layer, rate=1.5) for layer in found.layers))
-    assert verdict("core", unknown, options).startswith("core is not certified stable (rate 1.5")
+    text = verdict("core", unknown, options)
+    assert text.startswith("core is not certified stable (rate 1.5")
+    assert text.endswith(why_no_bound(unknown.report))
+
+
+def test_a_tube_above_the_outputs_is_none() -> None:
+    """A number above which it is would promise one below."""
+    model = stable().eval()
+    (found,) = profile_modules(model, record(model, [inputs(4, 20)], 1), None, 20, 1e-9).values()
+    assert _tube(found) == "> 20"
+    vacuous = replace(found, profile=replace(found.profile, tube=found.profile.tube + 10))
+    assert _tube(vacuous) == "none"
 
 
 def test_batches_of_different_lengths_are_joined() -> None:
@@ -252,3 +269,19 @@ def test_a_model_of_pytorch_lightning() -> None:
     data = LinearSystemDataModule(input_size=3, length=5, train_size=1, valid_size=4, test_size=1)
     (found,) = record(Theirs().eval(), [data], 1).values()
     assert found.shape == (4, 5, 3)
+
+
+@pytest.mark.slow
+def test_nothing_else_reaches_the_screen(tmp_path: Path) -> None:
+    path, data = save(stable(), tmp_path), stored(inputs(), tmp_path / "x.pt")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "data: {class_path: lightning_stable.datamodules.LinearSystemDataModule, "
+        "init_args: {input_size: 3, length: 5, train_size: 1, valid_size: 4, test_size: 1}}"
+    )
+    given = ["profile", path, "--class-path", CLASS, "--data", data, config, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_stable", *map(str, given)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("core is certified stable")

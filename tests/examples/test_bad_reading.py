@@ -48,7 +48,7 @@ def test_of_an_uncertified_model_nothing_is_promised(series: torch.Tensor) -> No
     found = bad_reading.recover(model, series)
     assert found.tube is found.tube_time() is found.certified_time() is None
     assert torch.isinf(found.worst_case).all()
-    assert "nothing is certified" in bad_reading.describe("unconstrained", found)
+    assert "No useful bound is certified" in bad_reading.describe("unconstrained", found)
 
 
 def test_the_last_excess_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "examples" / "certify_and_project.py"
 
 
-def test_it_certifies_projects_and_truncates(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_certifies_projects_and_truncates(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
     names = runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = capsys.readouterr().out
     assert names["report"].rate <= 0.9

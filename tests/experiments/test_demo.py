@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
     status = cli.main(["--traceback", "demo", "--out", str(tmp_path), *small])
     printed = capsys.readouterr().out
     assert status == 0
-    for expected in ("word frequencies", "unconstrained", "stable", "derived", f"tensorboard --logdir {tmp_path}"):
+    for expected in ("word frequencies", "unconstrained", "stable", "derived", "1 epoch,", "unconstrained: No useful"):
         assert expected in printed
     for expected in ("Twins that see 3 inputs", "perplexity of the twin", "error of 0.001, certified", "times nearer"):
         assert expected in printed
@@ -26,6 +27,11 @@ def test_a_short_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (tmp_path / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     for run in ("unconstrained", "stable", "unconstrained-windows", "stable-windows"):
         assert list((tmp_path / run).glob("events.out.tfevents.*"))
+    *ours, board = printed.partition("What to try next:\n")[2].strip().splitlines()
+    for line, command in zip(ours, ("certify", "profile", "export"), strict=True):
+        words = shlex.split(line)
+        assert cli.main(["--traceback", *words[words.index(command) :]]) == 0
+    assert board.endswith(f"--logdir {tmp_path}")
     # The stable checkpoint loads into a plain model and carries its certificate.
     checkpoint = torch.load(tmp_path / "stable" / "checkpoints" / "best.ckpt", weights_only=True)
     model = LanguageModel(**checkpoint["hyper_parameters"])

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_stable import certify
+from lightning_stable import certify, project_
 from lightning_stable.recurrence import Contraction
 from lightning_stable.stability import StabilityReport
-from lightning_stable.stability.report import format_rate
+from lightning_stable.stability.report import REMEDY, format_rate, why_no_bound
 from tests.nets import net
 
 
@@ -82,3 +83,27 @@ def test_the_distance_is_the_largest_over_the_parts_of_the_state() -> None:
     scales = (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     for order, distance in ((torch.inf, 3.0), (1, 5.0), (2, 13**0.5)):
         assert Contraction(torch.ones(()), scales, order).distance((h, c), zero).item() == pytest.approx(distance)
+
+
+def test_why_no_bound_says_what_to_do() -> None:
+    lstm = nn.LSTM(2, 4)
+    assert "Declare `input_bound`" in why_no_bound(certify(lstm))
+    with torch.no_grad():
+        lstm.weight_hh_l0.mul_(50)
+    unstable = certify(lstm, input_bound=1.0)
+    assert f"The rate of 'l0', {format_rate(unstable.rate)}, is not below 1. {REMEDY}" in why_no_bound(unstable)
+    unbounded = certify(project_rnn())
+    assert unbounded.is_stable
+    assert "nothing bounds the states" in why_no_bound(unbounded)
+    report = project_(lstm, 0.9, input_bound=1.0)
+    text = why_no_bound(report, 1, size=2.0)
+    assert "a window of 1 input: the error may be as large as the outputs." in text
+    assert f"{report.required_window(0.02)} inputs are certified to leave an error of 1 % of that" in text
+    assert "for up to 10,000 inputs. Allow a larger error" in why_no_bound(report)
+
+
+def project_rnn() -> nn.RNN:
+    """A layer with a rate and without a bound on its states."""
+    rnn = nn.RNN(2, 4, nonlinearity="relu")
+    project_(rnn, 0.9)
+    return rnn

@@ -1,10 +1,10 @@
 import re
 
-from lightning_stable.tensorboard import compared, comparison_charts, layout, rate_chart, window_chart
+from lightning_stable.tensorboard import compared, comparison_charts, layout, projection_charts, window_chart
 
 
 def test_patterns_match_their_tag_and_no_other() -> None:
-    charts = rate_chart(["core.l0", "core.l0_reverse"]) | window_chart(["core"]) | comparison_charts("shadow")
+    charts = projection_charts(["core.l0", "core.l0_reverse"]) | window_chart(["core"]) | comparison_charts("shadow")
     (page,) = layout(charts, "run+").values()
     assert page.keys() == charts.keys()
     tags = [f"run+{tag}" for tags in charts.values() for tag in tags]
@@ -14,6 +14,10 @@ def test_patterns_match_their_tag_and_no_other() -> None:
         found = [tag for tag in [*tags, *(f"{tag}/more" for tag in tags)] if any(re.match(p, tag) for p in patterns)]
         assert found == [f"run+{tag}" for tag in charts[title]]
     assert not any(re.match(p, "run+stability/coreXl0/rate") for _, patterns in page.values() for p in patterns)
+
+
+def test_layers_without_recurrent_weights_have_no_empty_chart() -> None:
+    assert list(projection_charts([]).values()) == [["stability/projection_distance"]]
 
 
 def test_what_stands_beside_each_other() -> None:

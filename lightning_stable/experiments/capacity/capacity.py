@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_stable.experiments.capacity.budgets import BUDGETS, Budget
 from lightning_stable.experiments.capacity.options import CapacityOptions
+from lightning_stable.printing import print_whole
 
 try:
     import optuna  # noqa: F401
@@ -112,7 +113,7 @@ def measure(experiment: Experiment, budget: Budget, out: Path, options: Capacity
     rows = _write(experiment, finished, out)
     if rows:
         for table in experiment.tables(rows):
-            Console(width=max(110, console.width)).print(table)
+            print_whole(console, table)
         experiment.plot(rows, out / "results.png")
         show(console, Results=out / "results.json", Trials=out / "trials.csv", Figure=out / "results.png")
     show_failures(console, failures)

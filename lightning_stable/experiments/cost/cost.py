@@ -17,6 +17,7 @@ from lightning_stable.experiments.cost.variants import STUDIES, Variant
 from lightning_stable.experiments.pool import one_thread
 from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.experiments.small_tasks import SmallTask
+from lightning_stable.printing import counted, print_whole
 from lightning_stable.quiet import quiet
 from lightning_stable.recurrence import Recurrence, find_recurrences
 from lightning_stable.stability.report import format_rate
@@ -53,8 +54,7 @@ def run_cost(options: CostOptions) -> int:
         )
         console.print(f"{count} of {len(todo)}: {shown}", highlight=False)
     for table in tables([row for row in rows if row["task"] in options.tasks], options):
-        # A narrow terminal may wrap it: numbers cut to fit say less.
-        Console(width=max(110, console.width)).print(table)
+        print_whole(console, table)
     return 0
 
 
@@ -109,9 +109,8 @@ def tables(rows: Sequence[Row], options: CostOptions) -> list[Table]:
         means = {name: each for name, each in means.items() if each}
         losses = {name: sum(row["test"] for row in each) / len(each) for name, each in means.items()}
         free = min((losses[name] for name in losses if ", " not in name), default=min(losses.values()))
-        table = Table(
-            title=f"{task}: test {'perplexity' if task == 'text' else 'nats per frame'}, {options.units} units"
-        )
+        metric = "perplexity" if task == "text" else "nats per frame"
+        table = Table(title=f"{task}: test {metric}, {counted(options.units, 'unit')}")
         for column in ("", "parameters", "validation", "test", "above", "rate", "seeds"):
             table.add_column(column, justify="right" if column else "left")
         for name, each in means.items():

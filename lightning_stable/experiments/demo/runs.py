@@ -28,7 +28,7 @@ from lightning_stable.models import LanguageModel
 from lightning_stable.stability import FiniteSet, StabilityReport
 
 TOLERANCE, LONGEST_WINDOW, PROFILED_WINDOW = 1e-3, 150, 40
-_LINE = 256
+LINE = 256
 DISTANCE_WINDOWS = (2, 5, 10, 20)
 # By window: step and relative weight distance, in order.
 Distances = dict[int, list[tuple[int, float]]]
@@ -101,6 +101,11 @@ class _AfterStep(Callback):
             optimizer.register_step_post_hook(lambda *_: self._function())
 
 
+def checkpoint_of(out: Path, name: str) -> Path:
+    """Return where the best epoch of a run is."""
+    return out / name / "checkpoints" / "best.ckpt"
+
+
 def train(
     name: str,
     projection: StabilityProjectionCallback | None,
@@ -112,7 +117,9 @@ def train(
     run = Run(name)
     starts: list[float] = []
     ends: list[float] = []
-    checkpoint = ModelCheckpoint(dirpath=out / name / "checkpoints", monitor="val_perplexity", filename="best")
+    checkpoint = ModelCheckpoint(
+        dirpath=checkpoint_of(out, name).parent, monitor="val_perplexity", filename=checkpoint_of(out, name).stem
+    )
     shadow = FeedForwardShadowCallback(options.window)
     callbacks: list[Callback] = [_Recorder(run), checkpoint, TQDMProgressBar(refresh_rate=10)]
     profiles = [
@@ -206,6 +213,6 @@ def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[
 def _profile(model: LanguageModel, data: PythonDocsDataModule) -> TruncationProfile:
     """Return how far the recurrence is from its windowed forms on the test text, after any text at all."""
     text = data.stream("test")
-    text = text[: len(text) // _LINE * _LINE].view(-1, _LINE)
+    text = text[: len(text) // LINE * LINE].view(-1, LINE)
     table = FiniteSet(model.embedding.weight)
     return truncation_profile(model.core, model.embedding(text), LONGEST_WINDOW, input_bound=table)

@@ -8,7 +8,8 @@ from statistics import median
 from rich.table import Table
 
 from lightning_stable.experiments.demo.runs import LONGEST_WINDOW, TOLERANCE, Distances, Run
-from lightning_stable.stability.report import format_rate
+from lightning_stable.printing import counted
+from lightning_stable.stability.report import format_rate, why_no_bound
 
 
 def comparison_table(runs: list[Run], floors: tuple[float, float]) -> Table:
@@ -40,7 +41,7 @@ def comparison_table(runs: list[Run], floors: tuple[float, float]) -> Table:
 
 def twin_table(runs: list[Run], window: int) -> Table:
     """Return the table that says whether the recurrence is needed: the twins, and the context the models use."""
-    table = Table(title=f"Twins that see {window} inputs")
+    table = Table(title=f"Twins that see {counted(window, 'input')}")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
@@ -58,6 +59,12 @@ def twin_table(runs: list[Run], window: int) -> Table:
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(run) for run in runs))
+    notes = [
+        f"{run.name}: {why_no_bound(run.report, LONGEST_WINDOW, run.profile.output_norm)}"
+        for run in runs
+        if run.report is not None and run.profile is not None and not run.profile.has_useful_tube
+    ]
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 
 
@@ -69,12 +76,10 @@ def _measured_window(run: Run) -> str:
 
 def _tube_window(run: Run) -> str:
     assert run.profile is not None
-    window, least = run.profile.tube_window(TOLERANCE), run.profile.tube[-1].item()
+    window = run.profile.tube_window(TOLERANCE)
     if window is not None:
         return str(window)
-    if not least < run.profile.output_norm:  # also where there is no bound at all
-        return "none: vacuous"
-    return f"more than {LONGEST_WINDOW}"
+    return "none" if not run.profile.has_useful_tube else f"more than {LONGEST_WINDOW}"
 
 
 def _certified_window(run: Run) -> str:

@@ -20,6 +20,7 @@ from lightning_stable.experiments.forgetting.options import BitTask, ForgettingO
 from lightning_stable.experiments.pool import one_thread
 from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.models import SequenceRegressor
+from lightning_stable.printing import counted
 from lightning_stable.quiet import quiet
 
 # Share of sequences whose bit is told rightly; half of them are by chance.
@@ -70,7 +71,9 @@ def run_forgetting(options: ForgettingOptions) -> int:
                     row = {**key, "accuracy": train(task, cell, rate, length, seed, options)}
                     rows.append(row)
                     write_results(options.out, rows)
-                    line = f"{task}, {cell}, rate {rate:g}, {length} steps, seed {seed}: {row['accuracy']:.1%}"
+                    line = (
+                        f"{task}, {cell}, rate {rate:g}, {counted(length, 'step')}, seed {seed}: {row['accuracy']:.1%}"
+                    )
                     console.print(line, highlight=False)
                 solved = row["accuracy"] >= SOLVED
                 if solved:
@@ -111,7 +114,7 @@ def train(task: BitTask, cell: str, rate: float, length: int, seed: int, options
 
 def table(rows: Sequence[Row], options: ForgettingOptions) -> Table:
     """Return the longest lengths solved, beside the steps after which a difference has fallen to a thousandth."""
-    found = Table(title=f"Longest sequence whose bit is told rightly, {options.units} units")
+    found = Table(title=f"Longest sequence whose bit is told rightly, {counted(options.units, 'unit')}")
     found.add_column("")
     for rate in options.rates:
         halved = f"\n{math.log(1e-3) / math.log(rate):.0f}" if rate < 1 else ""

@@ -17,6 +17,7 @@ from lightning_stable.experiments.penalty.train import LONGEST, Setting, setting
 from lightning_stable.experiments.pool import one_thread
 from lightning_stable.experiments.results import Row, read_results, write_results
 from lightning_stable.figures import BOUND_COLOURS, MODEL_COLOURS, axes, log_axis, save
+from lightning_stable.printing import print_whole
 from lightning_stable.quiet import quiet
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def run_penalty(options: PenaltyOptions) -> int:
         write_results(options.out, rows)
         console.print(f"{count} of {len(todo)}: {_line(row)}", highlight=False)
     for table in tables(rows, options):
-        # A narrow terminal may wrap it: numbers cut to fit say less.
-        Console(width=max(110, console.width)).print(table)
+        print_whole(console, table)
     console.print(f"Figure: {plot(rows, options.out / 'penalty.png', options)}", highlight=False, soft_wrap=True)
     return 0
 

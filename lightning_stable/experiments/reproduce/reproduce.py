@@ -18,6 +18,7 @@ from lightning_stable.experiments.reproduce.train import finished, make_data, pr
 from lightning_stable.experiments.results import Row, show, show_failures, write_csv
 from lightning_stable.experiments.timetable import duration
 from lightning_stable.files import write_text
+from lightning_stable.printing import counted, print_whole
 
 # Seconds until the processes are there, and of a run before its first epoch and after its last.
 _START, _AROUND = 15.0, 2.0
@@ -54,7 +55,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
     expected = f", {processes} at a time, about {duration(seconds)}" if waiting else ""
     done = f"; {len(rows)} are finished" if rows else ""
     console.print(
-        f"{task.title}: {len(waiting)} model{'s' if len(waiting) != 1 else ''} to train{expected}{done}",
+        f"{task.title}: {counted(len(waiting), 'model')} to train{expected}{done}",
         highlight=False,
     )
 
@@ -62,7 +63,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
         rows[name] = row
         _write(task, rows, out)
         took = duration(row["seconds"])
-        return f"{name}: {row['metric']} {row['test']:.4g} in {took}, {row['epochs']} epochs"
+        return f"{name}: {row['metric']} {row['test']:.4g} in {took}, {counted(row['epochs'], 'epoch')}"
 
     work = {run.name: (task, run, folders[run.name], configs[run.name]) for run in waiting}
     jobs = [Job(run.name, run.seconds + _AROUND, train, work[run.name], run.may_end_early) for run in waiting]
@@ -71,8 +72,7 @@ def _reproduce(task: Task, out: Path, options: ReproduceOptions, console: Consol
         ordered = _write(task, rows, out)
         floor = getattr(data, task.floor) if isinstance(task.floor, str) else task.floor
         models = summarized(ordered)
-        # A narrow terminal may wrap it: numbers cut to fit say less.
-        Console(width=max(140, console.width)).print(results_table(task, models, floor))
+        print_whole(console, results_table(task, models, floor))
         if task.note:
             console.print(" ".join(task.note.split()), highlight=False)
         plot_results(task, models, floor, out / "results.png")
