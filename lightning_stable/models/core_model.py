@@ -35,6 +35,9 @@ class CoreModel(LightningModule):
         residual: Let every recurrent layer but the first add its outputs to its inputs.
         normalize: Let every recurrent layer but the first read normalised inputs. With either of the two, each layer
             has a window of its own.
+        longest_time_constant: What a gated core that is to be stable starts from: small recurrent weights, and time
+            constants from 1 to so many steps, see :func:`~lightning_stable.stability.spread_time_scales_`. None keeps
+            torch's initial weights.
         learning_rate: Learning rate of the default optimizer, Adam.
 
     Raises:
@@ -56,6 +59,7 @@ class CoreModel(LightningModule):
         kernel_size: int | None = None,
         residual: bool = False,
         normalize: bool = False,
+        longest_time_constant: float | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -74,6 +78,7 @@ class CoreModel(LightningModule):
             "kernel_size": kernel_size,
             "residual": residual,
             "normalize": normalize,
+            "longest_time_constant": longest_time_constant,
         }
 
     def _set_hparams(self, hp: MutableMapping[str, Any] | Namespace | str) -> None:

@@ -14,6 +14,7 @@ from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM, irnn_
 from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, WaveNet
 from lightning_stable.models.stacks import RecurrentStack
+from lightning_stable.stability import spread_time_scales_
 from lightning_stable.truncation import Windowed, pack_state, unpack_state, window_
 
 # For the input sets that certificates derive from the graph: these two cannot be traced through.
@@ -38,6 +39,8 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {
 }
 
 
+# Those that `spread_time_scales_` is for.
+GATED = ("ugrnn", "gru", "lstm", "intersection")
 CORES: dict[str, type[ConvolutionalNet]] = {"tcn": TCN, "gated-conv": GatedConvNet, "wavenet": WaveNet}
 
 
@@ -92,6 +95,7 @@ def build_core(
     bidirectional: bool = False,
     residual: bool = False,
     normalize: bool = False,
+    longest_time_constant: float | None = None,
 ) -> nn.Module:
     """Return a recurrent network, batch first, or the feed-forward one that replaces it.
 
@@ -109,6 +113,8 @@ def build_core(
             that are not causal.
         residual: Let every recurrent layer but the first add its outputs to its inputs.
         normalize: Let every recurrent layer but the first read normalised inputs (LayerNorm).
+        longest_time_constant: Start gated layers by :func:`~lightning_stable.stability.spread_time_scales_`; None keeps
+            torch's initial weights.
 
     Raises:
         TypeError: If an argument, which the message names, has a wrong type.
@@ -133,7 +139,19 @@ def build_core(
             recurrent = build_recurrence(
                 cell, input_size, hidden_size, num_layers=num_layers, dropout=dropout, bidirectional=bidirectional
             )
+        if longest_time_constant is not None:
+            if cell not in GATED:
+                raise ValueError(
+                    f"`longest_time_constant` must be None unless `cell` is one of {sorted(GATED)}. "
+                    f"Got {longest_time_constant!r} with the cell {cell!r}."
+                )
+            longest = checks.number("longest_time_constant", longest_time_constant, "(1, inf)")
+            spread_time_scales_(recurrent, longest)
         return recurrent if window is None else window_(recurrent, window)
+    if longest_time_constant is not None:
+        raise ValueError(
+            f"`longest_time_constant` must be None beside a convolutional `core`. Got {longest_time_constant!r}."
+        )
     for name, option in (("residual", residual), ("normalize", normalize)):
         if checks.boolean(name, option):
             raise ValueError(f"`{name}` must be False beside a convolutional `core`, which has its own. Got True.")

@@ -62,6 +62,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bound": ("neither", "", "3"),
     "rates": ("0", "1.5", "nan", "inf", "half", "", HUGE),
     "text_dropout": ("1", "-0.5", "nan", "half", "", HUGE),
+    "longest_time_constant": ("1", "-5", "nan", "inf", "long", "", HUGE),
     "averaging": ("1", "-0.5", "nan", "half", "", HUGE),
     **dict.fromkeys(["seed", "seeds"], SEED),
     **dict.fromkeys(["tolerance", "weights"], SIZE),

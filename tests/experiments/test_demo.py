@@ -60,3 +60,21 @@ def test_an_earlier_demo_is_kept(tmp_path: Path) -> None:
     (tmp_path / "demo" / "stable").mkdir(parents=True)
     (tmp_path / "demo-2" / "stable").mkdir(parents=True)
     assert _unused(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+def test_the_stable_model_alone_starts_with_its_time_constants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["demo", "--out", str(tmp_path), "--longest-time-constant", "6"]
+    small = ["--epochs", "1", "--limit-batches", "2", "--hidden-size", "12", "--window", "3", "--distance-steps", "4"]
+    assert cli.main(["--traceback", *asked, *small]) == 0
+    found = [
+        torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["hyper_parameters"]
+        for name in ("unconstrained", "stable")
+    ]
+    assert [parameters["longest_time_constant"] for parameters in found] == [None, 6.0]
+    capsys.readouterr()
+    assert cli.main([*asked, "--cell", "rnn"]) == 2
+    error = capsys.readouterr()
+    assert "`longest_time_constant` must be None unless `cell` is one of" in error.err
+    assert "Training" not in error.out

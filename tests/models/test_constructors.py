@@ -1,5 +1,6 @@
 """Every argument of every public model refuses what is not meant for it, by name."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "labels": (("OB", 3, ["O", 3]), ([], ["O", "x"])),
     "learning_rate": RATE_OF_LEARNING,
     "level": CHOICE,
+    "longest_time_constant": ((True, "long"), (1.0, 0, math.nan, math.inf)),
     "loss": CHOICE,
     "normalize": BOOLEAN,
     "residual": BOOLEAN,

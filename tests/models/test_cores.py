@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lightning_stable.models import CORES as NETWORKS
 from lightning_stable.models import build_core
-from lightning_stable.models.cores import evaluate, output_size, receptive_field
+from lightning_stable.models.cores import GATED, evaluate, output_size, receptive_field
+from lightning_stable.stability import spread_time_scales_
 from tests.models.examples import CONVOLUTIONAL, CORES, RECURRENT, WINDOWED
 
 INPUTS, UNITS = 3, 8
@@ -77,6 +78,21 @@ def test_a_window_as_long_as_the_sequences_is_the_recurrence(core: str, bidirect
         assert not torch.equal(shorter, whole)
 
 
+@pytest.mark.parametrize("cell", GATED)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "residual": True}, {"window": 4}, {"bidirectional": True}])
+def test_a_core_starts_with_the_time_constants_asked_for(cell: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    plain = build_core(INPUTS, UNITS, cell=cell, **options)
+    torch.manual_seed(0)
+    core = build_core(INPUTS, UNITS, cell=cell, longest_time_constant=20.0, **options)
+    torch.manual_seed(0)
+    core_then = spread_time_scales_(build_core(INPUTS, UNITS, cell=cell, **options), 20.0)
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(core.parameters(), core_then.parameters(), strict=True)
+    )
+    assert not all(torch.equal(ours, old) for ours, old in zip(core.parameters(), plain.parameters(), strict=True))
+
+
 def test_every_network_is_known() -> None:
     assert sorted(NETWORKS) == sorted(CONVOLUTIONAL)
     assert all(receptive_field(build(core)) == 3 for core in WINDOWED)
@@ -96,6 +112,8 @@ def test_kernel_size_and_dropout_reach_the_network(core: str) -> None:
     ("arguments", "message"),
     [
         ({"kernel_size": 3}, r"`kernel_size` must be None without a convolutional `core`\. Got 3"),
+        ({"core": "tcn", "longest_time_constant": 9.0}, r"`longest_time_constant` must be None beside a .*Got 9"),
+        ({"cell": "rnn", "longest_time_constant": 9.0}, r"`longest_time_constant` must be None unless .*'rnn'"),
         ({"core": "tcn", "window": 3}, r"`window` must be None beside a convolutional `core`, .* Got 3"),
     ],
 )

@@ -21,6 +21,7 @@ from lightning_stable.experiments.demo.runs import (
     Run,
     checkpoint_of,
     distances_over_steps,
+    make_model,
     train,
 )
 from lightning_stable.experiments.demo.tables import comparison_table, distance_factor, twin_table
@@ -55,6 +56,7 @@ def run_demo(options: DemoOptions) -> int:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
+    make_model(data, options, stable=True)  # what it refuses shows before another one is trained
     floors = data.unigram_perplexity("valid"), data.unigram_perplexity("test")
     console.print(
         f"Python's own documentation: vocabulary of {len(data.vocab)}. A model that knows only word frequencies "

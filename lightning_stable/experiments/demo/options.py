@@ -22,6 +22,8 @@ class DemoOptions:
         hidden_size: Recurrent units.
         rate: Largest certified rate.
         gate_bound: Largest value of the forget or update gate (default: rate squared).
+        longest_time_constant: Start the stable model from small recurrent weights and memories of 1 to so many steps,
+            as spread_time_scales_ makes them (default: from the weights of the unconstrained one).
         window: Inputs the twins see.
         distance_steps: Steps of the last comparison.
         seed: Seed of both trainings.
@@ -34,6 +36,7 @@ class DemoOptions:
     hidden_size: Positive = 128
     rate: Annotated[float, between("(0, 1)")] = 0.99
     gate_bound: Annotated[float, between("(0, 1)")] | None = None
+    longest_time_constant: Annotated[float, between("(1, inf)")] | None = None
     window: Positive = 10
     distance_steps: Positive = 80
     seed: Seed = 1

@@ -137,7 +137,7 @@ def train(
         log_every_n_steps=min(20, options.limit_batches or 20),
         **_trainer_arguments(name, out, [*callbacks, shadow, *profiles]),
     )
-    model = _model(data, options)
+    model = make_model(data, options, stable=projection is not None)
     trainer.fit(model, datamodule=data)
     run.metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
     (metrics,) = trainer.test(model, datamodule=data, ckpt_path="best", verbose=False)
@@ -173,7 +173,7 @@ def distances_over_steps(
         enable_checkpointing=False,
         **_trainer_arguments(f"{name}-windows", out, callbacks),
     )
-    trainer.fit(_model(data, options), datamodule=data)
+    trainer.fit(make_model(data, options, stable=projection is not None), datamodule=data)
     return recorder.distances
 
 
@@ -192,10 +192,16 @@ class _DistanceRecorder(Callback):
                 curve.append((trainer.global_step, value.item()))
 
 
-def _model(data: PythonDocsDataModule, options: DemoOptions) -> LanguageModel:
+def make_model(data: PythonDocsDataModule, options: DemoOptions, *, stable: bool) -> LanguageModel:
+    """Return the unconstrained model, or the one to be made stable, with the weights of the seed."""
     seed_everything(options.seed, verbose=False)
-    # Dropout before the recurrence would make the certificate cover every mask.
-    return LanguageModel(len(data.vocab), cell=options.cell, hidden_size=options.hidden_size, input_dropout=0.0)
+    return LanguageModel(
+        len(data.vocab),
+        cell=options.cell,
+        hidden_size=options.hidden_size,
+        longest_time_constant=options.longest_time_constant if stable else None,
+        input_dropout=0.0,  # a certificate would have to cover every mask
+    )
 
 
 def _trainer_arguments(name: str, out: Path, callbacks: list[Callback]) -> dict[str, Any]:
