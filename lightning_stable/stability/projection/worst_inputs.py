@@ -47,7 +47,7 @@ class WorstInputs:
 
     def highest_after(self, rows: Tensor, points: Tensor) -> Tensor:
         """Return the largest products of the rows after they moved, given the worst inputs before."""
-        if self.products is None or not isinstance(self.inputs, FiniteSet):
+        if self.products is None or not isinstance(self.inputs, FiniteSet) or not len(rows):
             return self.inputs.highest(rows)
         moved = torch.linalg.vector_norm(rows - self.rows, dim=1)
         # Of a product or a norm: 8 roundings a feature, where 2 would do.
