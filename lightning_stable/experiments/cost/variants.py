@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
@@ -62,20 +61,12 @@ def _pair(
     ]
 
 
-def _spread(longest: float) -> Callable[[LightningModule], object]:
-    return partial(spread_time_scales_, longest=longest)
-
-
 MODELS = [
     *_pair("RNN", "rnn", norm="full"),
     *_pair("LSTM", "lstm"),
     *_pair("GRU", "gru"),
     *_pair("LSTM from spread time scales", "lstm", start=spread_time_scales_),
     *_pair("GRU from spread time scales", "gru", start=spread_time_scales_),
-    *(
-        Variant(f"LSTM from time scales up to {longest}, stable", "lstm", {}, start=_spread(longest))
-        for longest in (6, 12, 25)
-    ),
     *_pair("2 LSTM layers", "lstm", _TWO),
     *_pair("2 LSTM layers from spread time scales", "lstm", _TWO, spread_time_scales_),
     *_pair("3 LSTM layers", "lstm", _THREE),
