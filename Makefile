@@ -55,7 +55,7 @@ test-oldest: $(OLDEST)/.installed  ## the core, the callbacks and the models wit
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . hypothesis pytest pytorch-lightning
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[capacity,slots]' hypothesis pytest pytorch-lightning
 	touch $(OLDEST)/.installed
 
 PACKAGE := .venv-package

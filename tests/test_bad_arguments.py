@@ -235,6 +235,7 @@ NAMES: dict[str, str] = {
     "labels": "labels",
     "lengths": "lengths",
     "longest": "number above 1",
+    "longest_time_constant": "number above 1",
     "method": "choice",
     "model": "module",
     "module": "module",

@@ -280,7 +280,7 @@ class WindowBounds:
                 rows = torch.arange(len(windows)) if mirrored else 0
                 both = torch.stack([run.norms[windows - 1, rows] for run in runs])
                 # An overflow times 0 on the way leaves no bound.
-                norms: Tensor = torch.linalg.vector_norm(both, dim=0)
+                norms = _scaled(_euclidean, (both.movedim(0, -1),))
                 return norms.where(~norms.isnan(), torch.inf)
             inputs = _read_both(runs, windows) if mirrored else runs
         raise AssertionError("a module has at least one layer")

@@ -31,7 +31,7 @@ from tests.callbacks.shadows import (
     state,
     two_schedulers,
 )
-from tests.helpers import FEATURES, equal, sequences, trainer, weights
+from tests.helpers import FEATURES, equal, resumes_inside_an_epoch, sequences, trainer, weights
 
 
 def test_a_checkpoint_in_the_middle_of_a_batch(tmp_path: Path) -> None:
@@ -112,6 +112,8 @@ def test_resumed_equals_uninterrupted(
     setting: tuple[Any, dict[str, Any]], stop: str, late: bool, tmp_path: Path
 ) -> None:
     """Bit for bit: model, both twins, and all that is in the checkpoint."""
+    if stop == "middle" and not resumes_inside_an_epoch:
+        pytest.skip("needs Lightning 2.6")
     make, settings = setting[0], dict(setting[1])
     with_half, every = settings.pop("half", False), settings.pop("project", 0)
 
@@ -250,6 +252,8 @@ def test_two_fits_with_one_callback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["fit", "validate", "sanity check"])
 def test_nothing_is_lost_where_nothing_is_trained(what: str, tmp_path: Path) -> None:
     """A state that was loaded is saved again."""
+    if what == "validate" and not resumes_inside_an_epoch:
+        pytest.skip("Lightning 2.4 gives callbacks their state in a fit alone")
 
     class Fails(Seeded):
         def validation_step(self, batch: Tensor, batch_idx: int) -> None:

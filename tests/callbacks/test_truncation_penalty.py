@@ -22,7 +22,19 @@ from lightning_stable.truncation.restarts import restart_difference
 from tests.callbacks.projections import Manual
 from tests.callbacks.shadows import WHOLE, AfterBatch, Loader, Noisy, adam, data, fit, half, projection, seed, state
 from tests.callbacks.test_shadow_exact import SETTINGS, fused
-from tests.helpers import FEATURES, TIME, UNITS, AfterStep, Recurrent, equal, sequences, trainer, weights
+from tests.helpers import (
+    FEATURES,
+    TIME,
+    UNITS,
+    AfterStep,
+    Recurrent,
+    equal,
+    resumes_inside_an_epoch,
+    sequences,
+    takes_stand_ins,
+    trainer,
+    weights,
+)
 
 WINDOW = 2
 
@@ -163,7 +175,7 @@ def test_the_run_is_otherwise_untouched(weight: float, tmp_path: Path) -> None:
         "lbfgs",
         "none, accumulate",
         "rnn projection",
-        "compiled in place",
+        pytest.param("compiled in place", marks=takes_stand_ins),  # older compilers know no dataclass
         "by step",
         "16-mixed, clip norm",
         "16-mixed, fused",
@@ -196,6 +208,8 @@ def test_the_twin_gets_the_same(setting: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shadowed", [False, True])
 def test_resumed_equals_uninterrupted(accumulated: int, shadowed: bool, tmp_path: Path) -> None:
     """Bit for bit, from the middle of an epoch."""
+    if accumulated > 1 and not resumes_inside_an_epoch:
+        pytest.skip("needs Lightning 2.6")
 
     def run(ckpt_path: Any = None) -> tuple[Any, ModelCheckpoint]:
         save = ModelCheckpoint(tmp_path / str(ckpt_path is None), "{step}", save_top_k=-1, every_n_train_steps=2)

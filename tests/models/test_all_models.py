@@ -16,7 +16,7 @@ from lightning_stable import certify
 from lightning_stable.callbacks import FeedForwardShadowCallback, StabilityProjectionCallback, TruncationProfileCallback
 from lightning_stable.datamodules import ColumnStream
 from lightning_stable.models import LanguageModel
-from tests.helpers import equal, trainer, weights
+from tests.helpers import ONLY_WEIGHTS, equal, trainer, weights
 from tests.models.examples import loader, music, numbers, regressor, rolls, slots, utterances
 
 
@@ -55,7 +55,7 @@ def test_comes_back_from_its_checkpoint(kind: str, core: dict[str, Any], tmp_pat
     run.fit(model, data(), data())
     assert not any(name.startswith("averages") for name in model.state_dict())
     torch.load(tmp_path / "last.ckpt", weights_only=True)
-    restored = type(model).load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    restored = type(model).load_from_checkpoint(tmp_path / "last.ckpt", **ONLY_WEIGHTS)
     assert restored.hparams == model.hparams
     assert restored.hparams.items() >= {**core, "dropout": 0.25}.items()
     assert restored.receptive_field == model.receptive_field

@@ -25,7 +25,7 @@ from tests.constructors import (
     parser,
     refused,
 )
-from tests.helpers import trainer
+from tests.helpers import ONLY_WEIGHTS, trainer
 
 GOOD: dict[str, dict[str, Any]] = {
     "LanguageModel": {"vocab_size": 7},
@@ -93,7 +93,7 @@ def test_hyperparameters_are_plain_whatever_the_arguments_were(name: str, tmp_pa
     for saved in (torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"], model.hparams_initial):
         assert saved == plain
         assert {key: type(value) for key, value in saved.items()} == {key: type(plain[key]) for key in plain}
-    restored = MODELS[name].load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    restored = MODELS[name].load_from_checkpoint(tmp_path / "model.ckpt", **ONLY_WEIGHTS)
     assert restored.hparams == model.hparams
 
 

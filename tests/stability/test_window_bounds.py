@@ -243,6 +243,8 @@ def test_nothing_recurrent_leaves_no_nan(norm: str, weight: float) -> None:
         assert (errors[2:] == 0).all()
     single = set_(net("rnn"), weight_hh=recurrent)
     assert bounds_of(single, None, norm=norm).errors(1).item() >= 0.9 * weight  # no square of it is left
+    both = set_(net("rnn", bidirectional=True), weight_hh_l0=recurrent, weight_hh_l0_reverse=recurrent)
+    assert bounds_of(both, None, norm=norm).errors(1).item() >= 0.9 * weight
 
 
 @pytest.mark.parametrize("norm", NORMS["rnn"])

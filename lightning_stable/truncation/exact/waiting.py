@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_stable.recurrence.base import Recurrence, State
 from lightning_stable.truncation.exact.stack import Stack, States
@@ -40,7 +39,9 @@ def waiting_rows(
     ends = time if lengths is None else lengths
 
     def placed(values: Tensor) -> list[Tensor]:
-        padded = F.pad(values, (0, 0, 0, 0, window - 1, ahead))
+        # `F.pad` of torch 2.3 takes no empty batch.
+        before, after = (values.new_zeros(count, *values.shape[1:]) for count in (window - 1, ahead))
+        padded = torch.cat((before, values, after))
         return [padded[place : place + time] for place in range(window + ahead)]
 
     positions = [rows - window + 1 + place for place in range(window + ahead)]
