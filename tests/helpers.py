@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 
 FEATURES, UNITS, TIME = 3, 5, 4
-# Before torch 2.5 a module takes nothing but a tensor as a buffer, and `new_zeros` no traced size: nothing is derived.
-# Lightning 2.4 goes on with another batch after a checkpoint inside an epoch, whatever its callbacks; 2.6 with the next.
+# After a checkpoint inside an epoch, Lightning 2.4 goes on with another batch whatever its callbacks, 2.6 with the next.
 resumes_inside_an_epoch = Version(L.__version__) >= Version("2.6")
 # Before it has this argument, `load_from_checkpoint` reads as safely by default, or hands it to the model.
 ONLY_WEIGHTS: dict[str, Any] = {"weights_only": True} if resumes_inside_an_epoch else {}
+# Before torch 2.5 a module takes nothing but a tensor as a buffer, and `new_zeros` no traced size: nothing is derived.
 takes_stand_ins = pytest.mark.skipif(not hasattr(nn, "Buffer"), reason="needs torch 2.5")
 CELLS = {
     "rnn": nn.RNN,
