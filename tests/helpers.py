@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM
 
 FEATURES, UNITS, TIME = 3, 5, 4
-# After a checkpoint inside an epoch, Lightning 2.4 goes on with another batch whatever its callbacks, 2.6 with the next.
+# After a checkpoint inside an epoch, Lightning 2.4 goes on with another batch, whatever its callbacks.
 resumes_inside_an_epoch = Version(L.__version__) >= Version("2.6")
 # Before it has this argument, `load_from_checkpoint` reads as safely by default, or hands it to the model.
 ONLY_WEIGHTS: dict[str, Any] = {"weights_only": True} if resumes_inside_an_epoch else {}
