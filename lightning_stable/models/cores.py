@@ -14,6 +14,7 @@ from lightning_stable import checks
 from lightning_stable.cells import UGRNN, IntersectionRNN, LeakyRNN, MinGRU, MinLSTM, irnn_
 from lightning_stable.feedforward import TCN, ConvolutionalNet, GatedConvNet, WaveNet
 from lightning_stable.models.stacks import RecurrentStack
+from lightning_stable.recurrence import GatedRecurrence, find_recurrences
 from lightning_stable.stability import spread_time_scales_
 from lightning_stable.truncation import Windowed, pack_state, unpack_state, window_
 
@@ -39,8 +40,6 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {
 }
 
 
-# Those that `spread_time_scales_` is for.
-GATED = ("ugrnn", "gru", "lstm", "intersection")
 CORES: dict[str, type[ConvolutionalNet]] = {"tcn": TCN, "gated-conv": GatedConvNet, "wavenet": WaveNet}
 
 
@@ -140,9 +139,9 @@ def build_core(
                 cell, input_size, hidden_size, num_layers=num_layers, dropout=dropout, bidirectional=bidirectional
             )
         if longest_time_constant is not None:
-            if cell not in GATED:
+            if not all(isinstance(r, GatedRecurrence) for r in find_recurrences(recurrent)):
                 raise ValueError(
-                    f"`longest_time_constant` must be None unless `cell` is one of {sorted(GATED)}. "
+                    "`longest_time_constant` must be None for a `cell` whose gates do not read its state. "
                     f"Got {longest_time_constant!r} with the cell {cell!r}."
                 )
             longest = checks.number("longest_time_constant", longest_time_constant, "(1, inf)")

@@ -76,5 +76,5 @@ def test_the_stable_model_alone_starts_with_its_time_constants(
     capsys.readouterr()
     assert cli.main([*asked, "--cell", "rnn"]) == 2
     error = capsys.readouterr()
-    assert "`longest_time_constant` must be None unless `cell` is one of" in error.err
+    assert "`longest_time_constant` must be None for a `cell`" in error.err
     assert "Training" not in error.out

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_stable.models import CORES as NETWORKS
 from lightning_stable.models import build_core
-from lightning_stable.models.cores import GATED, evaluate, output_size, receptive_field
+from lightning_stable.models.cores import evaluate, output_size, receptive_field
 from lightning_stable.stability import spread_time_scales_
 from tests.models.examples import CONVOLUTIONAL, CORES, RECURRENT, WINDOWED
 
@@ -78,7 +78,7 @@ def test_a_window_as_long_as_the_sequences_is_the_recurrence(core: str, bidirect
         assert not torch.equal(shorter, whole)
 
 
-@pytest.mark.parametrize("cell", GATED)
+@pytest.mark.parametrize("cell", ["ugrnn", "gru", "lstm", "intersection"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "residual": True}, {"window": 4}, {"bidirectional": True}])
 def test_a_core_starts_with_the_time_constants_asked_for(cell: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -113,7 +113,10 @@ def test_kernel_size_and_dropout_reach_the_network(core: str) -> None:
     [
         ({"kernel_size": 3}, r"`kernel_size` must be None without a convolutional `core`\. Got 3"),
         ({"core": "tcn", "longest_time_constant": 9.0}, r"`longest_time_constant` must be None beside a .*Got 9"),
-        ({"cell": "rnn", "longest_time_constant": 9.0}, r"`longest_time_constant` must be None unless .*'rnn'"),
+        *(
+            ({"cell": cell, "longest_time_constant": 9.0}, rf"`longest_time_constant` must be None for a .*'{cell}'")
+            for cell in ("rnn", "irnn", "leaky", "mingru", "minlstm")
+        ),
         ({"core": "tcn", "window": 3}, r"`window` must be None beside a convolutional `core`, .* Got 3"),
     ],
 )

@@ -1,5 +1,6 @@
 """Windows certified for their inputs: no run from another state leaves the tube, and simple tubes are exact."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lightning_stable import certify_windows, project_, register_recurrence, truncation_profile
 from lightning_stable.recurrence import Recurrence, around, recurrences_of
 from lightning_stable.recurrence.around import Around, Ball, euclidean
-from lightning_stable.recurrence.base import Weights
+from lightning_stable.recurrence.base import State, Weights
 from lightning_stable.recurrence.enclosed import Enclosed, Premises, drive
 from lightning_stable.recurrence.gru import GRURecurrence
 from lightning_stable.recurrence.intervals import Interval, tanh_slope
@@ -84,12 +85,8 @@ def test_a_linear_net_attains_it(layers: int) -> None:
     assert ratio <= 1
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_run_in_the_middle_is_the_truncated_one(name: str) -> None:
-    module, x = stable(name, num_layers=2), uniform(5, 4, 3)
-    recurrences = recurrences_of(module)
-    layers = list(walk_layers(recurrences, resolve_sources(module, recurrences, SupNorm(B)), training=False))
-    tubes = enclose(layers)
+def scan(tubes: Sequence[Enclosed], x: Tensor) -> tuple[Tensor, State]:
+    """Return the outputs of the last tube at all steps, and its last state."""
     values = drive(tubes[:1], x)
     for tube in tubes:
         state, outputs = tube.initial_state(values[0]), []
@@ -97,6 +94,16 @@ def test_the_run_in_the_middle_is_the_truncated_one(name: str) -> None:
             state = tube.step(value, state)
             outputs.append(tube.output(state))
         values = torch.stack(outputs)
+    return values, state
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_run_in_the_middle_is_the_truncated_one(name: str) -> None:
+    module, x = stable(name, num_layers=2), uniform(5, 4, 3)
+    recurrences = recurrences_of(module)
+    layers = list(walk_layers(recurrences, resolve_sources(module, recurrences, SupNorm(B)), training=False))
+    tubes = enclose(layers)
+    values, _ = scan(tubes, x)
     torch.testing.assert_close(values[..., 0, :], module(x)[0], rtol=0, atol=1e-14)
     assert (values[..., 1, :] <= values[..., 0, :]).all()
     assert (values[..., 0, :] <= values[..., 2, :]).all()
@@ -159,13 +166,7 @@ def test_fast_forms_equal_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(RNNRecurrence, "tube", lambda self, weights, metric: plain(weights, metric))
     tubes = enclose(layers)
     for window, bounds in zip((1, 4, 12), fast, strict=True):
-        values = drive(tubes[:1], x[:window])
-        for tube in tubes:
-            state, outputs = tube.initial_state(values[0]), []
-            for value in values:
-                state = tube.step(value, state)
-                outputs.append(tube.output(state))
-            values = torch.stack(outputs)
+        _, state = scan(tubes, x[:window])
         torch.testing.assert_close(bounds, tubes[-1].spread(state), rtol=1e-9, atol=1e-12)
 
 
